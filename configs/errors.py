@@ -1,0 +1,31 @@
+"""What can end a command on purpose. `launch` turns each into one message and an exit code."""
+
+
+class TesseraError(Exception):
+    """Something a person can act on; the message says what was given, what is needed, what to do."""
+
+    exit_code: int
+
+
+class SettingsError(TesseraError, ValueError):
+    """Usage, a setting or a raw text that cannot work; raised before anything is compiled."""
+
+    exit_code = 2
+
+
+class IntegrityError(TesseraError):
+    """Prepared data or a checkpoint is not what its manifest says."""
+
+    exit_code = 65
+
+
+class Stopped(TesseraError):
+    """Stopped from outside (SIGTERM, Ctrl-C) after the state was saved; start again to go on."""
+
+    exit_code = 75
+
+
+class Diverged(TesseraError):
+    """The run produced too many non-finite steps in a row."""
+
+    exit_code = 76

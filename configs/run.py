@@ -1,0 +1,253 @@
+"""Settings of a run, grouped as the command line shows them."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from configs.check import require, require_at_least, require_fraction
+from configs.model import ModelConfig
+
+STDLIB = "stdlib"
+"""The value of data.path that means the text which comes with every Python."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, and how it becomes rows of tokens."""
+
+    path: str | None = None
+    """A .txt or .jsonl file, a folder of them, or a prepared folder; "stdlib" is Python's own text."""
+    sequence_len: int
+    """Tokens in a row [T]."""
+    tokenizer: str = "sentencepiece"
+    """sentencepiece (trained on the text), bytes, characters, or the path of a .model file."""
+    vocab_size: int = 2048
+    """Pieces of a SentencePiece tokenizer that is trained here."""
+    text_field: str = "text"
+    """The field of a .jsonl line that holds the text."""
+    validation_fraction: float = 0.1
+    """The last part of one's own text, by characters, that validates and is never trained on."""
+    invalid_utf8: Literal["refuse", "replace"] = "refuse"
+    """What to do with text that is not UTF-8: stop, or put U+FFFD in its place."""
+    objective: Literal["causal"] = "causal"
+    """What the model is asked to predict: causal is the next token."""
+    num_read_threads: int = 2
+    """Threads that read rows ahead of the step."""
+    num_prefetch_batches: int = 8
+    """Batches that are kept ready on the host."""
+
+    def __post_init__(self) -> None:
+        require_at_least("data.sequence_len", self.sequence_len, 1)
+        require_at_least("data.vocab_size", self.vocab_size, 2)
+        require_at_least("data.num_read_threads", self.num_read_threads, 1)
+        require_at_least("data.num_prefetch_batches", self.num_prefetch_batches, 1)
+        require(
+            0 < self.validation_fraction < 1,
+            f"data.validation_fraction={self.validation_fraction} must be above 0 and below 1",
+        )
+        require(
+            self.tokenizer in ("sentencepiece", "bytes", "characters")
+            or self.tokenizer.endswith(".model"),
+            f"data.tokenizer={self.tokenizer} must be sentencepiece, bytes, characters, or the "
+            "path of a SentencePiece .model file",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How gradients become updates."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW with decoupled weight decay, or SGD with momentum."""
+    peak_lr: float
+    """Learning rate at the end of the warmup."""
+    final_lr_fraction: float = 0.1
+    """Learning rate at the last step, as a part of peak_lr; constant and inverse_sqrt ignore it."""
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"] = "cosine"
+    """What follows the warmup; wsd stays at the peak and then decays linearly."""
+    num_warmup_steps: int
+    """Steps over which the learning rate rises linearly from zero."""
+    num_decay_steps: int | None = None
+    """Steps of the final decay of schedule=wsd; only read there."""
+    b1: float = 0.9
+    """Decay of the first moment (AdamW), or the momentum (SGD)."""
+    b2: float = 0.95
+    """Decay of the second moment (AdamW)."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment (AdamW)."""
+    weight_decay: float = 0.1
+    """Decay of matrices per step, times the learning rate; norms and biases are never decayed."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this global norm; None leaves them."""
+
+    def __post_init__(self) -> None:
+        require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be above zero")
+        require(
+            0 <= self.final_lr_fraction <= 1,
+            f"optim.final_lr_fraction={self.final_lr_fraction} must be between 0 and 1",
+        )
+        require_at_least("optim.num_warmup_steps", self.num_warmup_steps, 0)
+        require(
+            (self.schedule == "wsd") == (self.num_decay_steps is not None),
+            f"optim.num_decay_steps={self.num_decay_steps} must be a number of steps with "
+            f"optim.schedule=wsd and None otherwise, but optim.schedule={self.schedule}",
+        )
+        require_at_least("optim.num_decay_steps", self.num_decay_steps or 1, 1)
+        require_fraction("optim.b1", self.b1)
+        require_fraction("optim.b2", self.b2)
+        require(self.epsilon > 0, f"optim.epsilon={self.epsilon} must be above zero")
+        require_at_least("optim.weight_decay", self.weight_decay, 0)
+        require(
+            self.max_grad_norm is None or self.max_grad_norm > 0,
+            f"optim.max_grad_norm={self.max_grad_norm} must be above zero, or None for no clipping",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices stand along each axis of the mesh; one axis may take the "rest"."""
+
+    data: int | Literal["rest"] = "rest"
+    """Replicas of the model, each with its own part of the batch."""
+    fsdp: int | Literal["rest"] = 1
+    """Parts that parameters and optimizer state are cut into, each with its own part of the batch."""
+    tensor: int | Literal["rest"] = 1
+    """Parts that heads, MLP and vocabulary are cut into, all with the same part of the batch."""
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size != "rest":
+                require_at_least(f"mesh.{name}", size, 1)
+        rest = [f"mesh.{name}" for name, size in sizes.items() if size == "rest"]
+        require(
+            len(rest) <= 1, f'{" and ".join(rest)} are both "rest"; give all but one of them a size'
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how much at once, and from which seed."""
+
+    num_steps: int
+    """Optimizer steps of the whole run."""
+    batch_size: int
+    """Sequences in a step [B], over all hosts."""
+    num_microbatches: int = 1
+    """Parts that a batch is computed in, one after the other; the result is that of the whole."""
+    seed: int = 0
+    """Of the initial parameters, the order of the data and dropout."""
+    log_every_steps: int = 10
+    """Steps between lines of metrics."""
+    deterministic: bool = False
+    """On GPU: deterministic kernels and fixed autotuning, so that a resumed run is bit for bit equal."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "num_microbatches", "log_every_steps"):
+            require_at_least(f"train.{name}", getattr(self, name), 1)
+        require(0 <= self.seed < 2**32, f"train.seed={self.seed} must be at least 0 and below 2^32")
+        require(
+            self.batch_size % self.num_microbatches == 0,
+            f"train.batch_size={self.batch_size} must be a multiple of "
+            f"train.num_microbatches={self.num_microbatches}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state is saved and which saves are kept. The last step is always saved."""
+
+    every_steps: int
+    """Steps between checkpoints."""
+    num_last: int = 2
+    """The newest checkpoints that are kept."""
+    num_best: int = 1
+    """Checkpoints of the lowest eval/loss that are kept beside them."""
+    keep_every_steps: int | None = None
+    """Checkpoints at multiples of this many steps are kept for good."""
+
+    def __post_init__(self) -> None:
+        require_at_least("checkpoint.every_steps", self.every_steps, 1)
+        require_at_least("checkpoint.num_last", self.num_last, 1)
+        require_at_least("checkpoint.num_best", self.num_best, 0)
+        require_at_least("checkpoint.keep_every_steps", self.keep_every_steps or 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation on the whole validation split."""
+
+    every_steps: int | None
+    """Steps between evaluations; None evaluates only at the end."""
+    batch_size: int | None = None
+    """Sequences in a batch of evaluation, over all hosts; None takes train.batch_size."""
+
+    def __post_init__(self) -> None:
+        require_at_least("eval.every_steps", self.every_steps or 1, 1)
+        require_at_least("eval.batch_size", self.batch_size or 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Text that is written into the run folder while it trains."""
+
+    every_steps: int | None = None
+    """Steps between samples; None writes none but the last."""
+    prompts: tuple[str, ...] = ("",)
+    """What each sample begins with; an empty prompt begins a document."""
+    num_tokens: int = 128
+    """Tokens that are written after each prompt."""
+    temperature: float = 0.8
+    """Logits are divided by it; 0 takes the most likely token."""
+    top_k: int | None = 40
+    """Only the k most likely tokens are drawn from; None draws from all."""
+
+    def __post_init__(self) -> None:
+        require_at_least("sample.every_steps", self.every_steps or 1, 1)
+        require_at_least("sample.num_tokens", self.num_tokens, 1)
+        require_at_least("sample.temperature", self.temperature, 0)
+        require_at_least("sample.top_k", self.top_k or 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What happens when a step is not finite: its update is left out, always."""
+
+    max_skipped_steps: int = 20
+    """Skipped steps in a row after which the run ends with exit code 76."""
+
+    def __post_init__(self) -> None:
+        require_at_least("guard.max_skipped_steps", self.max_skipped_steps, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that determines a run."""
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    eval: EvalConfig
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.model.num_positions is None or self.data.sequence_len <= self.model.num_positions,
+            f"data.sequence_len={self.data.sequence_len} must be at most "
+            f"model.num_positions={self.model.num_positions}, the rows of the learned table",
+        )
+        num_decay_steps = self.optim.num_decay_steps or 0
+        require(
+            self.optim.num_warmup_steps + num_decay_steps <= self.train.num_steps,
+            f"optim.num_warmup_steps={self.optim.num_warmup_steps} and optim.num_decay_steps="
+            f"{num_decay_steps} must fit into train.num_steps={self.train.num_steps}",
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in a batch, padding included."""
+        return self.train.batch_size * self.data.sequence_len

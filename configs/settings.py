@@ -1,0 +1,85 @@
+"""Settings as flat names: written to a file, read back, and compared between two starts."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from configs.run import RunConfig
+
+Change = Literal["safe", "trajectory", "incompatible"]
+
+_SAFE = (
+    "checkpoint.",
+    "eval.",
+    "sample.",
+    "guard.",
+    "mesh.",
+    "train.log_every_steps",
+    "data.path",  # the manifest decides whether the text is the same
+    "data.num_read_threads",
+    "data.num_prefetch_batches",
+)
+_INCOMPATIBLE = (
+    "model.num_layers",
+    "model.embed_dim",
+    "model.num_heads",
+    "model.num_kv_heads",
+    "model.head_dim",
+    "model.mlp_dim",
+    "model.vocab_size",
+    "model.norm",
+    "model.position",
+    "model.num_positions",
+    "model.qk_norm",
+    "model.mlp",
+    "model.tied_head",
+    "model.bias",
+    "optim.optimizer",
+    "data.tokenizer",
+    "data.vocab_size",
+    "data.validation_fraction",
+)
+
+
+def classify(name: str) -> Change:
+    """Says what changing a setting does to a run that has begun.
+
+    safe: neither the batches nor the arithmetic change (a mesh changes the order of additions).
+    incompatible: the state or the tokens would not fit. trajectory: everything else.
+    """
+    if name in _INCOMPATIBLE:
+        return "incompatible"
+    if any(name == safe or (safe.endswith(".") and name.startswith(safe)) for safe in _SAFE):
+        return "safe"
+    return "trajectory"
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Returns {"group.field": value} for every setting, values as JSON has them."""
+    return dict(_leaves(dataclasses.asdict(config), ""))
+
+
+def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns {"group.field": (old, new)} for each setting that differs, in the order of new."""
+    names = [*new, *(name for name in old if name not in new)]
+    return {
+        name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)
+    }
+
+
+def unflatten(flat: dict[str, Any]) -> RunConfig:
+    """Returns the RunConfig that `flatten` made the names of; raises SettingsError on bad values."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in flat.items():
+        group, field = name.split(".")
+        groups.setdefault(group, {})[field] = tuple(value) if isinstance(value, list) else value
+    classes = {field.name: field.type for field in dataclasses.fields(RunConfig)}
+    return RunConfig(**{group: classes[group](**fields) for group, fields in groups.items()})  # type: ignore[operator]

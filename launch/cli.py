@@ -1,0 +1,77 @@
+"""From the words a person typed to a command, and from how it ended to an exit code."""
+
+import difflib
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from configs.errors import SettingsError, TesseraError
+
+COMMANDS = {
+    "train": "train a preset, or go on with a run: ./tessera train quickstart",
+    "status": "say whether a run is alive, where it is and how to go on: ./tessera status RUN",
+    "eval": "evaluate a run on its validation split: ./tessera eval RUN",
+    "generate": "write text with a run: ./tessera generate RUN --prompt 'def '",
+    "test": "run the tests, lint and types of this checkout: ./tessera test",
+}
+"""Each is a module of `launch` with a function `main(arguments) -> exit code`."""
+
+INTERNAL_ERROR, OUT_OF_MEMORY = 70, 71
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command and returns its exit code; the one place where exceptions become codes."""
+    name, *rest = arguments or ["--help"]
+    if name in ("--help", "-h", "help"):
+        print(_usage())
+        return 0
+    return guarded(lambda: _find(name)(rest))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Returns the command's exit code, or that of the exception it ended with, said on stderr."""
+    try:
+        return command()
+    except TesseraError as error:
+        _say(str(error))
+        return error.exit_code
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            _say(
+                f"out of device memory: {str(error).splitlines()[0]}\n"
+                "use a smaller train.batch_size, more train.num_microbatches, model.remat=full, or "
+                "a larger mesh.fsdp"
+            )
+            return OUT_OF_MEMORY
+        _say(f"an error of ours, please report it:\n{traceback.format_exc()}")
+        return INTERNAL_ERROR
+
+
+def _say(message: str) -> None:
+    """Puts the message into the log, where there is one, and on stderr otherwise."""
+    logger = logging.getLogger("tessera")
+    if logger.handlers:
+        logger.error(message)
+    else:
+        print(f"tessera: {message}", file=sys.stderr)
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Returns a hint at the name that was probably meant, with all there are."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    guess = f"did you mean {close[0]}? " if close else ""
+    return f"{guess}There are: {', '.join(names)}"
+
+
+def _find(name: str) -> Callable[[Sequence[str]], int]:
+    if name not in COMMANDS:
+        raise SettingsError(f"{name} is not a command; {nearest(name, list(COMMANDS))}")
+    return import_module(f"launch.{name}").main
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "usage: ./tessera COMMAND ...\n\n" + "\n".join(lines)

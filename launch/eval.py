@@ -1,0 +1,46 @@
+"""`./tessera eval RUN`: the loss of a checkpoint on the whole validation split."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from launch.devices import prepare_jax
+from launch.train import RUNS
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArguments:
+    """Evaluates a run on its whole validation split."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    step: int | None = None
+    """Which checkpoint; None is the newest."""
+    json: bool = False
+    """End with one JSON object on one line."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    parsed = tyro.cli(EvalArguments, args=arguments, prog="./tessera eval", use_underscores=True)
+    prepare_jax()
+
+    from launch.saved import open_run
+    from train.evaluate import Evaluator
+
+    run = open_run(parsed.run, parsed.step, RUNS / ".data")
+    with run.on_mesh():
+        evaluation = Evaluator(run.config, run.store, run.mesh)(run.params)
+    if parsed.json:
+        print(json.dumps({"step": run.step, **dataclasses.asdict(evaluation)}))
+    else:
+        print(
+            f"{parsed.run} at step {run.step}: {evaluation.loss:.4f} nats per token, "
+            f"{evaluation.bits_per_byte:.3f} bits per byte, on {evaluation.tokens:,} tokens"
+        )
+    return 0

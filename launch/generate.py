@@ -1,0 +1,54 @@
+"""`./tessera generate RUN --prompt ...`: text from a checkpoint."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from launch.devices import prepare_jax
+from launch.train import RUNS
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateArguments:
+    """Writes text that begins with a prompt."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    prompt: tuple[str, ...] = ("",)
+    """What each text begins with; an empty prompt begins a document."""
+    step: int | None = None
+    """Which checkpoint; None is the newest."""
+    num_tokens: int | None = None
+    """Tokens after each prompt; None takes sample.num_tokens of the run."""
+    temperature: float | None = None
+    """Logits are divided by it; 0 takes the likeliest; None takes sample.temperature of the run."""
+    seed: int = 0
+    """Of the drawing; the same seed gives the same text."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    parsed = tyro.cli(
+        GenerateArguments, args=arguments, prog="./tessera generate", use_underscores=True
+    )
+    prepare_jax()
+
+    from launch.saved import open_run
+    from train.generate import make_generate
+
+    run = open_run(parsed.run, parsed.step, RUNS / ".data")
+    asked = {"num_tokens": parsed.num_tokens, "temperature": parsed.temperature}
+    sample = dataclasses.replace(
+        run.config.sample, **{name: value for name, value in asked.items() if value is not None}
+    )
+    generate = make_generate(
+        run.config.model, sample, run.store.tokenizer, run.config.data.sequence_len
+    )
+    with run.on_mesh():
+        for text in generate(run.params, parsed.prompt, parsed.seed):
+            print(text)
+    return 0

@@ -1,0 +1,57 @@
+"""Opens a run that was trained before, for the commands that use its model."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from configs.check import require
+from configs.run import MeshConfig, RunConfig
+from data.prepare import prepare
+from data.store import TokenStore
+from sharding.mesh import make_mesh
+from train.checkpoint import Checkpoints
+from train.checkpoint_files import checkpoint_steps
+from train.optimizer import Params, make_optimizer
+from train.run_folder import RunFolder
+from train.state import abstract_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRun:
+    """A run's settings, data and parameters, on the devices that are here."""
+
+    config: RunConfig
+    store: TokenStore
+    params: Params
+    step: int
+    mesh: jax.sharding.Mesh
+
+    def on_mesh(self) -> AbstractContextManager:
+        """Returns the context in which its model is called."""
+        return jax.set_mesh(self.mesh)
+
+
+def open_run(run: Path, step: int | None, cache_dir: Path) -> SavedRun:
+    """Returns a run at a step, or at its newest checkpoint.
+
+    Raises:
+        SettingsError: it is not a run folder, or has no such checkpoint.
+        IntegrityError: the checkpoint or the data is not what its manifest says.
+    """
+    folder = RunFolder(run)
+    config = folder.read_config()
+    steps = checkpoint_steps(folder.checkpoints)
+    require(bool(steps), f"{run} has no checkpoint yet; let it train to its first")
+    chosen = steps[-1] if step is None else step
+    require(
+        chosen in steps,
+        f"--step={chosen} must be a checkpoint of {run}: {', '.join(map(str, steps))}",
+    )
+    store = prepare(config.data, cache_dir, lambda line: None)
+    mesh = make_mesh(MeshConfig())
+    tx = make_optimizer(config.optim)
+    checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, read_only=True)
+    state = checkpoints.restore(chosen, abstract_state(config.model, tx, mesh))
+    return SavedRun(config=config, store=store, params=state.params, step=chosen, mesh=mesh)

@@ -1,0 +1,197 @@
+"""`./tessera train PRESET`: from the words that were typed to the loop."""
+
+import dataclasses
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+
+from configs.check import require
+from configs.counts import count
+from configs.errors import SettingsError, Stopped
+from configs.presets import PRESETS
+from configs.run import STDLIB, RunConfig
+from launch.cli import guarded, nearest
+from launch.devices import describe_environment, prepare_jax
+
+if TYPE_CHECKING:
+    from data.store import TokenStore
+    from train.loop import Outcome
+    from train.run_folder import RunFolder
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """Trains a preset. The same command again goes on with its run."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    """The run folder; None is runs/PRESET, or runs/PRESET-STEM once data.path is given."""
+    allow_changes: bool = False
+    """Go on with a run although a setting that changes its trajectory is another one."""
+    virtual_devices: int | None = None
+    """Split the CPU into this many devices, to try a mesh on one machine."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    started = time.perf_counter()
+    preset, parsed = parse(arguments)
+    command = shlex.join(("./tessera", "train", *arguments))
+    prepare_jax(
+        virtual_devices=parsed.virtual_devices, deterministic=parsed.config.train.deterministic
+    )
+
+    import jax
+
+    from data.prepare import prepare
+    from sharding.mesh import check_fit, make_mesh
+    from train.log import log_to_console, log_to_file, logger
+    from train.loop import train
+    from train.run_folder import RunFolder
+    from train.stop import StopSignals
+
+    stop = StopSignals()
+    stop.install()
+    console = Console(highlight=False)
+    log_to_console(console)
+
+    # Everything that can be refused is refused here, before anything is compiled.
+    folder = RunFolder(parsed.run_dir or default_run_dir(preset, parsed.config))
+    folder.check_free()
+    mesh = make_mesh(parsed.config.mesh)
+    store = prepare(parsed.config.data, RUNS / ".data", logger.info)
+    config = resolve(parsed.config, store)
+    check_fit(config, dict(mesh.shape))
+    changed = (
+        folder.check_settings(config, allow_changes=parsed.allow_changes) if folder.exists else {}
+    )
+
+    with folder.held():
+        environment = describe_environment()
+        folder.begin(config, environment)
+        log_to_file(folder.logs / f"process-{jax.process_index()}.log")
+        folder.add_event("started", command=command, environment=environment)
+        if changed:
+            logger.warning(f"going on with other settings: {', '.join(changed)}")
+            folder.add_event("changed", settings=changed)
+        logger.info(_opening_words(folder, config, mesh))
+
+        def run() -> int:
+            with jax.set_mesh(mesh):
+                outcome = train(config, folder, store, mesh, stop, console)
+            logger.info(_closing_words(folder, outcome, time.perf_counter() - started))
+            return 0
+
+        code = guarded(run)
+        if code == Stopped.exit_code:
+            logger.info(f"to go on: {command}")
+        elif code:
+            folder.add_event("failed", exit_code=code)
+            logger.info(f"exit code {code}; once that is mended, to go on: {command}")
+        return code
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
+    """Returns the preset's name and its settings with what was typed put in.
+
+    Raises:
+        SettingsError: there is no such preset, or the settings do not fit together.
+        SystemExit: tyro has shown the help (0) or a wrong field or value (2).
+    """
+    names = list(PRESETS)
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print(_usage())
+        raise SystemExit(0 if arguments else SettingsError.exit_code)
+    preset, *rest = arguments
+    require(preset in PRESETS, f"preset {preset} is not known; {nearest(preset, names)}")
+    parsed = tyro.cli(
+        TrainArguments,
+        args=rest,
+        default=TrainArguments(config=PRESETS[preset]()),
+        prog=f"./tessera train {preset}",
+        description=PRESETS[preset].__doc__,
+        use_underscores=True,
+    )
+    return preset, parsed
+
+
+def default_run_dir(preset: str, config: RunConfig) -> Path:
+    """Returns runs/PRESET, or runs/PRESET-STEM where data.path is not the preset's own."""
+    path = config.data.path
+    if path is None or path == PRESETS[preset]().data.path:
+        return RUNS / preset
+    return RUNS / f"{preset}-{Path(path).resolve().stem}"
+
+
+def resolve(config: RunConfig, store: "TokenStore") -> RunConfig:
+    """Returns the settings with the vocabulary of the tokenizer put in.
+
+    Raises:
+        SettingsError: model.vocab_size is another.
+    """
+    size = store.tokenizer.vocab_size
+    require(
+        config.model.vocab_size in ("tokenizer", size),
+        f"model.vocab_size={config.model.vocab_size} must be {size}, the vocabulary of "
+        f"data.tokenizer={config.data.tokenizer}: pass --model.vocab_size tokenizer, or a "
+        "tokenizer of that size",
+    )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+
+
+def _usage() -> str:
+    width = max(map(len, PRESETS))
+    lines = [
+        f"  {name:<{width}}  {(preset.__doc__ or '').splitlines()[0]}"
+        for name, preset in PRESETS.items()
+    ]
+    return (
+        "usage: ./tessera train PRESET [--field.path value ...]\n\n"
+        + "\n".join(lines)
+        + "\n\nall settings of a preset: ./tessera train PRESET --help"
+    )
+
+
+def _opening_words(folder: "RunFolder", config: RunConfig, mesh) -> str:
+    counts = count(config.model, config.data.sequence_len)
+    device = mesh.devices.flat[0]
+    cuts = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    own = " (it differs a little from machine to machine)" if config.data.path == STDLIB else ""
+    return (
+        f"run folder: {folder.path}\n"
+        f"text: {config.data.path}{own}\n"
+        f"model: {counts.total / 1e6:.2f} M parameters; FLOPs a token: "
+        f"{counts.flops_causal / 1e6:.1f} M causal, {counts.flops_full / 1e6:.1f} M full "
+        f"(N = {counts.matmul / 1e6:.2f} M in matmuls)\n"
+        f"devices: {mesh.size} x {device.device_kind} ({cuts})\n"
+        f"batch: {config.train.batch_size} x {config.data.sequence_len} tokens, "
+        f"{config.train.num_steps} steps"
+    )
+
+
+def _closing_words(folder: "RunFolder", outcome: "Outcome", seconds: float) -> str:
+    record, path = outcome.record, folder.path
+    sample = (folder.samples / f"step-{record['step']:06d}.txt").read_text()
+    shown = "\n".join("  | " + line for line in sample.splitlines()[:12])
+    return (
+        f"a sample of what it writes now:\n{shown}\n"
+        f"finished: {record['step']} steps, {record['tokens']:,} tokens; this start took "
+        f"{seconds / 60:.1f} min\n"
+        f"validation: {record['eval/loss']:.4f} nats per token, "
+        f"{record['eval/bits_per_byte']:.3f} bits per byte, "
+        f"on all {record['eval/tokens']:,} tokens\n"
+        f"all of it is in {path}: metrics.jsonl, events.jsonl, samples/, checkpoints/, logs/\n"
+        "try next:\n"
+        f"  ./tessera generate {path} --prompt 'import '\n"
+        f"  ./tessera status {path}\n"
+        f"  .venv/bin/tensorboard --logdir {RUNS}\n"
+        "  ./tessera train quickstart --data.path A_TEXT_OF_YOURS.txt"
+    )

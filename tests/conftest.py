@@ -1,0 +1,37 @@
+"""Eight virtual devices for every test, strict JAX, and small things that many tests need."""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs.run import MeshConfig
+from launch.devices import prepare_jax
+from sharding.mesh import make_mesh
+
+prepare_jax(virtual_devices=8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def mesh():
+    """All eight devices, 2 x 2 x 2."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """What a process of ours needs to run `python -m launch` from any folder."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TESSERA_PYTHON": sys.executable}

@@ -1,0 +1,86 @@
+"""Saves the state in the background and restores it, through Orbax."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from configs.run import CheckpointConfig
+from train.checkpoint_files import (
+    Progress,
+    remove_surplus,
+    remove_unfinished,
+    verify,
+    write_manifest,
+)
+from train.state import TrainState
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run in the background, and restores them."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig, *, read_only: bool = False):
+        self._folder = folder.absolute()
+        self._config = config
+        self._finish: Callable[[], None] = lambda: None
+        self._saver = ocp.AsyncCheckpointer(
+            ocp.StandardCheckpointHandler(),
+            async_options=ocp.options.AsyncOptions(
+                post_finalization_callback=lambda: self._finish()
+            ),
+        )
+        if not read_only:
+            remove_unfinished(self._folder)
+
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Begins to save a state, after waiting for the save before it."""
+        self.wait()
+        folder = self._folder / str(progress.step)
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that went on from an older checkpoint
+        folder.mkdir(parents=True)
+
+        def finish() -> None:
+            write_manifest(folder, progress)
+            remove_surplus(self._folder, self._config)
+
+        self._finish = finish
+        if jax.default_backend() == "cpu":
+            # On a CPU Orbax writes from the arrays themselves, and the next step would reuse them.
+            state = jax.tree.map(jnp.copy, state)
+        self._saver.save(folder / "state", args=ocp.args.StandardSave(state))
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """Returns the state of a checkpoint, each leaf where `like` (shapes, shardings) wants it.
+
+        Raises:
+            IntegrityError: a file is missing or differs from what the manifest says.
+        """
+        verify(self._folder, step)
+        path = self._folder / str(step) / "state"
+        return self._saver.restore(path, args=ocp.args.StandardRestore(like))
+
+    def wait(self) -> None:
+        """Returns when the save that was begun counts; raises what went wrong in it."""
+        self._saver.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then ends the background threads."""
+        self.wait()
+        self._saver.close()
+
+
+def params_digest(params: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 over sorted paths, shapes, dtypes and little-endian bytes of all arrays."""
+    total = hashlib.sha256()
+    leaves, _ = jax.tree.flatten_with_path(jax.device_get(params))
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+    for name, array in sorted(named.items()):
+        little = array.astype(array.dtype.newbyteorder("<"))
+        total.update(f"{name}\0{array.shape}\0{array.dtype.name}\0".encode())
+        total.update(little.tobytes())
+    return total.hexdigest()

@@ -1,0 +1,133 @@
+"""What a checkpoint is on disk, for those who write, read, list and remove them.
+
+`checkpoints/N/state` is Orbax's; `checkpoints/N/manifest.json` is written last and names every file
+with its digest. A folder without a manifest was not finished: it is ignored, then removed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from configs.errors import IntegrityError
+from configs.run import CheckpointConfig
+
+FORMAT_VERSION = 1
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands, beside its arrays; the part of a checkpoint that a person can read."""
+
+    step: int
+    """Steps taken."""
+    tokens: int
+    """Targets that counted in all steps so far."""
+    data_sha256: str
+    """Digest of the prepared data, which decides what the next batch is."""
+    passed_over: tuple[int, ...] = ()
+    """Batches that are left out of the sequence."""
+    eval_loss: float | None = None
+    """eval/loss of this step, where it was evaluated."""
+
+
+def kept_steps(losses: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:
+    """Returns which checkpoints stay, given {step: eval loss or None} of all there are."""
+    newest = sorted(losses)[-config.num_last :]
+    scored = sorted((loss, step) for step, loss in losses.items() if loss is not None)
+    best = [step for _, step in scored[: config.num_best]]
+    period = config.keep_every_steps
+    for_good = [step for step in losses if period is not None and step % period == 0]
+    return {*newest, *best, *for_good}
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Returns the steps of all finished checkpoints, oldest first."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(p.name) for p in paths if p.name.isdigit() and (p / _MANIFEST).is_file())
+
+
+def read_progress(folder: Path, step: int) -> Progress:
+    """Returns where the run stood at a checkpoint; raises IntegrityError if that cannot be read."""
+    return _read_manifest(folder, step)[0]
+
+
+def _read_manifest(folder: Path, step: int) -> tuple[Progress, dict[str, str]]:
+    """Returns the progress of a checkpoint, and {file: sha256} of all below checkpoints/N.
+
+    Raises:
+        IntegrityError: the manifest cannot be read or is of another format.
+    """
+    path = folder / str(step) / _MANIFEST
+    try:
+        content = json.loads(path.read_text())
+        version = content["format_version"]
+        if version != FORMAT_VERSION:
+            raise IntegrityError(f"{path}: format_version={version} must be {FORMAT_VERSION}")
+        fields = content["progress"]
+        progress = Progress(**{**fields, "passed_over": tuple(fields["passed_over"])})
+        return progress, content["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"{path} cannot be read ({error}); remove {path.parent} to go on from an older one"
+        ) from None
+
+
+def verify(folder: Path, step: int) -> None:
+    """Raises IntegrityError if a file of a checkpoint is not what its manifest says."""
+    checkpoint = folder / str(step)
+    for name, said in _read_manifest(folder, step)[1].items():
+        path = checkpoint / name
+        found = _digest(path) if path.is_file() else None
+        if found != said:
+            raise IntegrityError(
+                f"{path} is {'changed' if found else 'missing'}: its manifest says sha256 "
+                f"{said[:12]}, found {found and found[:12]}; remove {checkpoint} to go on from an "
+                "older checkpoint"
+            )
+
+
+def remove_surplus(folder: Path, config: CheckpointConfig) -> None:
+    """Removes the checkpoints that the settings do not keep."""
+    steps = checkpoint_steps(folder)
+    losses = {step: read_progress(folder, step).eval_loss for step in steps}
+    for step in set(steps) - kept_steps(losses, config):
+        _remove(folder / str(step))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a killed process left half saved or half removed."""
+    whole = {str(step) for step in checkpoint_steps(folder)}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and path.name not in whole:
+            shutil.rmtree(path)
+
+
+def _remove(folder: Path) -> None:
+    (folder / _MANIFEST).unlink()  # first, so that half a checkpoint never counts
+    shutil.rmtree(folder)
+
+
+def write_manifest(folder: Path, progress: Progress) -> None:
+    """Makes checkpoints/N count: writes the digest of each of its files, whole or not at all."""
+    files = {
+        path.relative_to(folder).as_posix(): _digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    content = {"format_version": FORMAT_VERSION, "progress": asdict(progress), "sha256": files}
+    temporary = folder / f"{_MANIFEST}.tmp"
+    with temporary.open("w") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / _MANIFEST)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

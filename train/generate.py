@@ -1,0 +1,97 @@
+"""Text from a model, one token after the other."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.model import ModelConfig
+from configs.run import RunConfig, SampleConfig
+from data.tokenizer import Tokenizer
+from train.optimizer import Params
+from train.state import shape_of
+
+Generate = Callable[[Params, Sequence[str], int], list[str]]
+
+
+def make_generate(
+    model: ModelConfig, sample: SampleConfig, tokenizer: Tokenizer, sequence_len: int
+) -> Generate:
+    """Returns the function from (params, prompts, seed) to the text of each prompt and what follows.
+
+    The model reads the last sequence_len tokens anew for each token. A text ends at the separator
+    or after sample.num_tokens.
+    """
+    shape = shape_of(model)
+    T = sequence_len
+
+    @jax.jit
+    def fill(
+        params: Params, text_BS: jax.Array, length_B: jax.Array, end: int, key: jax.Array
+    ) -> jax.Array:
+        """Returns text_BS with every token from length_B to end drawn from the model."""
+        decoder = shape.merge(params)
+        B = len(text_BS)
+        positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+        segments_BT = jnp.ones((B, T), jnp.int32)
+
+        def write_next(place: jax.Array, text_BS: jax.Array) -> jax.Array:
+            start = jnp.maximum(place - T, 0)
+            window_BT = jax.lax.dynamic_slice_in_dim(text_BS, start, T, axis=1)
+            hidden_BTD = decoder(window_BT, positions_BT, segments_BT)
+            last_B1D = jax.lax.dynamic_slice_in_dim(hidden_BTD, place - start - 1, 1, axis=1)
+            logits_BV = decoder.logits(last_B1D)[:, 0]
+            drawn_B = draw(logits_BV, sample, jax.random.fold_in(key, place))
+            token_B = jnp.where(place < length_B, text_BS[:, place], drawn_B)
+            return text_BS.at[:, place].set(token_B)
+
+        return jax.lax.fori_loop(jnp.min(length_B), end, write_next, text_BS)
+
+    def generate(params: Params, prompts: Sequence[str], seed: int) -> list[str]:
+        rows = [[tokenizer.separator, *tokenizer.encode(prompt)] for prompt in prompts]
+        length_B = np.array([len(row) for row in rows])
+        end = int(length_B.max()) + sample.num_tokens
+        text_BS = np.zeros((len(rows), max(end, T)), np.int32)
+        for text, row in zip(text_BS, rows, strict=True):
+            text[: len(row)] = row
+        filled_BS = np.asarray(fill(params, text_BS, length_B, end, jax.random.key(seed)))
+        return [
+            _text(tokenizer, filled[1 : length + sample.num_tokens], length - 1)
+            for filled, length in zip(filled_BS, length_B, strict=True)
+        ]
+
+    return generate
+
+
+def draw(logits_BV: jax.Array, sample: SampleConfig, key: jax.Array) -> jax.Array:
+    """Returns a token for each row of logits: the likeliest at temperature 0, else one by chance."""
+    if sample.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    if sample.top_k is not None:
+        k = min(sample.top_k, logits_BV.shape[-1])
+        least_B1 = jax.lax.top_k(logits_BV, k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < least_B1, -1e30, logits_BV)
+    return jax.random.categorical(key, logits_BV / sample.temperature).astype(jnp.int32)
+
+
+def _text(tokenizer: Tokenizer, ids: np.ndarray, num_prompt: int) -> str:
+    ends = np.flatnonzero(ids[num_prompt:] == tokenizer.separator)
+    return tokenizer.decode(ids[: num_prompt + ends[0]] if len(ends) else ids)
+
+
+class Sampler:
+    """Writes what the prompts of the settings lead to, for a person to read."""
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer):
+        self._prompts = config.sample.prompts
+        self._seed = config.train.seed
+        self._generate = make_generate(
+            config.model, config.sample, tokenizer, config.data.sequence_len
+        )
+
+    def __call__(self, params: Params, step: int) -> str:
+        """Returns the texts of all prompts, one under the other."""
+        texts = self._generate(params, self._prompts, self._seed + step)
+        rule = "-" * 72
+        return f"\n{rule}\n".join(texts) + "\n"

@@ -1,0 +1,41 @@
+"""The update rule, without its learning rate: the step multiplies by that."""
+
+from typing import Any
+
+import jax
+import optax
+
+from configs.run import OptimConfig
+
+Params = dict[str, Any]
+
+
+def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
+    """Returns clipping and the direction of the update, which the step scales by -learning rate.
+
+    The learning rate stays outside because it advances with every step, while the optimizer does
+    not advance in a step that is skipped.
+    Source: Loshchilov and Hutter 2017, Decoupled weight decay, arXiv:1711.05101, algorithm 2.
+    """
+    if config.optimizer == "adamw":
+        direction = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
+    else:
+        direction = optax.trace(decay=config.b1)
+    clip = (
+        optax.identity()
+        if config.max_grad_norm is None
+        else optax.clip_by_global_norm(config.max_grad_norm)
+    )
+    return optax.chain(
+        clip, direction, optax.add_decayed_weights(config.weight_decay, mask=is_decayed)
+    )
+
+
+def is_decayed(params: Params) -> Params:
+    """Returns True for each matrix and embedding, False for norms and biases (by their names)."""
+
+    def decays(path: tuple[jax.tree_util.DictKey, ...], _: jax.Array) -> bool:
+        name = str(path[-1].key)
+        return not (name == "scale" or name == "bias" or name.endswith("_bias"))
+
+    return jax.tree.map_with_path(decays, params)

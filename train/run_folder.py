@@ -1,0 +1,179 @@
+"""The folder of a run: what it was made with, what happened, and who holds it now."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from configs.check import require
+from configs.errors import SettingsError
+from configs.run import RunConfig
+from configs.settings import classify, differences, flatten, unflatten
+
+Record = dict[str, Any]
+"""One line of metrics.jsonl: a number or None by name, `step` among them."""
+
+
+class RunFolder:
+    """Names and small files of one run; nothing is created until it is asked for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.events = path / "events.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self.tensorboard = path / "tensorboard"
+        self.logs = path / "logs"
+        self._config = path / "config.json"
+        self._environment = path / "environment.json"
+        self._lock = path / ".lock"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run has begun here."""
+        return self._config.is_file()
+
+    def read_config(self) -> RunConfig:
+        """Returns the settings of the run; raises SettingsError if this is not a run folder."""
+        require(
+            self.exists,
+            f"{self.path} is not a run folder (it has no config.json); give the folder of a run, "
+            "such as runs/quickstart",
+        )
+        try:
+            return unflatten(json.loads(self._config.read_text()))
+        except (ValueError, TypeError, KeyError) as error:
+            raise SettingsError(
+                f"{self._config} cannot be read as settings of this version of Tessera: {error}"
+            ) from None
+
+    def check_free(self) -> None:
+        """Raises SettingsError if the folder holds something that is not a run of ours."""
+        if self.exists or not self.path.exists():
+            return
+        require(self.path.is_dir(), f"--run-dir {self.path} is a file; give a folder")
+        strange = sorted(p.name for p in self.path.iterdir() if p.name != self._lock.name)
+        require(
+            not strange or strange == [f"{self._config.name}.tmp"],
+            f"--run-dir {self.path} is not a run folder, but holds {', '.join(strange[:3])}: give "
+            "another --run-dir, or an empty one",
+        )
+
+    def check_settings(self, config: RunConfig, *, allow_changes: bool) -> dict[str, tuple]:
+        """Returns the settings that differ from those the run was made with, {name: (old, new)}.
+
+        Raises:
+            SettingsError: one of them would not fit the run, or would change its trajectory and
+                allow_changes is not given.
+        """
+        changed = differences(flatten(self.read_config()), flatten(config))
+        kinds = {name: classify(name) for name in changed}
+        refused = {
+            name: kind
+            for name, kind in kinds.items()
+            if kind == "incompatible" or (kind == "trajectory" and not allow_changes)
+        }
+        if not refused:
+            return changed
+        lines = [
+            f"  {name}: the run has {changed[name][0]}, now {changed[name][1]} ({kind})"
+            for name, kind in list(refused.items())[:6]
+        ]
+        if len(refused) > 6:
+            lines.append(f"  and {len(refused) - 6} more")
+        way_out = (
+            "give the settings of the run, or another --run-dir"
+            if "incompatible" in refused.values()
+            else "give the settings of the run, another --run-dir, or --allow-changes to go on anyway"
+        )
+        raise SettingsError(
+            f"{self.path} was made with other settings; {way_out}:\n" + "\n".join(lines)
+        )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the folder against other processes; raises SettingsError if another has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._lock.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SettingsError(
+                    f"--run-dir {self.path} is in use by process {self.holder()}; wait for it, stop "
+                    "it, or give another --run-dir"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def holder(self) -> int | None:
+        """Returns the process that is training here now, or None."""
+        if not self._lock.is_file():
+            return None
+        with self._lock.open("r") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read() or 0)
+        return None
+
+    def begin(self, config: RunConfig, environment: dict[str, Any]) -> None:
+        """Writes the settings (whole or not at all) and, at the first start, the environment."""
+        _write_json(self._config, flatten(config))
+        if not self._environment.exists():
+            _write_json(self._environment, environment)
+        for folder in (self.checkpoints, self.samples, self.tensorboard, self.logs):
+            folder.mkdir(exist_ok=True)
+
+    def add_event(self, event: str, **details: Any) -> None:
+        """Appends what happened, with the time."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        close_torn_line(self.events)
+        with self.events.open("a") as file:
+            file.write(json.dumps({"time": now, "event": event, **details}) + "\n")
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Returns all events, oldest first."""
+        return read_json_lines(self.events)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def close_torn_line(path: Path) -> None:
+    """Ends the last line of a file that a killed process left without its newline."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the objects of a .jsonl file; a line that a killed process tore is passed over."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def read_metrics(path: Path) -> dict[int, Record]:
+    """Returns {step: record}, of each step its last line: the lines before a resume are superseded."""
+    records = {record["step"]: record for record in read_json_lines(path) if "step" in record}
+    return dict(sorted(records.items()))
