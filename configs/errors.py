@@ -2,7 +2,10 @@
 
 
 class TesseraError(Exception):
-    """Something a person can act on; the message says what was given, what is needed, what to do."""
+    """Something a person can act on; the message says what was given, and what to do instead.
+
+    `exit_code` is that of the command which ends with it.
+    """
 
     exit_code: int
 

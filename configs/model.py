@@ -6,7 +6,7 @@ from typing import Literal
 from configs.check import require, require_at_least, require_fraction
 
 VOCAB_MULTIPLE = 128
-"""The embedding has a multiple of this many rows, whatever the layout, so that shapes never change."""
+"""The embedding has a multiple of this many rows whatever the layout: shapes never change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,9 @@ class ModelConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of activations; parameters, norms, softmax and loss are always float32."""
     remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass computes again instead of keeping: nothing, all but matmuls, each block."""
+    """What the backward pass computes again: nothing, all but matmuls, or each whole block."""
     num_unrolled_layers: int = 1
-    """Blocks per iteration of the scan over layers; all of them is up to 1.3 times faster on CPU."""
+    """Blocks in an iteration of the scan over layers; on CPU all of them is up to 1.3 x faster."""
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):

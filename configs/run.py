@@ -16,7 +16,7 @@ class DataConfig:
     """What is read, and how it becomes rows of tokens."""
 
     path: str | None = None
-    """A .txt or .jsonl file, a folder of them, or a prepared folder; "stdlib" is Python's own text."""
+    """A .txt, a .jsonl, a folder of them, a prepared folder, or "stdlib": Python's own text."""
     sequence_len: int
     """Tokens in a row [T]."""
     tokenizer: str = "sentencepiece"
@@ -110,7 +110,7 @@ class MeshConfig:
     data: int | Literal["rest"] = "rest"
     """Replicas of the model, each with its own part of the batch."""
     fsdp: int | Literal["rest"] = 1
-    """Parts that parameters and optimizer state are cut into, each with its own part of the batch."""
+    """Parts that the state is cut into (fully sharded), each with its own part of the batch."""
     tensor: int | Literal["rest"] = 1
     """Parts that heads, MLP and vocabulary are cut into, all with the same part of the batch."""
 
@@ -140,7 +140,7 @@ class TrainConfig:
     log_every_steps: int = 10
     """Steps between lines of metrics."""
     deterministic: bool = False
-    """On GPU: deterministic kernels and fixed autotuning, so that a resumed run is bit for bit equal."""
+    """On GPU: deterministic kernels and fixed autotuning, so that a resume is bit for bit."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "num_microbatches", "log_every_steps"):
@@ -244,7 +244,8 @@ class RunConfig:
         require(
             self.optim.num_warmup_steps + num_decay_steps <= self.train.num_steps,
             f"optim.num_warmup_steps={self.optim.num_warmup_steps} and optim.num_decay_steps="
-            f"{num_decay_steps} must fit into train.num_steps={self.train.num_steps}",
+            f"{num_decay_steps} must fit into train.num_steps={self.train.num_steps}; for a short "
+            "trial pass --optim.num_warmup_steps 0",
         )
 
     @property

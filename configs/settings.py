@@ -76,7 +76,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
 
 
 def unflatten(flat: dict[str, Any]) -> RunConfig:
-    """Returns the RunConfig that `flatten` made the names of; raises SettingsError on bad values."""
+    """Returns the RunConfig that was flattened; raises SettingsError on values that cannot be."""
     groups: dict[str, dict[str, Any]] = {}
     for name, value in flat.items():
         group, field = name.split(".")

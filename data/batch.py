@@ -1,14 +1,12 @@
 """The one type that every objective fills and every model and step reads."""
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-import jax
-import numpy as np
-
-Array = np.ndarray | jax.Array
+Array = TypeVar("Array")
+"""numpy's on the host, JAX's on the devices, or the shape of either."""
 
 
-class Batch(NamedTuple):
+class Batch(NamedTuple, Generic[Array]):
     """Rows of tokens and what is to be predicted from them; all arrays are [B, T]."""
 
     tokens_BT: Array

@@ -5,6 +5,7 @@ asks for the rows that its devices hold, and gets just those, in global order.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import grain
 import numpy as np
@@ -39,17 +40,17 @@ def train_batches(
     without a gap. The order is an interface: `tests/test_batches.py` holds it to a golden.
 
     Args:
-        rows: which rows of the global batch to read; None reads all. They are returned in this order.
+        rows: which rows of the global batch to read, in this order; None reads all.
         passed_over: batches that are left out of the sequence.
     """
     wanted = range(batch_size) if rows is None else rows
     row_of = make_row(config, store.tokenizer.separator)
     windows = grain.MapDataset.source(Windows(store.train, config.sequence_len))
-    epochs = windows.seed(seed).shuffle().repeat().map(row_of)
+    epochs = cast(Sequence[np.ndarray], windows.seed(seed).shuffle().repeat())
 
     def read(step: int) -> Batch:
         first = data_step(step, passed_over) * batch_size
-        return stack([epochs[first + row] for row in wanted])
+        return stack([row_of(epochs[first + row]) for row in wanted])
 
     return grain.MapDataset.range(2**62 // batch_size).map(read)
 
@@ -61,7 +62,7 @@ def validation_batches(
     batch_size: int,
     rows: Sequence[int] | None = None,
 ) -> grain.MapDataset[Batch]:
-    """Returns the whole validation split once, in order, the last batch filled with padding rows."""
+    """Returns the validation split once, in order, its last batch filled with padding rows."""
     wanted = range(batch_size) if rows is None else rows
     row_of = make_row(config, store.tokenizer.separator)
     windows = Windows(store.validation, config.sequence_len)

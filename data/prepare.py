@@ -120,7 +120,7 @@ def _write(corpus: Corpus, config: DataConfig, folder: Path, say: Callable[[str]
 
 
 def _teaches(config: DataConfig, document: Document) -> bool:
-    """Says whether a tokenizer learns from a document: an alphabet must know all, pieces need not."""
+    """Says whether a tokenizer learns from a document; an alphabet must know all of them."""
     return config.tokenizer == "characters" or document.split == "train"
 
 
@@ -134,7 +134,7 @@ class _StreamWriter:
     pending: list[np.ndarray] = field(default_factory=list)
     num_pending: int = 0
     counts: dict[str, int] = field(
-        default_factory=lambda: dict(tokens=0, documents=0, characters=0, bytes=0)
+        default_factory=lambda: {"tokens": 0, "documents": 0, "characters": 0, "bytes": 0}
     )
     shards: list[dict[str, Any]] = field(default_factory=list)
     writer: ArrayRecordWriter | None = None
@@ -174,15 +174,18 @@ class _StreamWriter:
         self.pending, self.num_pending = [stream[num_whole:]], len(stream) - num_whole
 
     def _write_block(self, ids: np.ndarray) -> None:
-        if self.writer is None:
-            name = f"{self.split}-{len(self.shards):05d}.arrayrecord"
-            self.shards.append({"file": name, "tokens": 0})
-            self.writer = ArrayRecordWriter(str(self.folder / name), "group_size:1")
-        self.writer.write(ids.astype(self._dtype).tobytes())
+        writer = self.writer or self._begin_shard()
+        writer.write(ids.astype(self._dtype).tobytes())
         self.shards[-1]["tokens"] += len(ids)
         self.num_blocks += 1
         if self.num_blocks % SHARD_BLOCKS == 0:
             self._end_shard()
+
+    def _begin_shard(self) -> ArrayRecordWriter:
+        name = f"{self.split}-{len(self.shards):05d}.arrayrecord"
+        self.shards.append({"file": name, "tokens": 0})
+        self.writer = ArrayRecordWriter(str(self.folder / name), "group_size:1")
+        return self.writer
 
     def _end_shard(self) -> None:
         if self.writer is None:

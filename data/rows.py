@@ -27,9 +27,9 @@ class Windows:
     def __len__(self) -> int:
         return math.ceil((self.stream.num_tokens - 1) / self.sequence_len)
 
-    def __getitem__(self, row: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> np.ndarray:
         """Returns up to T + 1 tokens, fewer in the last row of the stream."""
-        start = row * self.sequence_len
+        start = index * self.sequence_len
         return self.stream.read(start, start + self.sequence_len + 1)
 
 

@@ -30,7 +30,7 @@ class TokenStream:
         self.num_documents: int = counts["documents"]
         self.num_bytes: int = counts["bytes"]
         self._dtype = np.dtype(counts["dtype"]).newbyteorder("<")
-        self._blocks = grain.sources.ArrayRecordDataSource(
+        self._blocks: Any = grain.sources.ArrayRecordDataSource(
             [str(folder / shard["file"]) for shard in counts["shards"]]
         )
         if len(self._blocks) != math.ceil(self.num_tokens / BLOCK_LEN):

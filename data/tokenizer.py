@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
     """Begins every document and so ends the one before; never the id of any text."""
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the ids of a text, int32, without the separator; raises SettingsError if it can't."""
+        """Returns the ids of a text, int32, no separator; SettingsError if it has none for it."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -19,14 +19,14 @@ _MASKED = -1e30  # not -inf: a row that sees nothing must give a finite gradient
 
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """Describes what each query sees; never an array of T x S, which a backend would have to read."""
+    """What each query sees, described; not an array of T x S that a backend would have to read."""
 
     kind: Literal["causal", "full"]
     """causal: keys up to the query's own place in the row. full: all of them."""
     segments_BT: jax.Array | None = None
     """Queries see keys of their own segment only; None is one segment."""
 
-    def allowed_BTS(self, length: int) -> jax.Array:  # noqa: N802
+    def allowed_BTS(self, length: int) -> jax.Array:
         """Returns the description as booleans [B or 1, T, S], for a backend that needs them."""
         allowed = jnp.ones((1, length, length), bool)
         if self.kind == "causal":

@@ -1,4 +1,4 @@
-"""Dropout whose mask depends on the row alone, so that no layout and no microbatching changes it."""
+"""Dropout whose mask depends on the row alone, so that no layout or microbatching changes it."""
 
 import jax
 import jax.numpy as jnp

@@ -75,7 +75,7 @@ class Checkpoints:
 
 
 def params_digest(params: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 over sorted paths, shapes, dtypes and little-endian bytes of all arrays."""
+    """Returns the SHA-256 over sorted paths, shapes, dtypes and little-endian bytes of arrays."""
     total = hashlib.sha256()
     leaves, _ = jax.tree.flatten_with_path(jax.device_get(params))
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}

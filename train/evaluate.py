@@ -16,8 +16,8 @@ from data.store import TokenStore
 from sharding.rules import sharding
 from train.feed import Feed
 from train.loss import cross_entropy
-from train.run_folder import Record
 from train.optimizer import Params
+from train.run_folder import Record
 from train.state import shape_of
 
 

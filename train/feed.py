@@ -17,8 +17,8 @@ _NUM_ON_DEVICE = 2  # the batch of this step, and that of the next
 
 def rows_here(sharding: NamedSharding, batch_size: int, sequence_len: int) -> list[int]:
     """Returns the rows of a global batch that the devices of this process hold, in global order."""
-    indices = sharding.addressable_devices_indices_map((batch_size, sequence_len))
-    return sorted({row for index in indices.values() for row in range(batch_size)[index[0]]})
+    indices = sharding.addressable_devices_indices_map((batch_size, sequence_len)).values()
+    return sorted({row for index in indices if index for row in range(batch_size)[index[0]]})
 
 
 def place(local: Batch, rows: list[int], sharding: NamedSharding, batch_size: int) -> Batch:
@@ -28,7 +28,8 @@ def place(local: Batch, rows: list[int], sharding: NamedSharding, batch_size: in
     place_of = {row: i for i, row in enumerate(rows)}
 
     def put(array: np.ndarray) -> jax.Array:
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             wanted = [place_of[row] for row in range(batch_size)[index[0]]]
             return array[wanted][:, index[1]]
 
@@ -52,8 +53,8 @@ class Feed:
         """Begins to read.
 
         Args:
-            batches_of: given the rows of the global batch that this process holds, returns a dataset
-                of batches of just those.
+            batches_of: from the rows of the global batch that this process holds to a dataset of
+                batches of just those.
         """
         self._shape = (batch_size, config.sequence_len)
         self._sharding = sharding
@@ -69,8 +70,8 @@ class Feed:
     def abstract_batch(self) -> Batch:
         """Returns the shapes, dtypes and layout of every batch."""
         dtypes = Batch(np.int32, np.int32, np.float32, np.int32, np.int32)
-        return jax.tree.map(
-            lambda dtype: jax.ShapeDtypeStruct(self._shape, dtype, sharding=self._sharding), dtypes
+        return Batch(
+            *(jax.ShapeDtypeStruct(self._shape, dtype, sharding=self._sharding) for dtype in dtypes)
         )
 
     def __iter__(self) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ Generate = Callable[[Params, Sequence[str], int], list[str]]
 def make_generate(
     model: ModelConfig, sample: SampleConfig, tokenizer: Tokenizer, sequence_len: int
 ) -> Generate:
-    """Returns the function from (params, prompts, seed) to the text of each prompt and what follows.
+    """Returns the function from (params, prompts, seed) to each prompt with what follows it.
 
     The model reads the last sequence_len tokens anew for each token. A text ends at the separator
     or after sample.num_tokens.
@@ -65,7 +65,7 @@ def make_generate(
 
 
 def draw(logits_BV: jax.Array, sample: SampleConfig, key: jax.Array) -> jax.Array:
-    """Returns a token for each row of logits: the likeliest at temperature 0, else one by chance."""
+    """Returns a token for each row of logits, drawn by chance; at temperature 0 the likeliest."""
     if sample.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     if sample.top_k is not None:

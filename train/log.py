@@ -106,7 +106,8 @@ def describe(record: Record) -> str:
     parts += [
         f"lr {record['learning_rate']:.2e}",
         f"{_number(record['tokens_per_second'], ',.0f')} tokens/s",
-        f"MFU {_number(record['mfu_causal'], '.1%')} causal {_number(record['mfu_full'], '.1%')} full",
+        f"MFU {_number(record['mfu_causal'], '.1%')} causal,"
+        f" {_number(record['mfu_full'], '.1%')} full",
         f"data wait {_number(record['data_wait_sec'] * 1e3, '.1f')} ms",
     ]
     return "  ".join(parts)

@@ -1,13 +1,14 @@
 """The update rule, without its learning rate: the step multiplies by that."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import optax
 
 from configs.run import OptimConfig
 
-Params = dict[str, Any]
+Params: TypeAlias = dict[str, Any]
+"""Arrays by module path, nested."""
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
@@ -34,7 +35,7 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
 def is_decayed(params: Params) -> Params:
     """Returns True for each matrix and embedding, False for norms and biases (by their names)."""
 
-    def decays(path: tuple[jax.tree_util.DictKey, ...], _: jax.Array) -> bool:
+    def decays(path: tuple[Any, ...], _: jax.Array) -> bool:
         name = str(path[-1].key)
         return not (name == "scale" or name == "bias" or name.endswith("_bias"))
 

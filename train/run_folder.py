@@ -89,7 +89,7 @@ class RunFolder:
         way_out = (
             "give the settings of the run, or another --run-dir"
             if "incompatible" in refused.values()
-            else "give the settings of the run, another --run-dir, or --allow-changes to go on anyway"
+            else "give those of the run, another --run-dir, or --allow-changes to go on anyway"
         )
         raise SettingsError(
             f"{self.path} was made with other settings; {way_out}:\n" + "\n".join(lines)
@@ -104,8 +104,8 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise SettingsError(
-                    f"--run-dir {self.path} is in use by process {self.holder()}; wait for it, stop "
-                    "it, or give another --run-dir"
+                    f"--run-dir {self.path} is in use by process {self.holder()}; wait for it, "
+                    "stop it, or give another --run-dir"
                 ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -174,6 +174,6 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> dict[int, Record]:
-    """Returns {step: record}, of each step its last line: the lines before a resume are superseded."""
+    """Returns {step: record}, the last line of each step: those before a resume are superseded."""
     records = {record["step"]: record for record in read_json_lines(path) if "step" in record}
     return dict(sorted(records.items()))

@@ -1,6 +1,6 @@
 """The state of a run, and how it is born in its layout."""
 
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,13 @@ from model.decoder import Decoder
 from sharding.rules import sharding
 from train.optimizer import Params
 
+Leaf = TypeVar("Leaf")
 
-class TrainState(NamedTuple):
-    """Everything that a step changes."""
 
-    step: jax.Array
+class TrainState(NamedTuple, Generic[Leaf]):
+    """Everything that a step changes: arrays, or the shape or sharding of each."""
+
+    step: Leaf
     """Steps taken, int32."""
     params: Params
     """Parameters by module path, float32."""
