@@ -9,6 +9,8 @@ A layout is a table: changing it moves arrays and never changes the loss beyond 
 additions. An axis that the table does not know is a KeyError.
 """
 
+import math
+
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -43,6 +45,14 @@ def spec(*axes: str | None) -> PartitionSpec:
 def sharding(mesh: jax.sharding.Mesh, *axes: str | None) -> NamedSharding:
     """Returns where an array with these logical axes lives on the mesh."""
     return NamedSharding(mesh, spec(*axes))
+
+
+def num_shards(axis: str) -> int:
+    """Returns how many parts the mesh that is set cuts a logical axis into; 1 without a mesh."""
+    names, mesh = RULES[axis], jax.sharding.get_abstract_mesh()
+    if mesh.empty or names is None:
+        return 1
+    return math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -9,6 +9,7 @@ import numpy as np
 from configs.model import ModelConfig
 from configs.run import RunConfig, SampleConfig
 from data.tokenizer import Tokenizer
+from sharding.rules import num_shards
 from train.optimizer import Params
 from train.state import shape_of
 
@@ -50,6 +51,7 @@ def make_generate(
 
     def generate(params: Params, prompts: Sequence[str], seed: int) -> list[str]:
         rows = [[tokenizer.separator, *tokenizer.encode(prompt)] for prompt in prompts]
+        rows += rows[:1] * (-len(rows) % num_shards("act_batch"))  # what the mesh can cut evenly
         length_B = np.array([len(row) for row in rows])
         end = int(length_B.max()) + sample.num_tokens
         text_BS = np.zeros((len(rows), max(end, T)), np.int32)
@@ -59,7 +61,7 @@ def make_generate(
         return [
             _text(tokenizer, filled[1 : length + sample.num_tokens], length - 1)
             for filled, length in zip(filled_BS, length_B, strict=True)
-        ]
+        ][: len(prompts)]
 
     return generate
 
@@ -72,7 +74,9 @@ def draw(logits_BV: jax.Array, sample: SampleConfig, key: jax.Array) -> jax.Arra
         k = min(sample.top_k, logits_BV.shape[-1])
         least_B1 = jax.lax.top_k(logits_BV, k)[0][:, -1:]
         logits_BV = jnp.where(logits_BV < least_B1, -1e30, logits_BV)
-    return jax.random.categorical(key, logits_BV / sample.temperature).astype(jnp.int32)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(logits_BV)))
+    drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV / sample.temperature)
+    return drawn_B.astype(jnp.int32)
 
 
 def _text(tokenizer: Tokenizer, ids: np.ndarray, num_prompt: int) -> str:

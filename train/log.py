@@ -61,6 +61,7 @@ class Display:
         self._task = self._progress.add_task("train", total=num_steps, completed=first_step)
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
         self._numbers = ""
+        self._evaluation: Record = {}
 
     def __enter__(self) -> Self:
         if self._live:
@@ -84,9 +85,10 @@ class Display:
 
     def show_record(self, record: Record) -> None:
         """Shows the numbers of a logged step."""
-        self._numbers = describe(record)
+        self._evaluation |= {k: v for k, v in record.items() if k.startswith("eval/")}
+        self._numbers = describe({**self._evaluation, **record})  # the last evaluation stays shown
         width = len(str(self._num_steps))
-        line = f"step {record['step']:>{width}}/{self._num_steps}  {self._numbers}"
+        line = f"step {record['step']:>{width}}/{self._num_steps}  {describe(record)}"
         # On a terminal the numbers stand below the bar, so the log alone gets the line.
         _to_files(line) if self._live else logger.info(line)
 
