@@ -20,6 +20,11 @@ COMMANDS = {
 
 INTERNAL_ERROR, OUT_OF_MEMORY = 70, 71
 
+_SMALLER = (
+    "out of device memory: use a smaller train.batch_size, more train.num_microbatches, "
+    "model.remat=full, or a larger mesh.fsdp"
+)
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a command and returns its exit code; the one place where exceptions become codes."""
@@ -30,23 +35,24 @@ def main(arguments: Sequence[str]) -> int:
     return guarded(lambda: _find(name)(rest))
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """Returns the command's exit code, or that of the exception it ended with, said on stderr."""
+def guarded(command: Callable[[], int], go_on: str | None = None) -> int:
+    """Returns the command's exit code, or that of the exception it ended with, and says why.
+
+    Args:
+        go_on: the command that goes on afterwards; it ends the last line.
+    """
     try:
         return command()
     except TesseraError as error:
-        _say(str(error))
-        return error.exit_code
+        message, code = str(error), error.exit_code
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            _say(
-                f"out of device memory: {str(error).splitlines()[0]}\n"
-                "use a smaller train.batch_size, more train.num_microbatches, model.remat=full, or "
-                "a larger mesh.fsdp"
-            )
-            return OUT_OF_MEMORY
-        _say(f"an error of ours, please report it:\n{traceback.format_exc()}")
-        return INTERNAL_ERROR
+            message, code = f"{str(error).splitlines()[0]}\n{_SMALLER}", OUT_OF_MEMORY
+        else:
+            message = f"{traceback.format_exc()}ended by an error of ours, please report it"
+            code = INTERNAL_ERROR
+    _say(f"{message} (exit code {code}); to go on: {go_on}" if go_on else message)
+    return code
 
 
 def _say(message: str) -> None:

@@ -12,7 +12,7 @@ from data.prepare import prepare
 from data.store import TokenStore
 from sharding.mesh import make_mesh
 from train.checkpoint import Checkpoints
-from train.checkpoint_files import checkpoint_steps
+from train.checkpoint_files import checkpoint_steps, read_progress
 from train.optimizer import Params, make_optimizer
 from train.run_folder import RunFolder
 from train.state import abstract_state
@@ -50,6 +50,7 @@ def open_run(run: Path, step: int | None, cache_dir: Path) -> SavedRun:
         f"--step={chosen} must be a checkpoint of {run}: {', '.join(map(str, steps))}",
     )
     store = prepare(config.data, cache_dir, lambda line: None)
+    read_progress(folder.checkpoints, chosen).check_data(store.digest, config.data.path)
     mesh = make_mesh(MeshConfig())
     tx = make_optimizer(config.optim)
     checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, read_only=True)

@@ -61,7 +61,7 @@ def read_status(folder: RunFolder) -> dict[str, Any]:
     return {
         "run": str(folder.path),
         "state": state,
-        "step": record.get("step", 0),
+        "step": max(record.get("step", 0), *steps[-1:], 0),
         "num_steps": config.train.num_steps,
         "loss": record.get("loss"),
         "last_checkpoint": steps[-1] if steps else None,

@@ -90,12 +90,9 @@ def main(arguments: Sequence[str]) -> int:
             logger.info(_closing_words(folder, outcome, time.perf_counter() - started))
             return 0
 
-        code = guarded(run)
-        if code == Stopped.exit_code:
-            logger.info(f"to go on: {command}")
-        elif code:
+        code = guarded(run, go_on=command)
+        if code not in (0, Stopped.exit_code):
             folder.add_event("failed", exit_code=code)
-            logger.info(f"exit code {code}; once that is mended, to go on: {command}")
         return code
 
 
@@ -132,7 +129,7 @@ def default_run_dir(preset: str, config: RunConfig) -> Path:
 
 
 def resolve(config: RunConfig, store: "TokenStore") -> RunConfig:
-    """Returns the settings with the vocabulary of the tokenizer put in.
+    """Returns the settings with whole paths, and with the vocabulary of the tokenizer put in.
 
     Raises:
         SettingsError: model.vocab_size is another.
@@ -144,7 +141,13 @@ def resolve(config: RunConfig, store: "TokenStore") -> RunConfig:
         f"data.tokenizer={config.data.tokenizer}: pass --model.vocab_size tokenizer, or a "
         "tokenizer of that size",
     )
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+    data = config.data
+    if data.path is not None and data.path != STDLIB:
+        data = dataclasses.replace(data, path=str(Path(data.path).expanduser().resolve()))
+    if data.tokenizer.endswith(".model"):
+        data = dataclasses.replace(data, tokenizer=str(Path(data.tokenizer).expanduser().resolve()))
+    model = dataclasses.replace(config.model, vocab_size=size)
+    return dataclasses.replace(config, data=data, model=model)
 
 
 def _usage() -> str:
@@ -183,15 +186,14 @@ def _closing_words(folder: "RunFolder", outcome: "Outcome", seconds: float) -> s
     shown = "\n".join("  | " + line for line in sample.splitlines()[:12])
     return (
         f"a sample of what it writes now:\n{shown}\n"
-        f"finished: {record['step']} steps, {record['tokens']:,} tokens; this start took "
-        f"{seconds / 60:.1f} min\n"
         f"validation: {record['eval/loss']:.4f} nats per token, "
         f"{record['eval/bits_per_byte']:.3f} bits per byte, "
         f"on all {record['eval/tokens']:,} tokens\n"
         f"all of it is in {path}: metrics.jsonl, events.jsonl, samples/, checkpoints/, logs/\n"
-        "try next:\n"
-        f"  ./tessera generate {path} --prompt 'import '\n"
+        "to look closer:\n"
         f"  ./tessera status {path}\n"
         f"  .venv/bin/tensorboard --logdir {RUNS}\n"
-        "  ./tessera train quickstart --data.path A_TEXT_OF_YOURS.txt"
+        "  ./tessera train quickstart --data.path A_TEXT_OF_YOURS.txt\n"
+        f"finished {record['step']} steps, {record['tokens']:,} tokens, in {seconds / 60:.1f} min; "
+        f"to go on: ./tessera generate {path} --prompt 'import '"
     )

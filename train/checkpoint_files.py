@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from configs.check import require
 from configs.errors import IntegrityError
 from configs.run import CheckpointConfig
 
@@ -33,6 +34,15 @@ class Progress:
     """Batches that are left out of the sequence."""
     eval_loss: float | None = None
     """eval/loss of this step, where it was evaluated."""
+
+    def check_data(self, data_sha256: str, path: str | None) -> None:
+        """Raises SettingsError unless the digest is that of the data the run was trained on."""
+        require(
+            self.data_sha256 == data_sha256,
+            f"data.path={path} is another text than the run was trained on (digest "
+            f"{data_sha256[:12]}, the run has {self.data_sha256[:12]}); give the same text, or "
+            "another --run-dir",
+        )
 
 
 def kept_steps(losses: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:
