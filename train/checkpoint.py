@@ -2,7 +2,8 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,9 @@ class Checkpoints:
     def __init__(self, folder: Path, config: CheckpointConfig, *, read_only: bool = False):
         self._folder = folder.absolute()
         self._config = config
-        self._finish: Callable[[], None] = lambda: None
-        self._saver = ocp.AsyncCheckpointer(
-            ocp.StandardCheckpointHandler(),
-            async_options=ocp.options.AsyncOptions(
-                post_finalization_callback=lambda: self._finish()
-            ),
-        )
+        self._saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._finished: Future[None] | None = None
         if not read_only:
             remove_unfinished(self._folder)
 
@@ -43,16 +40,16 @@ class Checkpoints:
         folder = self._folder / str(progress.step)
         shutil.rmtree(folder, ignore_errors=True)  # of a run that went on from an older checkpoint
         folder.mkdir(parents=True)
-
-        def finish() -> None:
-            write_manifest(folder, progress)
-            remove_surplus(self._folder, self._config)
-
-        self._finish = finish
         if jax.default_backend() == "cpu":
             # On a CPU Orbax writes from the arrays themselves, and the next step would reuse them.
             state = jax.tree.map(jnp.copy, state)
         self._saver.save(folder / "state", args=ocp.args.StandardSave(state))
+        self._finished = self._background.submit(self._finish, folder, progress)
+
+    def _finish(self, folder: Path, progress: Progress) -> None:
+        self._saver.wait_until_finished()
+        write_manifest(folder, progress)
+        remove_surplus(self._folder, self._config)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Returns the state of a checkpoint, each leaf where `like` (shapes, shardings) wants it.
@@ -66,12 +63,17 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when the save that was begun counts; raises what went wrong in it."""
-        self._saver.wait_until_finished()
+        if self._finished is not None:
+            finished, self._finished = self._finished, None
+            finished.result()
 
     def close(self) -> None:
         """Waits, then ends the background threads."""
-        self.wait()
-        self._saver.close()
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+            self._saver.close()
 
 
 def params_digest(params: Mapping[str, Any]) -> str:
