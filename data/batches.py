@@ -18,7 +18,7 @@ from data.store import TokenStore
 
 def data_step(step: int, passed_over: Iterable[int]) -> int:
     """Returns which batch a step takes: the step-th of those that are not passed over."""
-    for skipped in sorted(passed_over):
+    for skipped in sorted(set(passed_over)):
         if skipped > step:
             break
         step += 1

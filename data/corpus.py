@@ -82,7 +82,7 @@ class Corpus:
                 yield Document(name, "validation" if held_out else "train", text)
             return
         num_characters = sum(len(text) for _, text in self.texts())
-        num_left = int(num_characters * (1 - self.config.validation_fraction))
+        num_left = num_characters - round(num_characters * self.config.validation_fraction)
         for name, text in self.texts():
             if text[:num_left]:
                 yield Document(name, "train", text[:num_left])
@@ -177,8 +177,8 @@ def _jsonl_texts(path: Path, name: str, config: DataConfig) -> Iterator[tuple[st
                 continue
             try:
                 record = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise SettingsError(f"data.path: {where} is not JSON ({error.msg})") from None
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise SettingsError(f"data.path: {where} is not JSON ({error})") from None
             field = config.text_field
             if not isinstance(record, dict) or not isinstance(record.get(field), str):
                 has = ", ".join(record) if isinstance(record, dict) else type(record).__name__
@@ -186,4 +186,10 @@ def _jsonl_texts(path: Path, name: str, config: DataConfig) -> Iterator[tuple[st
                     f"data.text_field={field} must be a text in every line, but {where} has: {has}"
                 )
             if record[field]:
-                yield f"{name}:{number}", record[field]
+                yield f"{name}:{number}", _without_surrogates(record[field], where, config)
+
+
+def _without_surrogates(text: str, where: str, config: DataConfig) -> str:
+    """Treats half a UTF-16 pair, which JSON can spell and UTF-8 cannot, as text not in UTF-8."""
+    content = text.encode("utf-8", errors="surrogatepass")
+    return _decode(content, where, config)

@@ -22,7 +22,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from configs.check import require
 from configs.run import DataConfig
 from data.corpus import SPLITS, Corpus, Document, Split, open_corpus
-from data.store import BLOCK_LEN, FORMAT_VERSION, MANIFEST, TokenStore, open_store
+from data.store import BLOCK_LEN, FORMAT_VERSION, MANIFEST, TokenStore, open_store, token_dtype
 from data.tokenizer import Tokenizer, make_tokenizer, tokenizer_digest
 
 SHARD_BLOCKS = 8192  # 64 Mi tokens
@@ -41,8 +41,9 @@ def prepare(config: DataConfig, cache_dir: Path, say: Callable[[str], None]) -> 
         SettingsError: the text cannot be used, or the tokenizer does not suit it.
         IntegrityError: a prepared folder is not as its manifest says.
     """
-    if config.path is not None and (Path(config.path) / MANIFEST).is_file():
-        return open_store(Path(config.path))
+    given = Path(config.path or "").expanduser()
+    if config.path is not None and (given / MANIFEST).is_file():
+        return open_store(given)
     corpus = open_corpus(config)
     folder = cache_dir / _digest(corpus, config)
     with _locked(cache_dir, folder.name):
@@ -103,13 +104,14 @@ def _write(corpus: Corpus, config: DataConfig, folder: Path, say: Callable[[str]
         )
     manifest = {
         "format_version": FORMAT_VERSION,
+        "block_len": BLOCK_LEN,
         "source": corpus.description,
         "num_files_left_out": corpus.num_left_out(),
         "tokenizer": {
             "kind": tokenizer.kind,
             "vocab_size": tokenizer.vocab_size,
             "separator": tokenizer.separator,
-            "sha256": tokenizer_digest(tokenizer),
+            "sha256": tokenizer_digest(tokenizer.kind, tokenizer.content()),
         },
         "splits": splits,
         "made_with": asdict(config),
@@ -155,11 +157,7 @@ class _StreamWriter:
         if self.num_pending:
             self._write_block(np.concatenate(self.pending))
         self._end_shard()
-        return {**self.counts, "dtype": self._dtype.name, "shards": self.shards}
-
-    @property
-    def _dtype(self) -> np.dtype:
-        return np.dtype("<u2" if self.tokenizer.vocab_size <= 2**16 else "<u4")
+        return {**self.counts, "shards": self.shards}
 
     def _append(self, ids: np.ndarray) -> None:
         self.counts["tokens"] += len(ids)
@@ -175,7 +173,7 @@ class _StreamWriter:
 
     def _write_block(self, ids: np.ndarray) -> None:
         writer = self.writer or self._begin_shard()
-        writer.write(ids.astype(self._dtype).tobytes())
+        writer.write(ids.astype(token_dtype(self.tokenizer.vocab_size)).tobytes())
         self.shards[-1]["tokens"] += len(ids)
         self.num_blocks += 1
         if self.num_blocks % SHARD_BLOCKS == 0:

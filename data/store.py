@@ -22,30 +22,42 @@ BLOCK_LEN = 8192
 _NUM_CACHED_BLOCKS = 4096
 
 
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Returns how a token is written in a shard."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
 class TokenStream:
     """The tokens of one split; reading costs the same wherever it starts."""
 
-    def __init__(self, folder: Path, split: Split, counts: dict[str, Any]):
+    def __init__(self, folder: Path, manifest: dict[str, Any], split: Split):
+        counts = manifest["splits"][split]
         self.num_tokens: int = counts["tokens"]
         self.num_documents: int = counts["documents"]
         self.num_bytes: int = counts["bytes"]
-        self._dtype = np.dtype(counts["dtype"]).newbyteorder("<")
+        self._block_len: int = manifest["block_len"]
+        self._dtype = token_dtype(manifest["tokenizer"]["vocab_size"])
         self._blocks: Any = grain.sources.ArrayRecordDataSource(
             [str(folder / shard["file"]) for shard in counts["shards"]]
         )
-        if len(self._blocks) != math.ceil(self.num_tokens / BLOCK_LEN):
-            raise IntegrityError(
-                f"{folder}: {len(self._blocks)} blocks of {split} tokens must be "
-                f"{math.ceil(self.num_tokens / BLOCK_LEN)}; prepare the text again"
+        in_shards = sum(shard["tokens"] for shard in counts["shards"])
+        num_blocks = math.ceil(self.num_tokens / self._block_len)
+        if in_shards != self.num_tokens or len(self._blocks) != num_blocks:
+            raise ValueError(
+                f"{split} has {self.num_tokens} tokens, so {num_blocks} blocks, but its shards "
+                f"have {in_shards} in {len(self._blocks)}"
             )
         self._read_block = functools.lru_cache(_NUM_CACHED_BLOCKS)(self._decode_block)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Returns tokens start to stop of the stream as int32, fewer where the stream ends."""
         stop = min(stop, self.num_tokens)
-        first, last = start // BLOCK_LEN, -(-stop // BLOCK_LEN)
+        if start >= stop:
+            return np.zeros(0, np.int32)
+        first, last = start // self._block_len, -(-stop // self._block_len)
         ids = np.concatenate([self._read_block(block) for block in range(first, last)])
-        return ids[start - first * BLOCK_LEN : stop - first * BLOCK_LEN].astype(np.int32)
+        origin = first * self._block_len
+        return ids[start - origin : stop - origin].astype(np.int32)
 
     def _decode_block(self, block: int) -> np.ndarray:
         return np.frombuffer(self._blocks[block], self._dtype)
@@ -90,37 +102,40 @@ def open_store(folder: Path) -> TokenStore:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        version = manifest["format_version"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
-        raise IntegrityError(f"{folder / MANIFEST} is not a manifest; prepare again") from None
-    if version != FORMAT_VERSION:
-        raise IntegrityError(
-            f"{folder / MANIFEST}: format_version={version} must be {FORMAT_VERSION}; prepare again"
+        if manifest["format_version"] != FORMAT_VERSION:
+            raise ValueError(
+                f"format_version={manifest['format_version']} must be {FORMAT_VERSION}"
+            )
+        tokenizer = _open_tokenizer(folder / "tokenizer", manifest["tokenizer"])
+        for split in manifest["splits"].values():
+            for shard in split["shards"]:
+                _verify(folder / shard["file"], shard["sha256"])
+        return TokenStore(
+            folder,
+            manifest,
+            tokenizer,
+            TokenStream(folder, manifest, "train"),
+            TokenStream(folder, manifest, "validation"),
         )
-    for split in manifest["splits"].values():
-        for shard in split["shards"]:
-            _verify(folder / shard["file"], shard["sha256"])
-    said = manifest["tokenizer"]
-    tokenizer = load_tokenizer(said["kind"], (folder / "tokenizer").read_bytes())
-    if tokenizer_digest(tokenizer) != said["sha256"]:
-        raise IntegrityError(
-            f"{folder / 'tokenizer'} is not the one of the manifest; prepare again"
-        )
-    return TokenStore(
-        folder,
-        manifest,
-        tokenizer,
-        TokenStream(folder, "train", manifest["splits"]["train"]),
-        TokenStream(folder, "validation", manifest["splits"]["validation"]),
-    )
+    except KeyError as error:
+        problem = f"{folder / MANIFEST} has no {error}"
+    except (OSError, ValueError, TypeError) as error:
+        problem = f"{folder / MANIFEST} is not what this folder holds: {error}"
+    raise IntegrityError(f"{problem}; remove {folder} and prepare the text again")
+
+
+def _open_tokenizer(path: Path, said: dict[str, Any]) -> Tokenizer:
+    content = path.read_bytes()
+    if tokenizer_digest(said["kind"], content) != said["sha256"]:
+        raise ValueError(f"{path} is not the tokenizer it was made with")
+    tokenizer = load_tokenizer(said["kind"], content)
+    if (tokenizer.vocab_size, tokenizer.separator) != (said["vocab_size"], said["separator"]):
+        raise ValueError(f"{path} has another vocabulary or separator")
+    return tokenizer
 
 
 def _verify(path: Path, sha256: str) -> None:
-    if not path.is_file():
-        raise IntegrityError(f"{path} is missing, but its manifest names it; prepare again")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
-        raise IntegrityError(
-            f"{path} has sha256 {found[:12]}, but its manifest says {sha256[:12]}; prepare again"
-        )
+        raise ValueError(f"{path} has sha256 {found[:12]}, the manifest says {sha256[:12]}")

@@ -39,6 +39,17 @@ class Tokenizer(Protocol):
         ...
 
 
+def _check_encodable(text: str) -> None:
+    """Raises SettingsError for half a UTF-16 pair, which is no character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SettingsError(
+            f"the text has {text[error.start]!r} at character {error.start}, which UTF-8 cannot "
+            "write; leave it out"
+        ) from None
+
+
 class ByteTokenizer:
     """The 256 bytes of UTF-8."""
 
@@ -47,6 +58,7 @@ class ByteTokenizer:
     separator = 256
 
     def encode(self, text: str) -> np.ndarray:
+        _check_encodable(text)
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -70,6 +82,7 @@ class CharacterTokenizer:
         self._points = points
 
     def encode(self, text: str) -> np.ndarray:
+        _check_encodable(text)
         points = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64)
         ids = np.searchsorted(self._points, points).clip(max=len(self._points) - 1)
         unknown = self._points[ids] != points
@@ -109,6 +122,7 @@ class SentencePieceTokenizer:
         self._mark_bytes = [mark(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
 
     def encode(self, text: str) -> np.ndarray:
+        _check_encodable(text)
         # The mark itself would come back as a space; as bytes it comes back as it was.
         ids: list[int] = []
         for i, part in enumerate(text.split(_SPACE_MARK)):
@@ -122,9 +136,9 @@ class SentencePieceTokenizer:
         return self._model
 
 
-def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Returns the SHA-256 of the kind and content of a tokenizer."""
-    return hashlib.sha256(tokenizer.kind.encode() + b"\0" + tokenizer.content()).hexdigest()
+def tokenizer_digest(kind: str, content: bytes) -> str:
+    """Returns the SHA-256 of what `load_tokenizer` takes."""
+    return hashlib.sha256(kind.encode() + b"\0" + content).hexdigest()
 
 
 def load_tokenizer(kind: str, content: bytes) -> Tokenizer:

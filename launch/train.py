@@ -132,8 +132,14 @@ def resolve(config: RunConfig, store: "TokenStore") -> RunConfig:
     """Returns the settings with whole paths, and with the vocabulary of the tokenizer put in.
 
     Raises:
-        SettingsError: model.vocab_size is another.
+        SettingsError: model.vocab_size is another, or the text is shorter than a row.
     """
+    num_tokens, length = store.train.num_tokens, config.data.sequence_len
+    require(
+        num_tokens > length,
+        f"data.path={config.data.path} is too small: its {num_tokens} training tokens must be more "
+        f"than data.sequence_len={length}; give more text or shorter rows",
+    )
     size = store.tokenizer.vocab_size
     require(
         config.model.vocab_size in ("tokenizer", size),

@@ -1,0 +1,80 @@
+"""Small texts and prepared folders for the tests of data/, and how batches are compared."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from configs.run import DataConfig
+from data.batch import Batch
+from data.prepare import prepare
+from data.store import TokenStore
+
+NUM_NUMBERED_ROWS = 91
+"""Rows of one epoch of `numbered_store` at sequence_len 1."""
+
+
+def data_config(path: Path | str | None = None, **changes: Any) -> DataConfig:
+    settings = {"sequence_len": 8, "tokenizer": "bytes", **changes}
+    return DataConfig(path=None if path is None else str(path), **settings)
+
+
+def prepare_quietly(config: DataConfig, cache_dir: Path) -> TokenStore:
+    return prepare(config, cache_dir, lambda line: None)
+
+
+def write_folder(folder: Path) -> list[str]:
+    """Writes a nested folder of .txt and .jsonl files; returns its 1000 characters as documents."""
+    documents = ["é first " * 40, "second\r\n" * 20, "x", "third 🙂 " * 25, "the end." * 38]
+    documents.append("." * (1000 - sum(map(len, documents))))
+    (folder / "nested").mkdir(parents=True)
+    (folder / "a.txt").write_bytes(documents[0].encode())
+    lines = [json.dumps({"text": text}) + "\n" for text in documents[1:4]]
+    (folder / "b.jsonl").write_text(lines[0] + "\n" + "".join(lines[1:]))
+    (folder / "ignored.md").write_text("not a text of ours")
+    (folder / "nested" / "c.txt").write_bytes(documents[4].encode())
+    (folder / "z.txt").write_bytes(documents[5].encode())
+    return documents
+
+
+def cut(documents: Sequence[str], num_characters: int) -> tuple[list[str], list[str]]:
+    """Returns the documents of the first characters, and those of the rest, none of them empty."""
+    marked = [(i, character) for i, text in enumerate(documents) for character in text]
+
+    def join(part: list[tuple[int, str]]) -> list[str]:
+        numbers = sorted({i for i, _ in part})
+        return ["".join(c for j, c in part if j == i) for i in numbers]
+
+    return join(marked[:num_characters]), join(marked[num_characters:])
+
+
+def numbered_store(folder: Path) -> TokenStore:
+    """Returns a store in which the tokens tell the rows apart: 90 characters train, 10 validate.
+
+    Character i of the text has the id i. The separator is 100.
+    """
+    path = folder / "numbered.txt"
+    path.write_text("".join(chr(0x4E00 + i) for i in range(100)), encoding="utf-8")
+    return prepare_quietly(data_config(path, tokenizer="characters"), folder / "cache")
+
+
+def row_numbers(batch: Batch[np.ndarray]) -> list[int]:
+    """Returns which rows of `numbered_store` at sequence_len 1 are in a batch: row i predicts i."""
+    targets_B = batch.targets_BT[:, 0]
+    return np.where(targets_B == 100, NUM_NUMBERED_ROWS - 1, targets_B).tolist()
+
+
+def item(batches: grain.MapDataset[Batch[np.ndarray]], step: int) -> Batch[np.ndarray]:
+    """Returns a batch, which the type of a MapDataset allows to be missing."""
+    batch = batches[step]
+    assert batch is not None
+    return batch
+
+
+def assert_same_batch(found: Batch[np.ndarray], wanted: Batch[np.ndarray]) -> None:
+    for name, ours, theirs in zip(Batch._fields, found, wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+        assert ours.dtype == theirs.dtype, name

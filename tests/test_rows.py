@@ -1,0 +1,108 @@
+"""Rows of the causal objective, by eye, and that an epoch of them leaves nothing out."""
+
+import numpy as np
+import pytest
+from small_data import data_config, numbered_store, prepare_quietly, write_folder
+
+from data.batch import Batch
+from data.rows import Windows, causal_row, make_row, padding_row
+
+SEP = 9
+
+
+def row_of(*window: int, sequence_len: int = 8) -> Batch[np.ndarray]:
+    return causal_row(np.array(window, np.int32), sequence_len, separator=SEP)
+
+
+def assert_row(row: Batch[np.ndarray], **fields: list[int]) -> None:
+    for name, wanted in fields.items():
+        assert getattr(row, name).tolist() == wanted, name
+
+
+def test_each_token_predicts_the_next():
+    assert_row(
+        row_of(1, 2, 3, 4, 5, 6, 7, 8, 0),
+        tokens_BT=[1, 2, 3, 4, 5, 6, 7, 8],
+        targets_BT=[2, 3, 4, 5, 6, 7, 8, 0],
+        weights_BT=[1, 1, 1, 1, 1, 1, 1, 1],
+        segments_BT=[1, 1, 1, 1, 1, 1, 1, 1],
+        positions_BT=[0, 1, 2, 3, 4, 5, 6, 7],
+    )
+
+
+def test_a_separator_begins_a_document_and_is_the_last_target_of_the_one_before():
+    assert_row(
+        row_of(1, 2, SEP, 3, 4, 5, SEP, 6, 7),
+        tokens_BT=[1, 2, SEP, 3, 4, 5, SEP, 6],
+        targets_BT=[2, SEP, 3, 4, 5, SEP, 6, 7],
+        weights_BT=[1, 1, 1, 1, 1, 1, 1, 1],
+        segments_BT=[1, 1, 2, 2, 2, 2, 3, 3],
+        positions_BT=[0, 1, 0, 1, 2, 3, 0, 1],
+    )
+
+
+def test_a_row_that_begins_with_a_separator_begins_with_its_document():
+    assert_row(
+        row_of(SEP, 1, SEP, SEP, 2, 3, 4, 5, SEP),
+        tokens_BT=[SEP, 1, SEP, SEP, 2, 3, 4, 5],
+        targets_BT=[1, SEP, SEP, 2, 3, 4, 5, SEP],
+        weights_BT=[1, 1, 1, 1, 1, 1, 1, 1],
+        segments_BT=[1, 1, 2, 3, 3, 3, 3, 3],
+        positions_BT=[0, 1, 0, 0, 1, 2, 3, 4],
+    )
+
+
+def test_padding_has_no_weight_and_no_document():
+    row = row_of(SEP, 1, 2, SEP, 3, SEP)
+    assert_row(
+        row,
+        targets_BT=[1, 2, SEP, 3, SEP, 0, 0, 0],
+        weights_BT=[1, 1, 1, 1, 1, 0, 0, 0],
+        segments_BT=[1, 1, 1, 2, 2, 0, 0, 0],
+    )
+    assert row.tokens_BT[:5].tolist() == [SEP, 1, 2, SEP, 3]
+    assert row.positions_BT[:5].tolist() == [0, 1, 2, 0, 1]
+
+
+def test_padding_is_no_document_even_where_zero_is_the_separator():
+    row = causal_row(np.array([0, 5, 6, 0], np.int32), 5, separator=0)
+    assert_row(row, weights_BT=[1, 1, 1, 0, 0], segments_BT=[1, 1, 1, 0, 0])
+
+
+def test_a_padding_row_has_no_weight_and_no_document():
+    row = padding_row(4)
+    assert_row(row, weights_BT=[0] * 4, segments_BT=[0] * 4, targets_BT=[0] * 4, tokens_BT=[0] * 4)
+
+
+@pytest.mark.parametrize("row", [row_of(1, SEP, 2), row_of(*range(9)), padding_row(8)])
+def test_rows_have_the_types_of_a_batch(row):
+    assert [field.dtype.name for field in row] == ["int32", "int32", "float32", "int32", "int32"]
+    assert [field.shape for field in row] == [(8,)] * 5
+
+
+@pytest.mark.parametrize("sequence_len", [1, 2, 7, 13, 64, 90, 91, 92, 1000])
+def test_every_token_is_a_target_exactly_once_per_epoch(tmp_path, sequence_len):
+    store = numbered_store(tmp_path)  # 92 tokens: the separator, 90 that differ, the separator
+    stream = [100, *range(90), 100]
+    windows = Windows(store.train, sequence_len)
+    row_of_window = make_row(data_config(sequence_len=sequence_len), 100)
+    rows = [row_of_window(windows[i]) for i in range(len(windows))]
+    counted = [row.weights_BT > 0 for row in rows]
+    inputs = np.concatenate([r.tokens_BT[c] for r, c in zip(rows, counted, strict=True)])
+    targets = np.concatenate([r.targets_BT[c] for r, c in zip(rows, counted, strict=True)])
+    assert all(c.any() for c in counted), "a row without a target"
+    assert targets.tolist() == stream[1:]
+    assert inputs.tolist() == stream[:-1]
+
+
+def test_segments_of_an_epoch_are_the_documents_of_the_text(tmp_path):
+    write_folder(tmp_path / "texts")
+    config = data_config(tmp_path / "texts", sequence_len=2000)
+    store = prepare_quietly(config, tmp_path / "cache")
+    row = make_row(config, store.tokenizer.separator)(Windows(store.train, 2000)[0])
+    said = store.manifest["splits"]["train"]
+    _, lengths = np.unique(row.segments_BT[row.weights_BT > 0], return_counts=True)
+    texts = [store.tokenizer.decode(row.tokens_BT[row.segments_BT == i + 1]) for i in range(6)]
+    assert len(lengths) == said["documents"]
+    assert sum(lengths) == said["tokens"] - 1
+    assert [len(text.encode()) + 1 for text in texts[: len(lengths)]] == lengths.tolist()
