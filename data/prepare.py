@@ -111,7 +111,7 @@ def _write(corpus: Corpus, config: DataConfig, folder: Path, say: Callable[[str]
             "kind": tokenizer.kind,
             "vocab_size": tokenizer.vocab_size,
             "separator": tokenizer.separator,
-            "sha256": tokenizer_digest(tokenizer.kind, tokenizer.content()),
+            "sha256": tokenizer_digest(tokenizer),
         },
         "splits": splits,
         "made_with": asdict(config),

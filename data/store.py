@@ -13,7 +13,7 @@ import numpy as np
 
 from configs.errors import IntegrityError
 from data.corpus import Split
-from data.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
+from data.tokenizer import Tokenizer, content_digest, load_tokenizer
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -126,7 +126,7 @@ def open_store(folder: Path) -> TokenStore:
 
 def _open_tokenizer(path: Path, said: dict[str, Any]) -> Tokenizer:
     content = path.read_bytes()
-    if tokenizer_digest(said["kind"], content) != said["sha256"]:
+    if content_digest(said["kind"], content) != said["sha256"]:
         raise ValueError(f"{path} is not the tokenizer it was made with")
     tokenizer = load_tokenizer(said["kind"], content)
     if (tokenizer.vocab_size, tokenizer.separator) != (said["vocab_size"], said["separator"]):

@@ -136,8 +136,13 @@ class SentencePieceTokenizer:
         return self._model
 
 
-def tokenizer_digest(kind: str, content: bytes) -> str:
-    """Returns the SHA-256 of what `load_tokenizer` takes."""
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Returns the SHA-256 of the kind and content of a tokenizer."""
+    return content_digest(tokenizer.kind, tokenizer.content())
+
+
+def content_digest(kind: str, content: bytes) -> str:
+    """Returns the digest of the tokenizer that `load_tokenizer` would make of these."""
     return hashlib.sha256(kind.encode() + b"\0" + content).hexdigest()
 
 
