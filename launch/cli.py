@@ -1,13 +1,13 @@
 """From the words a person typed to a command, and from how it ended to an exit code."""
 
-import difflib
 import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from configs.errors import SettingsError, TesseraError
+from configs.errors import SettingsError, Stopped, TesseraError
+from launch.arguments import did_you_mean
 
 COMMANDS = {
     "train": "train a preset, or go on with a run: ./tessera train quickstart",
@@ -45,6 +45,8 @@ def guarded(command: Callable[[], int], go_on: str | None = None) -> int:
         return command()
     except TesseraError as error:
         message, code = str(error), error.exit_code
+    except KeyboardInterrupt:
+        message, code = "stopped by Ctrl-C before there was anything to save", Stopped.exit_code
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             message, code = f"{str(error).splitlines()[0]}\n{_SMALLER}", OUT_OF_MEMORY
@@ -64,16 +66,12 @@ def _say(message: str) -> None:
         print(f"tessera: {message}", file=sys.stderr)
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """Returns a hint at the name that was probably meant, with all there are."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    guess = f"did you mean {close[0]}? " if close else ""
-    return f"{guess}There are: {', '.join(names)}"
-
-
 def _find(name: str) -> Callable[[Sequence[str]], int]:
     if name not in COMMANDS:
-        raise SettingsError(f"{name} is not a command; {nearest(name, list(COMMANDS))}")
+        raise SettingsError(
+            f"{name} is not a command{did_you_mean(name, list(COMMANDS))}; there are: "
+            f"{', '.join(COMMANDS)}"
+        )
     return import_module(f"launch.{name}").main
 
 

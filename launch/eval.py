@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from launch.arguments import parse_arguments
 from launch.devices import prepare_jax
 from launch.train import RUNS
 
@@ -27,7 +28,7 @@ class EvalArguments:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    parsed = tyro.cli(EvalArguments, args=arguments, prog="./tessera eval", use_underscores=True)
+    parsed = parse_arguments(EvalArguments, arguments, command="./tessera eval")
     prepare_jax()
 
     from launch.saved import open_run

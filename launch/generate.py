@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from launch.arguments import parse_arguments
 from launch.devices import prepare_jax
 from launch.train import RUNS
 
@@ -32,9 +33,7 @@ class GenerateArguments:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    parsed = tyro.cli(
-        GenerateArguments, args=arguments, prog="./tessera generate", use_underscores=True
-    )
+    parsed = parse_arguments(GenerateArguments, arguments, command="./tessera generate")
     prepare_jax()
 
     from launch.saved import open_run

@@ -1,5 +1,6 @@
 """Opens a run that was trained before, for the commands that use its model."""
 
+import dataclasses
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,9 @@ def open_run(run: Path, step: int | None, cache_dir: Path) -> SavedRun:
     store = prepare(config.data, cache_dir, lambda line: None)
     read_progress(folder.checkpoints, chosen).check_data(store.digest, config.data.path)
     mesh = make_mesh(MeshConfig())
+    batch_size = config.eval.batch_size or config.train.batch_size
+    even = -(-batch_size // mesh.size) * mesh.size  # what the devices here can cut evenly
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=even))
     tx = make_optimizer(config.optim)
     checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, read_only=True)
     state = checkpoints.restore(chosen, abstract_state(config.model, tx, mesh))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from launch.arguments import parse_arguments
 from train.checkpoint_files import checkpoint_steps
 from train.run_folder import RunFolder, read_metrics
 
@@ -24,9 +25,7 @@ class StatusArguments:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    parsed = tyro.cli(
-        StatusArguments, args=arguments, prog="./tessera status", use_underscores=True
-    )
+    parsed = parse_arguments(StatusArguments, arguments, command="./tessera status")
     status = read_status(RunFolder(parsed.run))
     if parsed.json:
         print(json.dumps(status))

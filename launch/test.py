@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from launch.arguments import parse_arguments
 from launch.devices import ROOT
 
 
@@ -24,8 +25,8 @@ class TestArguments:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    parsed = tyro.cli(TestArguments, args=arguments, prog="./tessera test", use_underscores=True)
-    tests = ["pytest", "-q", "-n", str(min(os.cpu_count() or 1, 8))]
+    parsed = parse_arguments(TestArguments, arguments, command="./tessera test")
+    tests = ["pytest", "-q", "-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile"]
     if not parsed.all:
         tests += ["-m", "not slow"]
     commands = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["basedpyright"]]

@@ -1,6 +1,7 @@
 """`./tessera train PRESET`: from the words that were typed to the loop."""
 
 import dataclasses
+import inspect
 import shlex
 import time
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from configs.counts import count
 from configs.errors import SettingsError, Stopped
 from configs.presets import PRESETS
 from configs.run import STDLIB, RunConfig
-from launch.cli import guarded, nearest
+from configs.settings import flatten
+from launch.arguments import did_you_mean, parse_arguments
+from launch.cli import guarded
 from launch.devices import describe_environment, prepare_jax
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from train.run_folder import RunFolder
 
 RUNS = Path("runs")
+_OWN_ARGUMENTS = ("run_dir", "allow_changes", "virtual_devices")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +71,10 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder(parsed.run_dir or default_run_dir(preset, parsed.config))
     folder.check_free()
     mesh = make_mesh(parsed.config.mesh)
+    check_fit(parsed.config, dict(mesh.shape))
     store = prepare(parsed.config.data, RUNS / ".data", logger.info)
     config = resolve(parsed.config, store)
-    check_fit(config, dict(mesh.shape))
+    check_fit(config, dict(mesh.shape))  # again, now that the vocabulary is known
     changed = (
         folder.check_settings(config, allow_changes=parsed.allow_changes) if folder.exists else {}
     )
@@ -108,14 +113,18 @@ def parse(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
         print(_usage())
         raise SystemExit(0 if arguments else SettingsError.exit_code)
     preset, *rest = arguments
-    require(preset in PRESETS, f"preset {preset} is not known; {nearest(preset, names)}")
-    parsed = tyro.cli(
+    require(
+        preset in PRESETS,
+        f"preset {preset} is not known{did_you_mean(preset, names)}; there are: {', '.join(names)}",
+    )
+    config = PRESETS[preset]()
+    parsed = parse_arguments(
         TrainArguments,
-        args=rest,
-        default=TrainArguments(config=PRESETS[preset]()),
-        prog=f"./tessera train {preset}",
-        description=PRESETS[preset].__doc__,
-        use_underscores=True,
+        rest,
+        command=f"./tessera train {preset}",
+        default=TrainArguments(config=config),
+        description=inspect.getdoc(PRESETS[preset]),
+        names=[f"--{name}" for name in (*flatten(config), *_OWN_ARGUMENTS)],
     )
     return preset, parsed
 
@@ -188,14 +197,19 @@ def _opening_words(folder: "RunFolder", config: RunConfig, mesh) -> str:
 
 def _closing_words(folder: "RunFolder", outcome: "Outcome", seconds: float) -> str:
     record, path = outcome.record, folder.path
-    sample = (folder.samples / f"step-{record['step']:06d}.txt").read_text()
-    shown = "\n".join("  | " + line for line in sample.splitlines()[:12])
+    words = ""
+    sample = folder.samples / f"step-{record['step']:06d}.txt"
+    if sample.exists():
+        lines = sample.read_text().splitlines()[:12]
+        words = "a sample of what it writes now:\n" + "".join(f"  | {line}\n" for line in lines)
+    if "eval/loss" in record:
+        words += (
+            f"validation: {record['eval/loss']:.4f} nats per token, "
+            f"{record['eval/bits_per_byte']:.3f} bits per byte, "
+            f"on all {record['eval/tokens']:,} tokens\n"
+        )
     return (
-        f"a sample of what it writes now:\n{shown}\n"
-        f"validation: {record['eval/loss']:.4f} nats per token, "
-        f"{record['eval/bits_per_byte']:.3f} bits per byte, "
-        f"on all {record['eval/tokens']:,} tokens\n"
-        f"all of it is in {path}: metrics.jsonl, events.jsonl, samples/, checkpoints/, logs/\n"
+        f"{words}all of it is in {path}: metrics.jsonl, events.jsonl, checkpoints/, samples/\n"
         "to look closer:\n"
         f"  ./tessera status {path}\n"
         f"  .venv/bin/tensorboard --logdir {RUNS}\n"

@@ -46,6 +46,8 @@ def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
 def check_fit(config: RunConfig, sizes: dict[str, int]) -> None:
     """Refuses settings whose batch or shapes the mesh cannot cut evenly.
 
+    The vocabulary is checked where it is known.
+
     Raises:
         SettingsError: names the field, both values and what would do.
     """
@@ -65,13 +67,14 @@ def check_fit(config: RunConfig, sizes: dict[str, int]) -> None:
         f"{sizes['data']} x mesh.fsdp={sizes['fsdp']}",
     )
     model = config.model
-    cuts = (
+    cuts = [
         ("num_heads", model.num_heads, "tensor"),
         ("num_kv_heads", model.num_kv_heads, "tensor"),
         ("mlp_dim", model.mlp_dim, "tensor"),
-        ("vocab_size (padded)", model.num_padded_tokens, "tensor"),
         ("embed_dim", model.embed_dim, "fsdp"),
-    )
+    ]
+    if model.vocab_size != "tokenizer":
+        cuts.append(("vocab_size (padded)", model.num_padded_tokens, "tensor"))
     for name, value, axis in cuts:
         fitting = [str(n) for n in range(1, min(value, jax.device_count()) + 1) if value % n == 0]
         require(

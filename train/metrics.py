@@ -30,7 +30,7 @@ class MetricsWriter:
     def __init__(self, path: Path, tensorboard: Path, *, first_step: int):
         close_torn_line(path)
         self._file = path.open("a")
-        self._events = EventFileWriter(str(tensorboard))
+        self._events = EventFileWriter(str(tensorboard), flush_secs=10)
         # Tells TensorBoard that a restarted run begins here: what it had beyond is superseded.
         start = SessionLog(status=SessionLog.START)
         self._events.add_event(Event(step=first_step + 1, session_log=start))
@@ -38,6 +38,7 @@ class MetricsWriter:
     def write(self, record: Record, time: float) -> None:
         """Appends one record; `time` is the wall clock of its step, in seconds."""
         self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
         values = [
             Summary.Value(tag=_tag(name), simple_value=value)
             for name, value in record.items()

@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -43,13 +44,13 @@ class Recorder:
         self._counts = count(config.model, config.data.sequence_len)
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = peak and peak * jax.device_count()
-        self._pending: tuple[int, Metrics] | None = None
+        self._pending: tuple[int, Metrics, float | None] | None = None
         self._num_skipped = 0
         self._paused_at: float | None = None
-        self._restart_clock()
+        self._restart_clock(time.perf_counter())
 
-    def _restart_clock(self) -> None:
-        self._since, self._steps = self._now(), 0
+    def _restart_clock(self, now: float) -> None:
+        self._since, self._steps = now, 0
         self._step_tokens, self._data_wait = 0, 0.0
 
     def _now(self) -> float:
@@ -57,14 +58,18 @@ class Recorder:
 
     def add(self, step: int, metrics: Metrics, data_wait_sec: float) -> None:
         """Takes the metrics of a step that was started and finishes the one before it."""
+        # A CPU may run a step inside the call that starts it: then it ended just now.
+        flag: Any = metrics.finite  # is_ready is missing from the type
+        ended_at = time.perf_counter() if flag.is_ready() else None
         self._finish_pending()
-        self._pending = (step, metrics)
+        self._pending = (step, metrics, ended_at)
         self._data_wait += data_wait_sec
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Waits for the last step; what is done inside does not count for the speeds."""
-        jax.block_until_ready(self._pending)
+        if self._pending is not None:
+            jax.block_until_ready(self._pending[1])
         self._paused_at = time.perf_counter()
         yield
         self._since += time.perf_counter() - self._paused_at
@@ -77,16 +82,17 @@ class Recorder:
     def _finish_pending(self, extra: Record | None = None) -> None:
         if self._pending is None:
             return
-        step, metrics = self._pending
+        step, metrics, ended_at = self._pending
         self._pending = None
         metrics = jax.device_get(metrics)
+        now = self._now() if ended_at is None else ended_at
         self.tokens += int(metrics.num_tokens)
         self._step_tokens += int(metrics.num_tokens)
         self._steps += 1
         self._display.show_step(step)
         self._watch(step, metrics)
         if extra is not None or self.is_logged(step):
-            self._write(step, metrics, extra or {})
+            self._write(step, metrics, extra or {}, now)
 
     def is_logged(self, step: int) -> bool:
         """Says whether a step has a line of its own in metrics.jsonl."""
@@ -111,8 +117,8 @@ class Recorder:
                 "checkpoint is from before: try a lower optim.peak_lr in a new run"
             )
 
-    def _write(self, step: int, metrics: Metrics, extra: Record) -> None:
-        seconds = self._now() - self._since
+    def _write(self, step: int, metrics: Metrics, extra: Record, now: float) -> None:
+        seconds = now - self._since
         speed = self._step_tokens / seconds
         loss = shortest(metrics.loss)
         stats = jax.local_devices()[0].memory_stats() or {}
@@ -133,4 +139,4 @@ class Recorder:
         }
         self._writer.write(record, time.time())
         self._display.show_record(record)
-        self._restart_clock()
+        self._restart_clock(now)

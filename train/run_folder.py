@@ -5,9 +5,10 @@ import datetime
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from configs.check import require
 from configs.errors import SettingsError
@@ -16,6 +17,9 @@ from configs.settings import classify, differences, flatten, unflatten
 
 Record = dict[str, Any]
 """One line of metrics.jsonl: a number or None by name, `step` among them."""
+
+_LOCK_SEC = 1.0
+"""A look at the lock (`holder`) takes it for a moment; a run keeps it."""
 
 
 class RunFolder:
@@ -47,7 +51,7 @@ class RunFolder:
         )
         try:
             return unflatten(json.loads(self._config.read_text()))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SettingsError(
                 f"{self._config} cannot be read as settings of this version of Tessera: {error}"
             ) from None
@@ -100,13 +104,11 @@ class RunFolder:
         """Holds the folder against other processes; raises SettingsError if another has it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with self._lock.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock_within(file, _LOCK_SEC):
                 raise SettingsError(
                     f"--run-dir {self.path} is in use by process {self.holder()}; wait for it, "
                     "stop it, or give another --run-dir"
-                ) from None
+                )
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -141,6 +143,20 @@ class RunFolder:
     def read_events(self) -> list[dict[str, Any]]:
         """Returns all events, oldest first."""
         return read_json_lines(self.events)
+
+
+def _lock_within(file: IO[str], seconds: float) -> bool:
+    """Locks a file for this process alone; False if another process keeps it for so long."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
 def _write_json(path: Path, content: Any) -> None:

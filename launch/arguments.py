@@ -1,0 +1,114 @@
+"""From words to a dataclass through tyro, and from tyro's complaints to one short message."""
+
+import contextlib
+import difflib
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import TypeVar, cast
+
+import tyro
+
+from configs.errors import SettingsError
+
+Arguments = TypeVar("Arguments")
+
+_PLAIN_WORDS = (
+    (r"^Error parsing config\.\w+: ", ""),
+    (
+        r"^Error parsing (\S+): invalid literal for int\(\) .*?: ('.*')",
+        r"\1 must be an integer, not \2",
+    ),
+    (r"^Error parsing (\S+): could not convert .*?: ('.*')", r"\1 must be a number, not \2"),
+    (
+        r"^Error parsing (\S+): no type matching (\S+) could be instantiated from \[(.*)\]",
+        r"\1 must be \2, not \3",
+    ),
+)
+
+
+def parse_arguments(
+    kind: type[Arguments],
+    arguments: Sequence[str],
+    *,
+    command: str,
+    default: Arguments | None = None,
+    description: str | None = None,
+    names: Sequence[str] | None = None,
+) -> Arguments:
+    """Returns the dataclass that the words ask for.
+
+    Args:
+        command: what was typed before them, such as "./tessera eval".
+        default: what is changed by them; None where the dataclass has all defaults.
+        description: heads the help; None takes the docstring of the dataclass.
+        names: the settings there are, to name the nearest to one that is not known; None takes
+            the fields of the dataclass.
+
+    Raises:
+        SettingsError: a field or value is wrong; the message names it and what would do.
+        SystemExit: the help was asked for and shown (0).
+    """
+    wants_help = "--help" in arguments or "-h" in arguments
+    said = io.StringIO()
+    try:
+        with contextlib.nullcontext() if wants_help else _wide_stderr(said):
+            parsed, unknown = tyro.cli(
+                kind,
+                args=arguments,
+                prog=command,
+                description=description,
+                default=default,
+                use_underscores=True,
+                return_unknown_args=True,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise SettingsError(
+            f"{_complaint(said.getvalue())}; all settings: {command} --help"
+        ) from None
+    if unknown:
+        if names is None:
+            names = [f"--{name}" for name in getattr(kind, "__dataclass_fields__", ())]
+        raise SettingsError(
+            f"{unknown[0]} is not a setting{did_you_mean(unknown[0], names)}; "
+            f"all settings: {command} --help"
+        )
+    return cast(Arguments, parsed)
+
+
+@contextlib.contextmanager
+def _wide_stderr(said: io.StringIO) -> Iterator[None]:
+    """Catches what tyro draws on stderr, in lines so long that no word is broken."""
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "2000"
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    finally:
+        if columns is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = columns
+
+
+def _complaint(drawn: str) -> str:
+    """Returns the sentence of a box that tyro drew, without its lists and help texts."""
+    lines = [re.sub(r"[─-╿]|-{9,}", " ", line).strip() for line in drawn.splitlines()]
+    text = "\n".join(lines[1:]).strip("\n")  # the first line is the title of the box
+    sentence = text.split("\n\n")[0].replace("\n", " ")
+    for pattern, plain in _PLAIN_WORDS:
+        sentence = re.sub(pattern, plain, sentence)
+    return sentence.rstrip(".")
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """Returns " (did you mean NAME?)" for the nearest of the names, or nothing if none is near."""
+    by_field = {full.split(".")[-1].lstrip("-"): full for full in reversed(names)}
+    fields = difflib.get_close_matches(name.split(".")[-1].lstrip("-"), by_field, n=1)
+    close = [by_field[field] for field in fields]
+    if "." in name or not close:  # with its group the whole name is the better guide
+        close = difflib.get_close_matches(name, names, n=1) or close
+    return f" (did you mean {close[0]}?)" if close else ""

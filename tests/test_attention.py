@@ -1,0 +1,168 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_model import quick_jit, random_params, small_batch, small_model
+
+from model.attention import Mask, attend
+from model.norm import LayerNorm, RMSNorm, make_norm
+from model.rotary import rotate
+from train.state import shape_of
+
+B, T, N, H = 3, 10, 4, 8
+SEGMENTS_BT = np.array([[1] * 4 + [2] * 6, [1] * 10, [1] * 3 + [2] * 3 + [0] * 4], np.int32)
+
+
+def random_qkv(rng, *, num_kv_heads=2):
+    q_BTNH = rng.standard_normal((B, T, N, H), np.float32)
+    k_BSKH, v_BSKH = rng.standard_normal((2, B, T, num_kv_heads, H), np.float32)
+    return q_BTNH, k_BSKH, v_BSKH
+
+
+def reference(q_BTNH, k_BSKH, v_BSKH, *, causal, segments_BT):
+    """One query, one head at a time, over the keys that it may see."""
+    y_BTNH = np.zeros(q_BTNH.shape)
+    queries_per_key = N // k_BSKH.shape[2]
+    for b, t, n in np.ndindex(B, T, N):
+        seen = [s for s in range(T) if segments_BT[b, s] == segments_BT[b, t]]
+        seen = [s for s in seen if s <= t or not causal]
+        k = n // queries_per_key
+        weight_S = np.exp(k_BSKH[b, seen, k].astype(np.float64) @ q_BTNH[b, t, n] / np.sqrt(H))
+        y_BTNH[b, t, n] = weight_S / weight_S.sum() @ v_BSKH[b, seen, k]
+    return y_BTNH
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["causal", "full"])
+@pytest.mark.parametrize("segmented", [False, True])
+def test_attend_is_the_formula_over_the_keys_that_a_query_sees(rng, num_kv_heads, kind, segmented):
+    qkv = random_qkv(rng, num_kv_heads=num_kv_heads)
+    mask = Mask(kind=kind, segments_BT=jnp.asarray(SEGMENTS_BT) if segmented else None)
+    segments_BT = SEGMENTS_BT if segmented else np.ones((B, T))
+    expected = reference(*qkv, causal=kind == "causal", segments_BT=segments_BT)
+    gathered = quick_jit(lambda *qkv: attend(*qkv, mask))(*qkv)
+    # float32 sums of at most ten terms of size one: a few units in the last place.
+    np.testing.assert_allclose(gathered, expected, rtol=0, atol=2e-6)
+
+
+def test_a_token_never_sees_the_future(rng):
+    q, k, v = random_qkv(rng)
+    mask = Mask(kind="causal")
+    past = attend(q, k, v, mask)[:, :6]
+    k[:, 6:], v[:, 6:] = rng.standard_normal((2, B, T - 6, 2, H), np.float32)
+    np.testing.assert_array_equal(attend(q, k, v, mask)[:, :6], past)
+
+
+def gradients_of(queries, qkv, mask, rng):
+    """Returns d/dq, d/dk, d/dv of a random combination of what the queries (a slice) gather."""
+    weights = rng.standard_normal(qkv[0].shape, np.float32)
+
+    def gathered(q, k, v):
+        return jnp.sum((attend(q, k, v, mask) * weights)[queries])
+
+    return quick_jit(jax.grad(gathered, argnums=(0, 1, 2)))(*qkv)
+
+
+def test_no_gradient_flows_from_the_past_to_the_future(rng):
+    past, future = np.s_[:, :6], np.s_[:, 6:]
+    for gradient in gradients_of(past, random_qkv(rng), Mask(kind="causal"), rng):
+        assert not np.any(gradient[future])
+        assert np.any(gradient[past])
+
+
+@pytest.mark.parametrize("kind", ["causal", "full"])
+def test_no_gradient_flows_between_documents(rng, kind):
+    mask = Mask(kind=kind, segments_BT=jnp.asarray(SEGMENTS_BT))
+    first, second = np.s_[0, :4], np.s_[0, 4:]
+    for mine, other in ((first, second), (second, first)):
+        for gradient in gradients_of(mine, random_qkv(rng), mask, rng):
+            assert not np.any(gradient[other])
+            assert np.any(gradient[mine])
+
+
+def test_full_attention_sees_every_key(rng):
+    _, _, d_value = gradients_of(np.s_[:, :1], random_qkv(rng), Mask(kind="full"), rng)
+    assert np.all(np.any(d_value != 0, axis=(2, 3)))
+
+
+def test_the_softmax_of_bfloat16_is_float32():
+    # Scores 256 and 257: one number in bfloat16 (a half each), a factor of e apart in float32.
+    q_BTNH = jnp.zeros((1, 2, 1, 4), jnp.bfloat16).at[..., :2].set(1)
+    k_BSKH = jnp.zeros((1, 2, 1, 4), jnp.bfloat16).at[..., 0].set(512).at[0, 1, 0, 1].set(2)
+    v_BSKH = jnp.zeros((1, 2, 1, 4), jnp.bfloat16).at[0, 1].set(1)
+    y_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, Mask(kind="causal"))
+    assert y_BTNH.dtype == jnp.bfloat16
+    expected = np.e / (1 + np.e)
+    # The probability itself is rounded to the 8 bits of bfloat16.
+    np.testing.assert_allclose(y_BTNH[0, 1].astype(jnp.float32), expected, rtol=2**-8)
+
+
+def test_rotate_multiplies_complex_numbers(rng):
+    x_BTNH = rng.standard_normal((B, T, N, H), np.float32)
+    positions_BT = rng.integers(0, 50, (B, T))
+    z = x_BTNH[..., : H // 2] + 1j * x_BTNH[..., H // 2 :]
+    turn_J = 100.0 ** (-2 * np.arange(H // 2) / H)
+    z = z * np.exp(1j * positions_BT[:, :, None, None] * turn_J)
+    expected = np.concatenate([z.real, z.imag], axis=-1)
+    # An angle of 50 is known to 4e-6 in float32, and so is its sine.
+    np.testing.assert_allclose(rotate(x_BTNH, positions_BT, 100.0), expected, rtol=0, atol=2e-5)
+
+
+def test_rotated_products_depend_on_the_distance_only(rng):
+    q, k = rng.standard_normal((2, 1, 1, 1, H), np.float32)
+
+    def product(q_position, k_position):
+        turned_q = rotate(q, jnp.full((1, 1), q_position), 100.0)
+        turned_k = rotate(k, jnp.full((1, 1), k_position), 100.0)
+        return float(jnp.sum(turned_q * turned_k))
+
+    assert abs(product(7, 3) - product(7, 2)) > 0.01
+    for shift in (1, 20, 60):
+        # As above: the angles carry an error that grows with the position, 4e-6 at 60.
+        assert product(7 + shift, 3 + shift) == pytest.approx(product(7, 3), abs=5e-5)
+
+
+def test_rms_norm_divides_by_the_root_of_the_mean_square(rng):
+    x, scale = rng.standard_normal((2, 3, 16), np.float32), rng.standard_normal(16, np.float32)
+    norm = RMSNorm(16, epsilon=0.1)
+    norm.scale[...] = jnp.asarray(scale)
+    expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 0.1) * scale
+    np.testing.assert_allclose(norm(x), expected, rtol=2e-6)  # float32 sums of 16 terms
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_layer_norm_takes_the_mean_and_divides_by_the_deviation(rng, with_bias):
+    x = 5 + rng.standard_normal((2, 3, 16), np.float32)
+    scale, bias = rng.standard_normal((2, 16), np.float32)
+    norm = LayerNorm(16, epsilon=0.1, bias=with_bias)
+    norm.scale[...] = jnp.asarray(scale)
+    if norm.bias is not None:
+        norm.bias[...] = jnp.asarray(bias)
+    variance = x.astype(np.float64).var(-1, keepdims=True)
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(variance + 0.1) * scale
+    # float32 of numbers up to 8: taking their mean away leaves an error of 1e-6 each.
+    np.testing.assert_allclose(norm(x), expected + bias * with_bias, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_norms_of_bfloat16_are_rounded_at_the_end_only(rng, kind):
+    norm = make_norm(small_model(norm=kind))
+    x = jnp.asarray(5 + rng.standard_normal((2, 3, 16)), jnp.bfloat16)
+    y = norm(x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, norm(x.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
+def test_with_qk_norm_the_size_of_queries_and_keys_does_not_matter(rng):
+    config = small_model(qk_norm=True)
+    shape, params, batch = shape_of(config), random_params(config), small_batch(rng, 2)
+
+    @quick_jit
+    def hidden(params):
+        return shape.merge(params)(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+
+    before = hidden(params)
+    params["layers"]["attention"]["query"] *= 10
+    params["layers"]["attention"]["key"] *= 10
+    # Ten times as large, the same but for rounding and the epsilon of 1e-6 in the norm.
+    np.testing.assert_allclose(hidden(params), before, rtol=0, atol=1e-4)
