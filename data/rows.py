@@ -46,7 +46,7 @@ def causal_row(window: np.ndarray, sequence_len: int, separator: int) -> Batch:
     """
     num_padding = sequence_len + 1 - len(window)
     num_targets = sequence_len - num_padding
-    padded = np.pad(window, (0, num_padding))
+    padded = np.concatenate((window, np.zeros(num_padding, window.dtype)))
     tokens_T, targets_T = padded[:-1], padded[1:]
     weights_T = (np.arange(sequence_len) < num_targets).astype(np.float32)
     begins_T = tokens_T == separator

@@ -40,7 +40,7 @@ def test_attend_is_the_formula_over_the_keys_that_a_query_sees(rng, num_kv_heads
     mask = Mask(kind=kind, segments_BT=jnp.asarray(SEGMENTS_BT) if segmented else None)
     segments_BT = SEGMENTS_BT if segmented else np.ones((B, T))
     expected = reference(*qkv, causal=kind == "causal", segments_BT=segments_BT)
-    gathered = quick_jit(lambda *qkv: attend(*qkv, mask))(*qkv)
+    gathered = quick_jit(lambda q, k, v: attend(q, k, v, mask))(*qkv)
     # float32 sums of at most ten terms of size one: a few units in the last place.
     np.testing.assert_allclose(gathered, expected, rtol=0, atol=2e-6)
 

@@ -1,5 +1,6 @@
 """Learning rate as a function of the step."""
 
+import jax.numpy as jnp
 import optax
 
 from configs.run import OptimConfig
@@ -38,4 +39,4 @@ def make_schedule(config: OptimConfig, num_steps: int) -> optax.Schedule:
 
 
 def _inverse_sqrt(peak: float, warmup: int) -> optax.Schedule:
-    return lambda step: peak * (warmup / (warmup + step)) ** 0.5
+    return lambda step: peak * (warmup / jnp.maximum(warmup + step, 1)) ** 0.5
