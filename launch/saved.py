@@ -10,7 +10,7 @@ import jax
 from configs.check import require
 from configs.run import MeshConfig, RunConfig
 from data.prepare import prepare
-from data.store import TokenStore
+from data.store import MANIFEST, TokenStore, open_store
 from sharding.mesh import make_mesh
 from train.checkpoint import Checkpoints
 from train.checkpoint_files import checkpoint_steps, read_progress
@@ -50,8 +50,13 @@ def open_run(run: Path, step: int | None, cache_dir: Path) -> SavedRun:
         chosen in steps,
         f"--step={chosen} must be a checkpoint of {run}: {', '.join(map(str, steps))}",
     )
-    store = prepare(config.data, cache_dir, lambda line: None)
-    read_progress(folder.checkpoints, chosen).check_data(store.digest, config.data.path)
+    progress = read_progress(folder.checkpoints, chosen)
+    prepared = Path(progress.data_dir or "")
+    if (prepared / MANIFEST).is_file():
+        store = open_store(prepared)
+    else:
+        store = prepare(config.data, cache_dir, lambda line: None)
+    progress.check_data(store.digest, config.data.path)
     mesh = make_mesh(MeshConfig())
     batch_size = config.eval.batch_size or config.train.batch_size
     even = -(-batch_size // mesh.size) * mesh.size  # what the devices here can cut evenly

@@ -228,3 +228,13 @@ def results(run: RunFolder) -> dict[str, bytes]:
     """Returns the files that only training changes."""
     passing = ("events.jsonl", "logs/", ".lock")
     return {k: v for k, v in content_of(run.path).items() if not k.startswith(passing)}
+
+
+def test_a_run_is_used_though_its_text_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path)
+    assert call("train", *tiny_run("--train.num_steps", "2"))[0] == 0
+    (tmp_path / "text.txt").unlink()
+    code, output = call("eval", "runs/quickstart-text", "--json")
+    assert code == 0, output
+    assert json.loads(output.splitlines()[-1])["step"] == 2

@@ -32,7 +32,7 @@ class Between:
         recorder: Recorder,
         writer: MetricsWriter,
     ):
-        self._config, self._folder, self._start = config, folder, start
+        self._config, self._folder, self._store, self._start = config, folder, store, start
         self._checkpoints, self._recorder, self._writer = checkpoints, recorder, writer
         self._evaluate = Evaluator(config, store, mesh)
         self._sample = Sampler(config, store.tokenizer)
@@ -68,7 +68,8 @@ class Between:
         progress = Progress(
             step=step,
             tokens=self._recorder.tokens,
-            data_sha256=self._start.data_sha256,
+            data_sha256=self._store.digest,
+            data_dir=str(self._store.folder.absolute()),
             passed_over=self._start.passed_over,
             eval_loss=eval_loss,
         )

@@ -30,6 +30,8 @@ class Progress:
     """Targets that counted in all steps so far."""
     data_sha256: str
     """Digest of the prepared data, which decides what the next batch is."""
+    data_dir: str | None = None
+    """Where the prepared data was, so that it is found though the text has moved or changed."""
     passed_over: tuple[int, ...] = ()
     """Batches that are left out of the sequence."""
     eval_loss: float | None = None
