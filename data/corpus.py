@@ -13,6 +13,7 @@ from typing import Literal
 from configs.check import require
 from configs.errors import SettingsError
 from configs.run import STDLIB, DataConfig
+from data.files import digest_file
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -44,9 +45,7 @@ class Corpus:
         """Returns the SHA-256 of the names and bytes of all files."""
         total = hashlib.sha256()
         for path in self.files:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            total.update(f"{self.name_of(path)}\0{content}\n".encode())
+            total.update(f"{self.name_of(path)}\0{digest_file(path)}\n".encode())
         return total.hexdigest()
 
     def name_of(self, path: Path) -> str:

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from configs.check import require
 from configs.run import DataConfig
 from data.corpus import SPLITS, Corpus, Document, Split, open_corpus
+from data.files import digest_file, write_json
 from data.store import BLOCK_LEN, FORMAT_VERSION, MANIFEST, TokenStore, open_store, token_dtype
 from data.tokenizer import Tokenizer, make_tokenizer, tokenizer_digest
 
@@ -41,8 +41,8 @@ def prepare(config: DataConfig, cache_dir: Path, say: Callable[[str], None]) -> 
         SettingsError: the text cannot be used, or the tokenizer does not suit it.
         IntegrityError: a prepared folder is not as its manifest says.
     """
-    given = Path(config.path or "").expanduser()
-    if config.path is not None and (given / MANIFEST).is_file():
+    given = config.path and Path(config.path).expanduser()
+    if given and (given / MANIFEST).is_file():
         return open_store(given)
     corpus = open_corpus(config)
     folder = cache_dir / _digest(corpus, config)
@@ -58,7 +58,7 @@ def prepare(config: DataConfig, cache_dir: Path, say: Callable[[str], None]) -> 
 def _digest(corpus: Corpus, config: DataConfig) -> str:
     tokenizer = config.tokenizer
     if tokenizer.endswith(".model") and Path(tokenizer).is_file():
-        tokenizer = hashlib.sha256(Path(tokenizer).read_bytes()).hexdigest()
+        tokenizer = digest_file(Path(tokenizer))
     settings = {
         "format_version": FORMAT_VERSION,
         "text": corpus.digest(),
@@ -116,9 +116,7 @@ def _write(corpus: Corpus, config: DataConfig, folder: Path, say: Callable[[str]
         "splits": splits,
         "made_with": asdict(config),
     }
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(temporary, folder / MANIFEST)
+    write_json(folder / MANIFEST, manifest)
 
 
 def _teaches(config: DataConfig, document: Document) -> bool:
@@ -191,6 +189,4 @@ class _StreamWriter:
         self.writer.close()
         self.writer = None
         path = self.folder / self.shards[-1]["file"]
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self.shards[-1] |= {"bytes": path.stat().st_size, "sha256": digest}
+        self.shards[-1] |= {"bytes": path.stat().st_size, "sha256": digest_file(path)}

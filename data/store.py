@@ -13,6 +13,7 @@ import numpy as np
 
 from configs.errors import IntegrityError
 from data.corpus import Split
+from data.files import digest_file
 from data.tokenizer import Tokenizer, content_digest, load_tokenizer
 
 FORMAT_VERSION = 1
@@ -135,7 +136,6 @@ def _open_tokenizer(path: Path, said: dict[str, Any]) -> Tokenizer:
 
 
 def _verify(path: Path, sha256: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = digest_file(path)
     if found != sha256:
         raise ValueError(f"{path} has sha256 {found[:12]}, the manifest says {sha256[:12]}")

@@ -57,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from data.prepare import prepare
     from sharding.mesh import check_fit, make_mesh
+    from train.checkpoint_files import checkpoint_steps, read_progress
     from train.log import log_to_console, log_to_file, logger
     from train.loop import train
     from train.run_folder import RunFolder
@@ -78,6 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     changed = (
         folder.check_settings(config, allow_changes=parsed.allow_changes) if folder.exists else {}
     )
+    for step in checkpoint_steps(folder.checkpoints)[-1:]:
+        read_progress(folder.checkpoints, step).check_continues(config, store.digest)
 
     with folder.held():
         environment = describe_environment()

@@ -239,3 +239,10 @@ def test_a_config_that_cannot_be_read_is_refused(content: str, folder: Path):
     (folder / "run" / "config.json").write_text(content)
     assert_refused(["status", "run"], "run/config.json", "cannot be read")
     refuse_train("--run-dir run", "run/config.json", "cannot be read")
+
+
+def test_a_run_with_another_text_is_refused_and_stays_as_it_was(tmp_path: Path):
+    arguments = ["train", *tiny_run("--train.num_steps", "2", "--run-dir", "run")]
+    assert call(*arguments)[0] == 0
+    (Path("text.txt")).write_text("another text " * 100)
+    assert_refused(arguments, "data.path=", "another text", "--run-dir")

@@ -4,9 +4,7 @@
 with its digest. A folder without a manifest was not finished: it is ignored, then removed.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +12,8 @@ from pathlib import Path
 
 from configs.check import require
 from configs.errors import IntegrityError
-from configs.run import CheckpointConfig
+from configs.run import CheckpointConfig, RunConfig
+from data.files import digest_file, write_json
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
@@ -44,6 +43,15 @@ class Progress:
             f"data.path={path} is another text than the run was trained on (digest "
             f"{data_sha256[:12]}, the run has {self.data_sha256[:12]}); give the same text, or "
             "another --run-dir",
+        )
+
+    def check_continues(self, config: RunConfig, data_sha256: str) -> None:
+        """Raises SettingsError unless a run of these settings and data can go on from here."""
+        self.check_data(data_sha256, config.data.path)
+        require(
+            self.step <= config.train.num_steps,
+            f"train.num_steps={config.train.num_steps} must be at least {self.step}, the step that "
+            "the run has reached",
         )
 
 
@@ -94,7 +102,7 @@ def verify(folder: Path, step: int) -> None:
     checkpoint = folder / str(step)
     for name, said in _read_manifest(folder, step)[1].items():
         path = checkpoint / name
-        found = _digest(path) if path.is_file() else None
+        found = digest_file(path) if path.is_file() else None
         if found != said:
             raise IntegrityError(
                 f"{path} is {'changed' if found else 'missing'}: its manifest says sha256 "
@@ -127,19 +135,9 @@ def _remove(folder: Path) -> None:
 def write_manifest(folder: Path, progress: Progress) -> None:
     """Makes checkpoints/N count: writes the digest of each of its files, whole or not at all."""
     files = {
-        path.relative_to(folder).as_posix(): _digest(path)
+        path.relative_to(folder).as_posix(): digest_file(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
     content = {"format_version": FORMAT_VERSION, "progress": asdict(progress), "sha256": files}
-    temporary = folder / f"{_MANIFEST}.tmp"
-    with temporary.open("w") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / _MANIFEST)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    write_json(folder / _MANIFEST, content)

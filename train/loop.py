@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 from rich.console import Console
 
-from configs.check import require
 from configs.errors import Stopped
 from configs.run import RunConfig
 from data.batches import train_batches
@@ -46,7 +45,8 @@ def train(
 ) -> Outcome:
     """Trains to train.num_steps, going on from the newest checkpoint in the folder.
 
-    The caller holds the folder and has set the mesh (jax.set_mesh).
+    The caller holds the folder, has set the mesh (jax.set_mesh), and has checked that the newest
+    checkpoint continues with these settings and this data.
 
     Raises:
         Stopped: a signal came; the state was saved.
@@ -136,12 +136,6 @@ def _restore_or_init(
             step=0, tokens=0, data_sha256=store.digest
         )
     progress = read_progress(folder.checkpoints, steps[-1])
-    progress.check_data(store.digest, config.data.path)
-    require(
-        progress.step <= config.train.num_steps,
-        f"train.num_steps={config.train.num_steps} must be at least {progress.step}, the step that "
-        "the run has reached",
-    )
     state = checkpoints.restore(progress.step, abstract_state(config.model, tx, mesh))
     logger.info(f"resuming at step {progress.step} of {config.train.num_steps}")
     folder.add_event("resumed", step=progress.step)

@@ -61,7 +61,7 @@ class Recorder:
         # A CPU may run a step inside the call that starts it: then it ended just now.
         flag: Any = metrics.finite  # is_ready is missing from the type
         ended_at = time.perf_counter() if flag.is_ready() else None
-        self._finish_pending()
+        self.finish()
         self._pending = (step, metrics, ended_at)
         self._data_wait += data_wait_sec
 
@@ -77,9 +77,6 @@ class Recorder:
 
     def finish(self, extra: Record | None = None) -> None:
         """Finishes the last step that was added; `extra` (an evaluation) joins its record."""
-        self._finish_pending(extra)
-
-    def _finish_pending(self, extra: Record | None = None) -> None:
         if self._pending is None:
             return
         step, metrics, ended_at = self._pending

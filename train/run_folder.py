@@ -14,6 +14,7 @@ from configs.check import require
 from configs.errors import SettingsError
 from configs.run import RunConfig
 from configs.settings import classify, differences, flatten, unflatten
+from data.files import write_json
 
 Record = dict[str, Any]
 """One line of metrics.jsonl: a number or None by name, `step` among them."""
@@ -127,9 +128,9 @@ class RunFolder:
 
     def begin(self, config: RunConfig, environment: dict[str, Any]) -> None:
         """Writes the settings (whole or not at all) and, at the first start, the environment."""
-        _write_json(self._config, flatten(config))
+        write_json(self._config, flatten(config))
         if not self._environment.exists():
-            _write_json(self._environment, environment)
+            write_json(self._environment, environment)
         for folder in (self.checkpoints, self.samples, self.tensorboard, self.logs):
             folder.mkdir(exist_ok=True)
 
@@ -157,15 +158,6 @@ def _lock_within(file: IO[str], seconds: float) -> bool:
             time.sleep(0.02)
         else:
             return True
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def close_torn_line(path: Path) -> None:
