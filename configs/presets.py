@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
+from configs.data import STDLIB, DataConfig
 from configs.model import ModelConfig
 from configs.run import (
-    STDLIB,
     CheckpointConfig,
-    DataConfig,
     EvalConfig,
     OptimConfig,
     RunConfig,

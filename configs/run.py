@@ -5,52 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from configs.check import require, require_at_least, require_fraction
+from configs.data import DataConfig
 from configs.model import ModelConfig
-
-STDLIB = "stdlib"
-"""The value of data.path that means the text which comes with every Python."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What is read, and how it becomes rows of tokens."""
-
-    path: str | None = None
-    """A .txt, a .jsonl, a folder of them, a prepared folder, or "stdlib": Python's own text."""
-    sequence_len: int
-    """Tokens in a row [T]."""
-    tokenizer: str = "sentencepiece"
-    """sentencepiece (trained on the text), bytes, characters, or the path of a .model file."""
-    vocab_size: int = 2048
-    """Pieces of a SentencePiece tokenizer that is trained here."""
-    text_field: str = "text"
-    """The field of a .jsonl line that holds the text."""
-    validation_fraction: float = 0.1
-    """The last part of one's own text, by characters, that validates and is never trained on."""
-    invalid_utf8: Literal["refuse", "replace"] = "refuse"
-    """What to do with text that is not UTF-8: stop, or put U+FFFD in its place."""
-    objective: Literal["causal"] = "causal"
-    """What the model is asked to predict: causal is the next token."""
-    num_read_threads: int = 2
-    """Threads that read rows ahead of the step."""
-    num_prefetch_batches: int = 8
-    """Batches that are kept ready on the host."""
-
-    def __post_init__(self) -> None:
-        require_at_least("data.sequence_len", self.sequence_len, 1)
-        require_at_least("data.vocab_size", self.vocab_size, 2)
-        require_at_least("data.num_read_threads", self.num_read_threads, 1)
-        require_at_least("data.num_prefetch_batches", self.num_prefetch_batches, 1)
-        require(
-            0 < self.validation_fraction < 1,
-            f"data.validation_fraction={self.validation_fraction} must be above 0 and below 1",
-        )
-        require(
-            self.tokenizer in ("sentencepiece", "bytes", "characters")
-            or self.tokenizer.endswith(".model"),
-            f"data.tokenizer={self.tokenizer} must be sentencepiece, bytes, characters, or the "
-            "path of a SentencePiece .model file",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

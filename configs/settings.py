@@ -15,7 +15,20 @@ _SAFE = (
     "guard.",
     "mesh.",
     "train.log_every_steps",
-    "data.path",  # the manifest decides whether the text is the same
+    "data.path",  # the manifest decides whether the text is the same, and how it was made
+    "data.mixture",
+    "data.validation",
+    "data.text_field",
+    "data.invalid_utf8",
+    "data.bad_records",
+    "data.clean",
+    "data.min_characters",
+    "data.max_characters",
+    "data.languages",
+    "data.duplicate_similarity",
+    "data.decontaminate_from",
+    "data.decontaminate_ngram_len",
+    "data.verify",
     "data.num_read_threads",
     "data.num_prefetch_batches",
 )
@@ -37,6 +50,9 @@ _INCOMPATIBLE = (
     "optim.optimizer",
     "data.tokenizer",
     "data.vocab_size",
+    "data.sentencepiece_model",
+    "data.separator_token",
+    "data.special_tokens",
     "data.validation_fraction",
 )
 

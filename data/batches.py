@@ -4,16 +4,30 @@ It does not depend on how many processes read it, on what was read before, or on
 asks for the rows that its devices hold, and gets just those, in global order.
 """
 
+import dataclasses
+import hashlib
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import grain
 import numpy as np
 
-from configs.run import DataConfig
+from configs.data import DataConfig
 from data.batch import Batch
-from data.rows import Windows, make_row, padding_row
-from data.store import TokenStore
+from data.mixture import ENDLESS, Data, make_schedule
+from data.rows import Rows, make_batch
+from data.store import TokenStream
+
+
+class Address(NamedTuple):
+    """Where a row of a batch comes from."""
+
+    source: int
+    """Index in the mixture."""
+    epoch: int
+    """How often the source was gone through before, from 0."""
+    row: int
+    """Row of an epoch of the source, which the packing numbers."""
 
 
 def data_step(step: int, passed_over: Iterable[int]) -> int:
@@ -25,8 +39,47 @@ def data_step(step: int, passed_over: Iterable[int]) -> int:
     return step
 
 
+class TrainRows:
+    """The endless sequence of training rows, of which a batch is the next train.batch_size.
+
+    The rows of an epoch of a source are shuffled, each epoch in another order, and its epochs
+    follow one another without a gap. Sources take turns by data.weights. The order is an
+    interface: `tests/test_batches.py` holds it to a golden.
+    """
+
+    def __init__(self, data: Data, config: DataConfig, *, batch_size: int, seed: int):
+        self.rows = [Rows(source.store.train, config) for source in data.sources]
+        num_rows = [len(rows) for rows in self.rows]
+        self.schedule = make_schedule(config, num_rows, batch_size)
+        orders = [
+            grain.MapDataset.range(num).seed(_seed_of(seed, source)).shuffle().repeat()
+            for source, num in enumerate(num_rows)
+        ]
+        rows = [order.map(rows.read) for order, rows in zip(orders, self.rows, strict=True)]
+        self._orders = cast(list[Sequence[int]], orders)
+        self._sequence = (
+            grain.MapDataset.select_from_datasets(rows, self.schedule) if len(rows) > 1 else rows[0]
+        )
+
+    def read(self, place: int) -> list[np.ndarray]:
+        """Returns the tokens of each span of the row at a place in the sequence."""
+        return cast(list[np.ndarray], self._sequence[place])
+
+    def address(self, place: int) -> Address:
+        """Returns where that row comes from."""
+        source, nth = self.schedule[place]
+        return Address(source, nth // len(self.rows[source]), int(self._orders[source][nth]))
+
+
+def _seed_of(seed: int, source: int) -> int:
+    """Returns the seed of a source's order; the first has that of the run."""
+    if source == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, source]).generate_state(1)[0])
+
+
 def train_batches(
-    store: TokenStore,
+    data: Data,
     config: DataConfig,
     *,
     batch_size: int,
@@ -36,45 +89,49 @@ def train_batches(
 ) -> grain.MapDataset[Batch]:
     """Returns a dataset whose item N is the batch of step N, without end; any item costs the same.
 
-    The rows of an epoch are shuffled, each epoch in another order, and epochs follow one another
-    without a gap. The order is an interface: `tests/test_batches.py` holds it to a golden.
-
     Args:
         rows: which rows of the global batch to read, in this order; None reads all.
         passed_over: batches that are left out of the sequence.
     """
     wanted = range(batch_size) if rows is None else rows
-    row_of = make_row(config, store.tokenizer.separator)
-    windows = grain.MapDataset.source(Windows(store.train, config.sequence_len))
-    epochs = cast(Sequence[np.ndarray], windows.seed(seed).shuffle().repeat())
+    sequence = TrainRows(data, config, batch_size=batch_size, seed=seed)
+    separator = data.tokenizer.separator
 
     def read(step: int) -> Batch:
         first = data_step(step, passed_over) * batch_size
-        return stack([row_of(epochs[first + row]) for row in wanted])
+        return make_batch([sequence.read(first + row) for row in wanted], config, separator)
 
-    return grain.MapDataset.range(2**62 // batch_size).map(read)
+    return grain.MapDataset.range(ENDLESS // batch_size).map(read)
+
+
+def batch_digest(batch: Batch[np.ndarray]) -> str:
+    """Returns the SHA-256 of all arrays of a batch, names, shapes and dtypes included."""
+    total = hashlib.sha256()
+    for name, array in zip(batch._fields, batch, strict=True):
+        total.update(f"{name} {array.shape} {array.dtype.str}\0".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
 
 
 def validation_batches(
-    store: TokenStore,
+    stream: TokenStream,
     config: DataConfig,
     *,
     batch_size: int,
+    separator: int,
     rows: Sequence[int] | None = None,
 ) -> grain.MapDataset[Batch]:
-    """Returns the validation split once, in order, its last batch filled with padding rows."""
+    """Returns a split once, in order, its last batch filled with padding rows.
+
+    Its rows are disjoint windows, whatever the packing of the training rows.
+    """
     wanted = range(batch_size) if rows is None else rows
-    row_of = make_row(config, store.tokenizer.separator)
-    windows = Windows(store.validation, config.sequence_len)
+    windows = Rows(stream, dataclasses.replace(config, packing="concat"))
 
     def read(step: int) -> Batch:
         numbers = [step * batch_size + row for row in wanted]
-        padding = padding_row(config.sequence_len)
-        return stack([row_of(windows[n]) if n < len(windows) else padding for n in numbers])
+        return make_batch(
+            [windows.read(n) if n < len(windows) else [] for n in numbers], config, separator
+        )
 
     return grain.MapDataset.range(-(-len(windows) // batch_size)).map(read)
-
-
-def stack(rows: Sequence[Batch]) -> Batch:
-    """Returns one batch [B, T] of rows [T]."""
-    return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))

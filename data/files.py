@@ -1,10 +1,20 @@
-"""Files that are there whole or not at all, and their digests."""
+"""Files that are there whole or not at all, their digests, and a disk that is full."""
 
+import contextlib
+import errno
+import fcntl
 import hashlib
+import io
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from configs.errors import SettingsError
 
 
 def digest_file(path: Path) -> str:
@@ -13,11 +23,78 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_entry(path: Path) -> dict[str, Any]:
+    """Returns what a manifest says of a file."""
+    return {"file": path.name, "sha256": digest_file(path), "size": path.stat().st_size}
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to, which becomes `path` at the end, or nothing does.
+
+    A reader, or a restart after a kill, sees all of the file or none. What a killed process left
+    behind is named PATH.tmp-PID.
+
+    Raises:
+        SettingsError: the disk is full.
+    """
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with no_space_is_told(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file so that a reader, or a restart after a kill, sees all of it or none."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Writes a JSON file, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Writes an array as .npy, whole or not at all."""
+    content = io.BytesIO()
+    np.save(content, array)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.getbuffer())  # numpy's own writing hides that a disk is full
+
+
+@contextlib.contextmanager
+def no_space_is_told(path: Path) -> Iterator[None]:
+    """Turns the errors of a full disk into a SettingsError that names the file."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not is_full and "No space left" not in str(error):  # a writer in C++ raises RuntimeError
+            raise
+        raise _no_space(path) from None
+
+
+def require_space(folder: Path, num_bytes: int) -> None:
+    """Raises SettingsError unless a disk has room for what cannot say that it has none.
+
+    A mapped file ends the process where the disk is full, and numpy writes less than it says.
+    """
+    if shutil.disk_usage(folder).free < num_bytes:
+        raise _no_space(folder)
+
+
+def _no_space(path: Path) -> SettingsError:
+    return SettingsError(
+        f"no space is left on the disk while writing {path}: free some and give the same "
+        "command again, which goes on where it stopped, or write to another place"
+    )
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Holds FOLDER/NAME.lock, for which other processes of this machine wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,192 +1,305 @@
 """Turns a corpus into a prepared folder: a tokenizer, shards of tokens, and a manifest.
 
-The tokens of a split are one stream: each document is its separator and then its tokens, and a last
-separator ends the stream. ArrayRecord shards hold that stream in blocks, so one preparation serves
-any sequence length. The manifest is written last: a folder without one was not finished.
+Three passes over the tasks of the corpus, each in parallel: scan (clean and count), sample (where a
+tokenizer is learned) and write. What each leaves on disk is whole or not there, so that a killed
+preparation goes on where it stopped, and the result does not depend on who did which task. The
+manifest is written last: a folder without one was not finished.
 """
 
-import contextlib
-import fcntl
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from configs.check import require
-from configs.run import DataConfig
-from data.corpus import SPLITS, Corpus, Document, Split, open_corpus
-from data.files import digest_file, write_json
-from data.store import BLOCK_LEN, FORMAT_VERSION, MANIFEST, TokenStore, open_store, token_dtype
-from data.tokenizer import Tokenizer, make_tokenizer, tokenizer_digest
+from configs.data import PrepareConfig
+from data.cleaning.pipeline import merge_reports
+from data.corpus import SPLITS, Corpus, open_corpus
+from data.engine import Workers
+from data.files import file_entry, no_space_is_told, whole_file, write_json
+from data.readers import NUM_EXAMPLES
+from data.repeats import drop_repeats
+from data.shards import BLOCK_LEN
+from data.store import FILES, FORMAT_VERSION, MANIFEST, REPORT
+from data.tasks import PLAN, TOKENIZER, Plan, plan_content, sample, scan, write
+from data.tokenizer import Tokenizer, tokenizer_digest
 
-SHARD_BLOCKS = 8192  # 64 Mi tokens
+WORK = ".work"
+_OURS = (
+    WORK,
+    "train-*",
+    "validation-*",
+    "tokenizer*",
+    f"{REPORT}*",
+    f"{FILES}*",
+    f"{MANIFEST}.tmp-*",
+)
 
-
-def prepare(config: DataConfig, cache_dir: Path, say: Callable[[str], None]) -> TokenStore:
-    """Returns the tokens of data.path, made now or found where an earlier run made them.
-
-    A prepared folder is opened as it is. Text is prepared into cache_dir/DIGEST, a name made of the
-    text and of the settings that matter; runs share it and take turns to make it.
-
-    Args:
-        say: is told in a line what happens.
-
-    Raises:
-        SettingsError: the text cannot be used, or the tokenizer does not suit it.
-        IntegrityError: a prepared folder is not as its manifest says.
-    """
-    given = config.path and Path(config.path).expanduser()
-    if given and (given / MANIFEST).is_file():
-        return open_store(given)
-    corpus = open_corpus(config)
-    folder = cache_dir / _digest(corpus, config)
-    with _locked(cache_dir, folder.name):
-        if not (folder / MANIFEST).is_file():
-            say(f"preparing {corpus.description}")
-            _write(corpus, config, folder, say)
-    store = open_store(folder)
-    say(f"data: {store.describe()}")
-    return store
+Say = Callable[[str], None]
+"""Is told in a line what happens."""
+Watch = Callable[[str, int, int], None]
+"""Is told (stage, bytes of text done, bytes in all) as the work goes on."""
 
 
-def _digest(corpus: Corpus, config: DataConfig) -> str:
-    tokenizer = config.tokenizer
-    if tokenizer.endswith(".model") and Path(tokenizer).is_file():
-        tokenizer = digest_file(Path(tokenizer))
-    settings = {
-        "format_version": FORMAT_VERSION,
-        "text": corpus.digest(),
-        "tokenizer": tokenizer,
-        "vocab_size": config.vocab_size if tokenizer == "sentencepiece" else None,
-        "text_field": config.text_field,
-        "validation_fraction": config.validation_fraction,
-        "invalid_utf8": config.invalid_utf8,
-    }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+class Preparation:
+    """One corpus on its way into one folder."""
 
+    def __init__(
+        self,
+        config: PrepareConfig,
+        folder: Path,
+        workers: Workers,
+        watch: Watch,
+        made_with: PrepareConfig | None = None,
+    ):
+        """Begins, or finds what an earlier process has left of the same preparation.
 
-@contextlib.contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        Args:
+            made_with: the settings as they were given, where config.path is a local copy.
 
-
-def _write(corpus: Corpus, config: DataConfig, folder: Path, say: Callable[[str], None]) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed preparation left
-    folder.mkdir(parents=True)
-    documents = list(corpus.documents())
-    require(
-        bool(documents),
-        f"data.path={config.path} holds no text; give a file that is not empty",
-    )
-    tokenizer = make_tokenizer(config, (d.text for d in documents if _teaches(config, d)))
-    say(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} tokens")
-    (folder / "tokenizer").write_bytes(tokenizer.content())
-    splits = {}
-    for split in SPLITS:
-        writer = _StreamWriter(folder, split, tokenizer)
-        for document in documents:
-            if document.split == split:
-                writer.add(document)
-        splits[split] = writer.close()
+        Raises:
+            SettingsError: there is nothing to read, or the folder holds something else.
+        """
+        self.config, self.folder = config, folder
+        self._made_with = made_with or config
+        self.corpus = open_corpus(config)
         require(
-            splits[split]["tokens"] > 1,
-            f"data.path={config.path} has too little text: none is left for the {split} split; "
-            "give more text, or another --data.validation_fraction",
+            not (self.corpus.has_tokens and config.clean),
+            f"data.clean={' '.join(config.clean)} must not be given: data.path={config.path} holds "
+            "tokens, and only text can be cleaned",
         )
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "block_len": BLOCK_LEN,
-        "source": corpus.description,
-        "num_files_left_out": corpus.num_left_out(),
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "separator": tokenizer.separator,
-            "sha256": tokenizer_digest(tokenizer),
-        },
-        "splits": splits,
-        "made_with": asdict(config),
-    }
-    write_json(folder / MANIFEST, manifest)
+        self._workers, self._watch = workers, watch
+        self._plan = Plan(config, self.corpus, folder / WORK)
+        self._scans: list[dict[str, Any]] = []
+        self._duplicates: dict[str, Any] = {}
+        self._begin()
 
-
-def _teaches(config: DataConfig, document: Document) -> bool:
-    """Says whether a tokenizer learns from a document; an alphabet must know all of them."""
-    return config.tokenizer == "characters" or document.split == "train"
-
-
-@dataclass
-class _StreamWriter:
-    """Cuts the stream of a split into blocks and shards, and counts what went by."""
-
-    folder: Path
-    split: Split
-    tokenizer: Tokenizer
-    pending: list[np.ndarray] = field(default_factory=list)
-    num_pending: int = 0
-    counts: dict[str, int] = field(
-        default_factory=lambda: {"tokens": 0, "documents": 0, "characters": 0, "bytes": 0}
-    )
-    shards: list[dict[str, Any]] = field(default_factory=list)
-    writer: ArrayRecordWriter | None = None
-    num_blocks: int = 0
-
-    def add(self, document: Document) -> None:
-        """Appends a document to the stream: its separator, then its tokens."""
-        ids = self.tokenizer.encode(document.text)
-        self.counts["documents"] += 1
-        self.counts["characters"] += len(document.text)
-        self.counts["bytes"] += len(document.text.encode("utf-8"))
-        self._append(np.concatenate(([self.tokenizer.separator], ids)))
-
-    def close(self) -> dict[str, Any]:
-        """Ends the stream and returns what the manifest says of the split."""
-        if self.counts["documents"]:
-            self._append(np.array([self.tokenizer.separator]))
-        if self.num_pending:
-            self._write_block(np.concatenate(self.pending))
-        self._end_shard()
-        return {**self.counts, "shards": self.shards}
-
-    def _append(self, ids: np.ndarray) -> None:
-        self.counts["tokens"] += len(ids)
-        self.pending.append(ids)
-        self.num_pending += len(ids)
-        if self.num_pending < BLOCK_LEN:
+    def _begin(self) -> None:
+        path = self._plan.work / PLAN
+        content = plan_content(self._plan)
+        if path.is_file() and json.loads(path.read_text()) == content:
+            for left in self.folder.rglob("*.tmp-*"):
+                left.unlink(missing_ok=True)  # its process may be about to end
             return
-        stream = np.concatenate(self.pending)
-        num_whole = len(stream) // BLOCK_LEN * BLOCK_LEN
-        for start in range(0, num_whole, BLOCK_LEN):
-            self._write_block(stream[start : start + BLOCK_LEN])
-        self.pending, self.num_pending = [stream[num_whole:]], len(stream) - num_whole
+        self._clear()
+        with no_space_is_told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
 
-    def _write_block(self, ids: np.ndarray) -> None:
-        writer = self.writer or self._begin_shard()
-        writer.write(ids.astype(token_dtype(self.tokenizer.vocab_size)).tobytes())
-        self.shards[-1]["tokens"] += len(ids)
-        self.num_blocks += 1
-        if self.num_blocks % SHARD_BLOCKS == 0:
-            self._end_shard()
+    def _clear(self) -> None:
+        """Removes what is left of other settings or of another text, and nothing else."""
+        require(
+            self.folder.is_dir() or not self.folder.exists(),
+            f"--out={self.folder} must be a new folder, but is a file",
+        )
+        names = sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
+        others = [n for n in names if WORK not in names or not any(map(Path(n).match, _OURS))]
+        require(
+            not others,
+            f"--out={self.folder} must be a new folder, but it has {', '.join(others[:3])}",
+        )
+        for name in names:
+            if name != WORK:
+                (self.folder / name).unlink()
+        remove_work(self.folder)  # last, for it says that the rest is ours
 
-    def _begin_shard(self) -> ArrayRecordWriter:
-        name = f"{self.split}-{len(self.shards):05d}.arrayrecord"
-        self.shards.append({"file": name, "tokens": 0})
-        self.writer = ArrayRecordWriter(str(self.folder / name), "group_size:1")
-        return self.writer
+    def scan(self) -> None:
+        """Cleans and counts every task, and finds duplicates among all of them."""
+        self._scans = self._run("scan", "scan", scan, [()] * len(self.corpus.tasks))
+        if self._plan.finds_duplicates:
+            self._duplicates = drop_repeats(self._plan, self._scans, self._first_lines())
+        require(
+            self._num_characters > 0,
+            f"data.path={self.config.path} holds no text"
+            + (" after cleaning" if self.config.clean else "")
+            + "; give one that is not empty",
+        )
 
-    def _end_shard(self) -> None:
-        if self.writer is None:
+    @property
+    def alphabet(self) -> set[str]:
+        """All characters of the text, where the tokenizer is one of characters."""
+        return set().union(*(scan["alphabet"] for scan in self._scans))
+
+    @property
+    def num_line_characters(self) -> int:
+        """Characters that a tokenizer may learn from, newlines not counted."""
+        total = sum(scan["line_characters"] for scan in self._scans)
+        fraction = 0 if self.corpus.is_stdlib else self.config.validation_fraction
+        return total - round(total * fraction)
+
+    def sample(self, stride: int) -> list[str]:
+        """Returns every stride-th line of the training text."""
+        first_lines = np.cumsum([0, *(scan["lines"] for scan in self._scans)]).tolist()
+        calls = [
+            (str(self._plan.work), task, first_lines[task], stride, num_train)
+            for task, num_train in enumerate(self._num_train())
+        ]
+        found = dict(self._workers.run(sample, [call for call in calls if call[-1] > 0]))
+        return [line for task in sorted(found) for line in found[task]]
+
+    def write(self, tokenizer: Tokenizer) -> None:
+        """Writes every shard, then the manifest, and removes what was only needed on the way.
+
+        Raises:
+            SettingsError: a split has no text, or a file has changed since it was found.
+        """
+        self._put_tokenizer(tokenizer)
+        calls = list(zip(self._first_lines(), self._num_train(), strict=True))
+        shards = self._run("tokenize", "shards", write, calls)
+        changed = self.corpus.changed_files()
+        require(
+            not changed,
+            f"data.path={self.config.path} has changed while it was read, in "
+            f"{', '.join(changed[:3])}; give the same command again, which begins anew",
+        )
+        splits = {split: self._split(split, shards) for split in SPLITS}
+        fraction = self.config.validation_fraction
+        for split, is_wanted in (("train", fraction < 1), ("validation", fraction > 0)):
+            require(
+                not is_wanted or splits[split]["tokens"] > 1,
+                f"data.path={self.config.path} has too little text: none is left for the {split} "
+                "split; give more text, or another --data.validation_fraction",
+            )
+        write_json(self.folder / REPORT, self._report())
+        write_json(
+            self.folder / FILES, [{"name": f.name, "kind": f.kind} for f in self.corpus.files]
+        )
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "block_len": BLOCK_LEN,
+            "source": self.corpus.description,
+            "num_unread": sum(sum(scan["unread"].values()) for scan in self._scans),
+            "tokenizer": {
+                "kind": tokenizer.kind,
+                "vocab_size": tokenizer.vocab_size,
+                "separator": tokenizer.separator,
+                "special": dict(tokenizer.special),
+                "sha256": tokenizer_digest(tokenizer),
+            },
+            "splits": splits,
+            "files": [file_entry(self.folder / name) for name in ("tokenizer", REPORT, FILES)],
+            "made_with": asdict(self._made_with),
+        }
+        write_json(self.folder / MANIFEST, manifest)
+        remove_work(self.folder)
+
+    def _put_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Puts the tokenizer where workers find it; what another one has written is made again."""
+        path, said_path = self.folder / "tokenizer", self._plan.work / TOKENIZER
+        content = tokenizer.content()
+        said = {"kind": tokenizer.kind, "special": dict(tokenizer.special)}
+        if (
+            path.is_file()
+            and said_path.is_file()
+            and (path.read_bytes(), json.loads(said_path.read_text())) == (content, said)
+        ):
             return
-        self.writer.close()
-        self.writer = None
-        path = self.folder / self.shards[-1]["file"]
-        self.shards[-1] |= {"bytes": path.stat().st_size, "sha256": digest_file(path)}
+        for result in self._plan.work.glob("shards-*.json"):
+            result.unlink()
+        with whole_file(path) as temporary:
+            temporary.write_bytes(content)
+        write_json(said_path, said)
+
+    def _run(
+        self,
+        shown: str,
+        stage: str,
+        function: Callable[..., dict[str, Any]],
+        arguments: Sequence[tuple[Any, ...]],
+    ) -> list[dict[str, Any]]:
+        """Returns what a function makes of each task; what is there already is not made again."""
+        results = [self._result(stage, task) for task in range(len(self.corpus.tasks))]
+        missing = [task for task, result in enumerate(results) if result is None]
+        sizes = [_num_bytes(self.corpus, task) for task in range(len(results))]
+        done = sum(sizes) - sum(sizes[task] for task in missing)
+        self._watch(shown, done, sum(sizes))
+        calls = [(str(self._plan.work), task, *arguments[task]) for task in missing]
+        for i, result in self._workers.run(function, calls):
+            results[missing[i]] = result
+            done += sizes[missing[i]]
+            self._watch(shown, done, sum(sizes))
+        return [result for result in results if result is not None]
+
+    def _result(self, stage: str, task: int) -> dict[str, Any] | None:
+        path = self._plan.path(stage, task, "json")
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    @property
+    def _num_characters(self) -> int:
+        return sum(scan["characters"] for scan in self._scans)
+
+    def _num_train(self) -> list[int]:
+        """Returns for each task how many characters from its beginning on are training text."""
+        total = self._num_characters
+        fraction = 0 if self.corpus.is_stdlib else self.config.validation_fraction
+        left = total - round(total * fraction)
+        lengths = [scan["characters"] for scan in self._scans]
+        return [left - before for before in np.cumsum([0, *lengths[:-1]]).tolist()]
+
+    def _first_lines(self) -> list[list[int]]:
+        """Returns for each part of each task the lines of its file in the parts before."""
+        before: dict[int, int] = {}
+        first_lines = []
+        for parts, scan_ in zip(self.corpus.tasks, self._scans, strict=True):
+            first_lines.append([])
+            for part, num_lines in zip(parts, scan_["part_lines"], strict=True):
+                first_lines[-1].append(before.get(part.file, 0))
+                before[part.file] = before.get(part.file, 0) + num_lines
+        return first_lines
+
+    def _split(self, split: str, shards: list[dict[str, Any]]) -> dict[str, Any]:
+        entries = [entry[split] for entry in shards if split in entry]
+        counts = {
+            name: sum(entry[name] for entry in entries)
+            for name in ("tokens", "documents", "characters", "bytes")
+        }
+        counts["tokens"] += bool(entries)  # the separator that ends the stream is in no shard
+        return {**counts, "shards": entries}
+
+    def _report(self) -> dict[str, Any]:
+        """Returns what was left out or changed, and why, with examples."""
+        unread: dict[str, int] = {}
+        for scan_ in self._scans:
+            for name, count in scan_["unread"].items():
+                unread[name] = unread.get(name, 0) + count
+        examples = [line for scan_ in self._scans for line in scan_["unread_examples"]]
+        return {
+            "unread": unread,
+            "unread_examples": examples[:NUM_EXAMPLES],
+            "cleaning": merge_reports(self._cleaning()),
+            "duplicates": self._duplicates,
+        }
+
+    def _cleaning(self) -> list[list[dict[str, Any]]]:
+        """Returns the report of each task, its examples under the names of their documents."""
+        for task, (scan_, first_lines) in enumerate(
+            zip(self._scans, self._first_lines(), strict=True)
+        ):
+            for step in scan_["cleaning"]:
+                for example in (*step["changed_examples"], *step["dropped_examples"]):
+                    part, number = map(int, example["document"].split(":"))
+                    example["document"] = self.corpus.document_name(
+                        self.corpus.tasks[task][part].file, first_lines[part] + number
+                    )
+        return [scan_["cleaning"] for scan_ in self._scans]
+
+
+def remove_work(folder: Path) -> None:
+    """Removes what was only needed on the way; of a finished folder a killed process may leave it.
+
+    One process at a time may do so.
+    """
+    if (folder / WORK).exists():
+        shutil.rmtree(folder / WORK)
+
+
+def _num_bytes(corpus: Corpus, task: int) -> int:
+    """Returns the bytes of the files that a task reads."""
+    stops = [
+        corpus.files[p.file].num_bytes if p.stop is None else p.stop for p in corpus.tasks[task]
+    ]
+    return sum(stop - part.start for stop, part in zip(stops, corpus.tasks[task], strict=True))

@@ -1,63 +1,97 @@
-"""Rows: T inputs and T targets each, cut from the stream every T tokens.
+"""Rows: T inputs and T targets each, as spans of the stream of a split.
 
 Concatenate and split: documents follow one another, separators between them, and a row is whatever
-T tokens come next. Within a row a token sees only its own document (segments), and positions begin
-again with each. Each token of the stream but its first is a target exactly once; the last row is
-padded.
+T tokens come next. Best fit: a row is whole documents, and only one that is longer than a row is
+cut. Within a row a token sees its own document alone (segments), and positions begin with each.
+Each token of the stream but its first is a target exactly once in an epoch, either way.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from configs.run import DataConfig
+from configs.data import DataConfig
 from data.batch import Batch
+from data.packing import BestFit
 from data.store import TokenStream
 
 
-@dataclass(frozen=True)
-class Windows:
-    """The rows of one epoch as a random-access source: item i is T + 1 tokens from i T on."""
+class Packing(Protocol):
+    """The rows of one epoch."""
 
-    stream: TokenStream
-    sequence_len: int
+    def __len__(self) -> int: ...
+
+    def spans(self, row: int) -> list[tuple[int, int]]:
+        """Returns (start, stop) of the inputs in a row; targets are one token further on."""
+        ...
+
+
+class Windows:
+    """Concatenate and split: row i is the tokens from i T on."""
+
+    def __init__(self, num_tokens: int, sequence_len: int):
+        self._num_inputs, self._sequence_len = max(num_tokens - 1, 0), sequence_len
 
     def __len__(self) -> int:
-        return math.ceil((self.stream.num_tokens - 1) / self.sequence_len)
+        return math.ceil(self._num_inputs / self._sequence_len)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Returns up to T + 1 tokens, fewer in the last row of the stream."""
-        start = index * self.sequence_len
-        return self.stream.read(start, start + self.sequence_len + 1)
+    def spans(self, row: int) -> list[tuple[int, int]]:
+        """Returns the one span of a row, shorter than T in the last."""
+        start = row * self._sequence_len
+        return [(start, min(start + self._sequence_len, self._num_inputs))]
 
 
-def make_row(config: DataConfig, separator: int) -> Callable[[np.ndarray], Batch]:
-    """Returns the function from T + 1 tokens to a row, a Batch without its B, for the objective."""
+class Rows:
+    """The rows of one epoch of a stream, read at any place."""
+
+    def __init__(self, stream: TokenStream, config: DataConfig):
+        self.stream = stream
+        self.packing: Packing = (
+            Windows(stream.num_tokens, config.sequence_len)
+            if config.packing == "concat"
+            else BestFit(stream.starts, stream.num_tokens, config.sequence_len)
+        )
+
+    def __len__(self) -> int:
+        return len(self.packing)
+
+    def read(self, row: int) -> list[np.ndarray]:
+        """Returns the tokens of each span of a row, with the token after it: its last target."""
+        return [self.stream.read(start, stop + 1) for start, stop in self.packing.spans(row)]
+
+
+def make_batch(rows: Sequence[list[np.ndarray]], config: DataConfig, separator: int) -> Batch:
+    """Returns the batch [B, T] that data.objective makes of rows; a row of nothing is padding."""
     assert config.objective == "causal"
-    return lambda window: causal_row(window, config.sequence_len, separator)
+    return causal_batch(rows, config.sequence_len, separator)
 
 
-def causal_row(window: np.ndarray, sequence_len: int, separator: int) -> Batch:
-    """Returns the row in which each token predicts the next; fields are [T].
+def causal_batch(
+    rows: Sequence[list[np.ndarray]], sequence_len: int, separator: int
+) -> Batch[np.ndarray]:
+    """Returns the batch in which each token predicts the next.
 
     A separator belongs to the document that it begins, and ends the one before as its last target.
     """
-    num_padding = sequence_len + 1 - len(window)
-    num_targets = sequence_len - num_padding
-    padded = np.concatenate((window, np.zeros(num_padding, window.dtype)))
-    tokens_T, targets_T = padded[:-1], padded[1:]
-    weights_T = (np.arange(sequence_len) < num_targets).astype(np.float32)
-    begins_T = tokens_T == separator
-    begins_T[0] = True
-    segments_T = np.cumsum(begins_T, dtype=np.int32)
+    shape = (len(rows), sequence_len)
+    tokens_BT, targets_BT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    begins_BT = np.zeros(shape, bool)
+    begins_BT[:, 0] = True
+    length_B1 = np.zeros((len(rows), 1), np.int32)
+    for row, spans in enumerate(rows):
+        at = 0
+        for ids in spans:
+            end = at + len(ids) - 1
+            tokens_BT[row, at:end], targets_BT[row, at:end] = ids[:-1], ids[1:]
+            begins_BT[row, at] = True
+            at = end
+        length_B1[row] = at
     place_T = np.arange(sequence_len, dtype=np.int32)
-    positions_T = place_T - np.maximum.accumulate(np.where(begins_T, place_T, 0))
-    segments_T = np.where(weights_T > 0, segments_T, 0).astype(np.int32)
-    return Batch(tokens_T, targets_T * (weights_T > 0), weights_T, segments_T, positions_T)
-
-
-def padding_row(sequence_len: int) -> Batch:
-    """Returns a row without a target, for a batch that has fewer rows than its shape."""
-    return causal_row(np.zeros(1, np.int32), sequence_len, separator=-1)
+    holds_BT = place_T[None] < length_B1
+    begins_BT |= (tokens_BT == separator) & holds_BT
+    segments_BT = np.cumsum(begins_BT, axis=1, dtype=np.int32) * holds_BT
+    begin_BT = np.maximum.accumulate(np.where(begins_BT, place_T[None], 0), axis=1)
+    weights_BT = holds_BT.astype(np.float32)
+    return Batch(tokens_BT, targets_BT, weights_BT, segments_BT, place_T[None] - begin_BT)

@@ -4,64 +4,157 @@ import functools
 import hashlib
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
 
+from configs.check import require
 from configs.errors import IntegrityError
 from data.corpus import Split
 from data.files import digest_file
+from data.shards import INDEX_DTYPE, token_dtype
 from data.tokenizer import Tokenizer, content_digest, load_tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-BLOCK_LEN = 8192
-"""Tokens in a record of a shard."""
+FILES, REPORT = "files.json", "report.json"
 _NUM_CACHED_BLOCKS = 4096
+_NUM_VERIFIERS = 8  # threads that read files to check their digests
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
-    """Returns how a token is written in a shard."""
-    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+@dataclass(frozen=True)
+class Place:
+    """Where in the corpus a token of the stream comes from."""
+
+    document: int
+    """Number of the document in its split, from 0."""
+    file: int
+    """Index in files.json."""
+    number: int
+    """Line or row of the file, from 0."""
+    offset: int
+    """Tokens after the separator that begins the document; -1 is the separator itself."""
 
 
 class TokenStream:
-    """The tokens of one split; reading costs the same wherever it starts."""
+    """The tokens of one split; reading costs the same wherever it starts.
+
+    Each document is its separator and then its tokens; a last separator ends the stream.
+    """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], split: Split):
         counts = manifest["splits"][split]
         self.num_tokens: int = counts["tokens"]
         self.num_documents: int = counts["documents"]
         self.num_bytes: int = counts["bytes"]
+        self._separator: int = manifest["tokenizer"]["separator"]
         self._block_len: int = manifest["block_len"]
         self._dtype = token_dtype(manifest["tokenizer"]["vocab_size"])
-        self._blocks: Any = grain.sources.ArrayRecordDataSource(
-            [str(folder / shard["file"]) for shard in counts["shards"]]
-        )
-        in_shards = sum(shard["tokens"] for shard in counts["shards"])
-        num_blocks = math.ceil(self.num_tokens / self._block_len)
-        if in_shards != self.num_tokens or len(self._blocks) != num_blocks:
+        self._folder, self._shards = folder, counts["shards"]
+        tokens = [shard["tokens"] for shard in self._shards]
+        blocks = [math.ceil(n / self._block_len) for n in tokens]
+        self._first_token = np.cumsum([0, *tokens])
+        self._first_block = np.cumsum([0, *blocks])
+        self._first_document = np.cumsum([0, *(shard["documents"] for shard in self._shards)])
+        paths = [str(folder / shard["file"]) for shard in self._shards]
+        self._blocks: Any = _open_shards(paths) if paths else []
+        if sum(tokens) + bool(paths) != self.num_tokens or len(self._blocks) != sum(blocks):
             raise ValueError(
-                f"{split} has {self.num_tokens} tokens, so {num_blocks} blocks, but its shards "
-                f"have {in_shards} in {len(self._blocks)}"
+                f"{split} has {self.num_tokens} tokens, but its shards have {sum(tokens)} in "
+                f"{len(self._blocks)} blocks of {self._block_len}"
             )
         self._read_block = functools.lru_cache(_NUM_CACHED_BLOCKS)(self._decode_block)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Returns tokens start to stop of the stream as int32, fewer where the stream ends."""
+        """Returns tokens start to stop of the stream, unsigned, fewer where the stream ends.
+
+        Raises:
+            IntegrityError: a shard is not as it was written.
+        """
         stop = min(stop, self.num_tokens)
-        if start >= stop:
-            return np.zeros(0, np.int32)
-        first, last = start // self._block_len, -(-stop // self._block_len)
-        ids = np.concatenate([self._read_block(block) for block in range(first, last)])
-        origin = first * self._block_len
-        return ids[start - origin : stop - origin].astype(np.int32)
+        pieces = []
+        while start < min(stop, self.num_tokens - 1):
+            shard = int(np.searchsorted(self._first_token, start, "right")) - 1
+            offset = start - int(self._first_token[shard])
+            block, offset = divmod(offset, self._block_len)
+            ids = self._read_block(int(self._first_block[shard]) + block)
+            pieces.append(ids[offset : offset + stop - start])
+            start += len(pieces[-1])
+        if start < stop:
+            pieces.append(np.array([self._separator], self._dtype))
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else np.zeros(0, self._dtype)
+
+    @functools.cached_property
+    def starts(self) -> np.ndarray:
+        """Where the documents begin in the stream, ascending, int64."""
+        starts = [
+            self._index(shard)["start"].astype(np.int64) + self._first_token[shard]
+            for shard in range(len(self._shards))
+        ]
+        return np.concatenate(starts) if starts else np.zeros(0, np.int64)
+
+    def place(self, position: int) -> Place:
+        """Returns which document a token belongs to; the separator that ends the stream, none."""
+        document = int(np.searchsorted(self.starts, position, "right")) - 1
+        shard = int(np.searchsorted(self._first_document, document, "right")) - 1
+        entry = self._index(shard)[document - int(self._first_document[shard])]
+        offset = position - int(self.starts[document]) - 1
+        return Place(document, int(entry["file"]), int(entry["number"]), offset)
+
+    def document(self, number: int) -> np.ndarray:
+        """Returns the tokens of a document, without its separator."""
+        ends = self.starts[number + 1] if number + 1 < len(self.starts) else self.num_tokens - 1
+        return self.read(int(self.starts[number]) + 1, int(ends))
+
+    @functools.cache  # noqa: B019
+    def _index(self, shard: int) -> np.ndarray:
+        path = self._folder / self._shards[shard]["index"]["file"]
+        try:
+            if digest_file(path) != self._shards[shard]["index"]["sha256"]:  # small beside a shard
+                raise ValueError("its digest is another")
+            index = np.load(path, mmap_mode="r")
+            if index.dtype != INDEX_DTYPE or len(index) != self._shards[shard]["documents"]:
+                raise ValueError("it is not an index of its shard")
+        except (OSError, ValueError) as error:
+            raise self._has_changed(path, error) from None
+        return index
 
     def _decode_block(self, block: int) -> np.ndarray:
-        return np.frombuffer(self._blocks[block], self._dtype)
+        shard = int(np.searchsorted(self._first_block, block, "right")) - 1
+        path = self._folder / self._shards[shard]["file"]
+        first = (block - int(self._first_block[shard])) * self._block_len
+        num_tokens = min(self._block_len, int(self._shards[shard]["tokens"]) - first)
+        try:
+            ids = np.frombuffer(self._blocks[block], self._dtype)
+            if len(ids) != num_tokens:
+                raise ValueError(f"a block has {len(ids)} tokens in place of {num_tokens}")
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            raise self._has_changed(path, error) from None
+        return ids
+
+    def _has_changed(self, path: Path, error: Exception) -> IntegrityError:
+        return IntegrityError(
+            f"{path} has changed since it was written ({' '.join(str(error).split())}); remove "
+            f"{self._folder} and prepare the text again"
+        )
+
+
+def _open_shards(paths: list[str]) -> Any:
+    """Returns the blocks of all shards; ValueError with the name of one that cannot be opened."""
+    try:
+        blocks: Any = grain.sources.ArrayRecordDataSource(paths)
+        len(blocks)  # opens them
+        return blocks
+    except RuntimeError as error:
+        for path in paths if len(paths) > 1 else ():
+            _open_shards([path])
+        raise ValueError(f"{paths[0]} cannot be opened ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -84,18 +177,38 @@ class TokenStore:
         content = [self.manifest["format_version"], self.manifest["tokenizer"], splits]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def split(self, name: Split) -> TokenStream:
+        """Returns a split by its name."""
+        return self.train if name == "train" else self.validation
+
+    @functools.cached_property
+    def files(self) -> list[dict[str, Any]]:
+        """Name and kind of each file of the corpus."""
+        return json.loads((self.folder / FILES).read_text())
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What was left out or changed on the way, and why."""
+        return json.loads((self.folder / REPORT).read_text())
+
     def describe(self) -> str:
         """Returns one line that says what is here."""
+        splits = {name: split for name, split in self.manifest["splits"].items() if split["tokens"]}
         parts = ", ".join(
             f"{split['tokens']:,} {name} tokens in {split['documents']:,} documents"
-            for name, split in self.manifest["splits"].items()
+            for name, split in splits.items()
         )
-        left_out = self.manifest["num_files_left_out"]
-        note = f"; {left_out} files left out, not UTF-8" if left_out else ""
-        return f"{self.manifest['source']}: {parts}{note}"
+        num_bytes = sum(split["bytes"] for split in splits.values())
+        num_tokens = sum(split["tokens"] - split["documents"] - 1 for split in splits.values())
+        unread = self.manifest["num_unread"]
+        note = f"; {unread:,} records or files left out, see ./tessera inspect" if unread else ""
+        return (
+            f"{self.manifest['source']}: {parts}, {num_bytes / max(num_tokens, 1):.2f} bytes a "
+            f"token{note}"
+        )
 
 
-def open_store(folder: Path) -> TokenStore:
+def open_store(folder: Path, verify: Literal["digests", "sizes"] = "digests") -> TokenStore:
     """Returns the store in a prepared folder, after checking every file against the manifest.
 
     Raises:
@@ -107,35 +220,78 @@ def open_store(folder: Path) -> TokenStore:
             raise ValueError(
                 f"format_version={manifest['format_version']} must be {FORMAT_VERSION}"
             )
-        tokenizer = _open_tokenizer(folder / "tokenizer", manifest["tokenizer"])
-        for split in manifest["splits"].values():
-            for shard in split["shards"]:
-                _verify(folder / shard["file"], shard["sha256"])
+        _verify(folder, manifest, verify)
         return TokenStore(
             folder,
             manifest,
-            tokenizer,
+            _open_tokenizer(folder / "tokenizer", manifest["tokenizer"]),
             TokenStream(folder, manifest, "train"),
             TokenStream(folder, manifest, "validation"),
         )
     except KeyError as error:
         problem = f"{folder / MANIFEST} has no {error}"
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
         problem = f"{folder / MANIFEST} is not what this folder holds: {error}"
     raise IntegrityError(f"{problem}; remove {folder} and prepare the text again")
 
 
+def stored_tokenizer(folder: Path) -> Tokenizer:
+    """Returns the tokenizer of a prepared folder, without a look at its tokens.
+
+    Raises:
+        SettingsError: it is no prepared folder.
+        IntegrityError: the tokenizer is not as the manifest says.
+    """
+    require(
+        (folder / MANIFEST).is_file(),
+        f"data.tokenizer={folder} must be a .model, a tokenizer.json or a prepared folder, but has "
+        f"no {MANIFEST}",
+    )
+    try:
+        said = json.loads((folder / MANIFEST).read_text())["tokenizer"]
+        return _open_tokenizer(folder / "tokenizer", said)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise IntegrityError(
+            f"{folder / MANIFEST} is not what this folder holds: {error}; prepare it again"
+        ) from None
+
+
 def _open_tokenizer(path: Path, said: dict[str, Any]) -> Tokenizer:
     content = path.read_bytes()
-    if content_digest(said["kind"], content) != said["sha256"]:
+    if content_digest(said["kind"], content, said["special"]) != said["sha256"]:
         raise ValueError(f"{path} is not the tokenizer it was made with")
-    tokenizer = load_tokenizer(said["kind"], content)
+    tokenizer = load_tokenizer(said["kind"], content, said["special"])
     if (tokenizer.vocab_size, tokenizer.separator) != (said["vocab_size"], said["separator"]):
         raise ValueError(f"{path} has another vocabulary or separator")
     return tokenizer
 
 
-def _verify(path: Path, sha256: str) -> None:
-    found = digest_file(path)
-    if found != sha256:
-        raise ValueError(f"{path} has sha256 {found[:12]}, the manifest says {sha256[:12]}")
+def manifest_entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the entries {file, sha256, size} of all files that belong to a prepared folder.
+
+    Raises:
+        ValueError: a name leads out of the folder.
+    """
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    entries = [*manifest["files"], *shards, *(shard["index"] for shard in shards)]
+    for entry in entries:
+        if Path(entry["file"]).name != entry["file"]:
+            raise ValueError(f"{entry['file']!r} is no name of a file in it")
+    return entries
+
+
+def _verify(folder: Path, manifest: dict[str, Any], verify: Literal["digests", "sizes"]) -> None:
+    def check(entry: dict[str, Any]) -> None:
+        path = folder / entry["file"]
+        size = path.stat().st_size
+        if size != entry["size"]:
+            raise ValueError(f"{path} has {size} bytes, the manifest says {entry['size']}")
+        if verify == "sizes":
+            return
+        if (found := digest_file(path)) != entry["sha256"]:
+            raise ValueError(
+                f"{path} has sha256 {found[:12]}, the manifest says {entry['sha256'][:12]}"
+            )
+
+    with ThreadPoolExecutor(_NUM_VERIFIERS) as threads:
+        list(threads.map(check, manifest_entries(manifest)))

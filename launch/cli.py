@@ -1,6 +1,7 @@
 """From the words a person typed to a command, and from how it ended to an exit code."""
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,13 +13,15 @@ from launch.arguments import did_you_mean
 COMMANDS = {
     "train": "train a preset, or go on with a run: ./tessera train quickstart",
     "status": "say whether a run is alive, where it is and how to go on: ./tessera status RUN",
+    "prepare": "turn raw text into tokens: ./tessera prepare --data.path raw/ --out tokens/",
+    "inspect": "show what a step saw, or what tokens there are: ./tessera inspect RUN --step 7",
     "eval": "evaluate a run on its validation split: ./tessera eval RUN",
     "generate": "write text with a run: ./tessera generate RUN --prompt 'def '",
     "test": "run the tests, lint and types of this checkout: ./tessera test",
 }
 """Each is a module of `launch` with a function `main(arguments) -> exit code`."""
 
-INTERNAL_ERROR, OUT_OF_MEMORY = 70, 71
+INTERNAL_ERROR, OUT_OF_MEMORY, BROKEN_PIPE = 70, 71, 141
 
 _SMALLER = (
     "out of device memory: use a smaller train.batch_size, more train.num_microbatches, "
@@ -47,6 +50,9 @@ def guarded(command: Callable[[], int], go_on: str | None = None) -> int:
         message, code = str(error), error.exit_code
     except KeyboardInterrupt:
         message, code = "stopped by Ctrl-C before there was anything to save", Stopped.exit_code
+    except BrokenPipeError:  # who read our output, such as head, has had enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return BROKEN_PIPE
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             message, code = f"{str(error).splitlines()[0]}\n{_SMALLER}", OUT_OF_MEMORY

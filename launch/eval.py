@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from configs.check import require
 from launch.arguments import parse_arguments
 from launch.devices import prepare_jax
 from launch.train import RUNS
@@ -35,13 +36,16 @@ def main(arguments: Sequence[str]) -> int:
     from train.evaluate import Evaluator
 
     run = open_run(parsed.run, parsed.step, RUNS / ".data")
+    evaluator = Evaluator(run.config, run.data, run.mesh)
+    require(bool(evaluator.sets), f"{parsed.run} has no validation set: train with data.validation")
     with run.on_mesh():
-        evaluation = Evaluator(run.config, run.store, run.mesh)(run.params)
+        evaluation = evaluator(run.params)
     if parsed.json:
-        print(json.dumps({"step": run.step, **dataclasses.asdict(evaluation)}))
-    else:
-        print(
-            f"{parsed.run} at step {run.step}: {evaluation.loss:.4f} nats per token, "
-            f"{evaluation.bits_per_byte:.3f} bits per byte, on {evaluation.tokens:,} tokens"
-        )
+        scores = dataclasses.asdict(evaluation)
+        print(json.dumps({"step": run.step, **scores["total"], "sets": scores["sets"]}))
+        return 0
+    print(f"{parsed.run} at step {run.step}: {evaluation.total.describe()}")
+    if len(evaluation.sets) > 1:
+        for name, score in evaluation.sets.items():
+            print(f"  {name}: {score.describe()}")
     return 0

@@ -9,8 +9,8 @@ import jax
 
 from configs.check import require
 from configs.run import MeshConfig, RunConfig
-from data.prepare import prepare
-from data.store import MANIFEST, TokenStore, open_store
+from data.mixture import Data
+from data.open_data import open_data
 from sharding.mesh import make_mesh
 from train.checkpoint import Checkpoints
 from train.checkpoint_files import checkpoint_steps, read_progress
@@ -24,7 +24,7 @@ class SavedRun:
     """A run's settings, data and parameters, on the devices that are here."""
 
     config: RunConfig
-    store: TokenStore
+    data: Data
     params: Params
     step: int
     mesh: jax.sharding.Mesh
@@ -51,12 +51,8 @@ def open_run(run: Path, step: int | None, cache_dir: Path) -> SavedRun:
         f"--step={chosen} must be a checkpoint of {run}: {', '.join(map(str, steps))}",
     )
     progress = read_progress(folder.checkpoints, chosen)
-    prepared = Path(progress.data_dir or "")
-    if (prepared / MANIFEST).is_file():
-        store = open_store(prepared)
-    else:
-        store = prepare(config.data, cache_dir, lambda line: None)
-    progress.check_data(store.digest, config.data.path)
+    data = open_data(config.data, cache_dir, lambda line: None, moved=progress.data_folders)
+    progress.check_data(data.digest, config.data)
     mesh = make_mesh(MeshConfig())
     batch_size = config.eval.batch_size or config.train.batch_size
     even = -(-batch_size // mesh.size) * mesh.size  # what the devices here can cut evenly
@@ -64,4 +60,4 @@ def open_run(run: Path, step: int | None, cache_dir: Path) -> SavedRun:
     tx = make_optimizer(config.optim)
     checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, read_only=True)
     state = checkpoints.restore(chosen, abstract_state(config.model, tx, mesh))
-    return SavedRun(config=config, store=store, params=state.params, step=chosen, mesh=mesh)
+    return SavedRun(config=config, data=data, params=state.params, step=chosen, mesh=mesh)

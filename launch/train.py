@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -14,16 +15,20 @@ from rich.console import Console
 
 from configs.check import require
 from configs.counts import count
+from configs.data import STDLIB, named
 from configs.errors import SettingsError, Stopped
 from configs.presets import PRESETS
-from configs.run import STDLIB, RunConfig
+from configs.run import RunConfig
 from configs.settings import flatten
+from data.remote import is_remote
 from launch.arguments import did_you_mean, parse_arguments
 from launch.cli import guarded
 from launch.devices import describe_environment, prepare_jax
+from launch.paths import with_whole_paths
+from launch.progress import Progress
 
 if TYPE_CHECKING:
-    from data.store import TokenStore
+    from data.mixture import Data
     from train.loop import Outcome
     from train.run_folder import RunFolder
 
@@ -55,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
     import jax
 
-    from data.prepare import prepare
+    from data.open_data import open_data
     from sharding.mesh import check_fit, make_mesh
     from train.checkpoint_files import checkpoint_steps, read_progress
     from train.log import log_to_console, log_to_file, logger
@@ -73,14 +78,14 @@ def main(arguments: Sequence[str]) -> int:
     folder.check_free()
     mesh = make_mesh(parsed.config.mesh)
     check_fit(parsed.config, dict(mesh.shape))
-    store = prepare(parsed.config.data, RUNS / ".data", logger.info)
-    config = resolve(parsed.config, store)
+    data = open_data(parsed.config.data, RUNS / ".data", logger.info, watch=Progress(console))
+    config = resolve(parsed.config, data)
     check_fit(config, dict(mesh.shape))  # again, now that the vocabulary is known
     changed = (
         folder.check_settings(config, allow_changes=parsed.allow_changes) if folder.exists else {}
     )
     for step in checkpoint_steps(folder.checkpoints)[-1:]:
-        read_progress(folder.checkpoints, step).check_continues(config, store.digest)
+        read_progress(folder.checkpoints, step).check_continues(config, data.digest)
 
     with folder.held():
         environment = describe_environment()
@@ -90,11 +95,11 @@ def main(arguments: Sequence[str]) -> int:
         if changed:
             logger.warning(f"going on with other settings: {', '.join(changed)}")
             folder.add_event("changed", settings=changed)
-        logger.info(_opening_words(folder, config, mesh))
+        logger.info(_opening_words(folder, config, data, mesh))
 
         def run() -> int:
             with jax.set_mesh(mesh):
-                outcome = train(config, folder, store, mesh, stop, console)
+                outcome = train(config, folder, data, mesh, stop, console)
             logger.info(_closing_words(folder, outcome, time.perf_counter() - started))
             return 0
 
@@ -134,38 +139,40 @@ def parse(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
 
 def default_run_dir(preset: str, config: RunConfig) -> Path:
     """Returns runs/PRESET, or runs/PRESET-STEM where data.path is not the preset's own."""
-    path = config.data.path
+    path, mixture = config.data.path, config.data.mixture
+    if mixture:
+        return RUNS / "-".join((preset, *named(mixture, "data.mixture")))
     if path is None or path == PRESETS[preset]().data.path:
         return RUNS / preset
-    return RUNS / f"{preset}-{Path(path).resolve().stem}"
+    stem = path if is_remote(path) else str(Path(path).expanduser().resolve().with_suffix(""))
+    plain = re.sub(r"[^\w.-]+", "-", stem.split("/")[-1]).strip("-")
+    return RUNS / f"{preset}-{plain}"
 
 
-def resolve(config: RunConfig, store: "TokenStore") -> RunConfig:
+def resolve(config: RunConfig, data: "Data") -> RunConfig:
     """Returns the settings with whole paths, and with the vocabulary of the tokenizer put in.
 
     Raises:
         SettingsError: model.vocab_size is another, or the text is shorter than a row.
     """
-    num_tokens, length = store.train.num_tokens, config.data.sequence_len
-    require(
-        num_tokens > length,
-        f"data.path={config.data.path} is too small: its {num_tokens} training tokens must be more "
-        f"than data.sequence_len={length}; give more text or shorter rows",
-    )
-    size = store.tokenizer.vocab_size
+    length = config.data.sequence_len
+    for name, store in data.sources:
+        num_tokens = store.train.num_tokens
+        require(
+            num_tokens > length,
+            f"data.path={store.manifest['source']} ({name}) is too small: its {num_tokens} "
+            f"training tokens must be more than data.sequence_len={length}; give more text or "
+            "shorter rows",
+        )
+    size = data.tokenizer.vocab_size
     require(
         config.model.vocab_size in ("tokenizer", size),
         f"model.vocab_size={config.model.vocab_size} must be {size}, the vocabulary of "
         f"data.tokenizer={config.data.tokenizer}: pass --model.vocab_size tokenizer, or a "
         "tokenizer of that size",
     )
-    data = config.data
-    if data.path is not None and data.path != STDLIB:
-        data = dataclasses.replace(data, path=str(Path(data.path).expanduser().resolve()))
-    if data.tokenizer.endswith(".model"):
-        data = dataclasses.replace(data, tokenizer=str(Path(data.tokenizer).expanduser().resolve()))
     model = dataclasses.replace(config.model, vocab_size=size)
-    return dataclasses.replace(config, data=data, model=model)
+    return dataclasses.replace(config, data=with_whole_paths(config.data), model=model)
 
 
 def _usage() -> str:
@@ -181,20 +188,36 @@ def _usage() -> str:
     )
 
 
-def _opening_words(folder: "RunFolder", config: RunConfig, mesh) -> str:
+def _opening_words(folder: "RunFolder", config: RunConfig, data: "Data", mesh) -> str:
     counts = count(config.model, config.data.sequence_len)
     device = mesh.devices.flat[0]
     cuts = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     own = " (it differs a little from machine to machine)" if config.data.path == STDLIB else ""
     return (
         f"run folder: {folder.path}\n"
-        f"text: {config.data.path}{own}\n"
+        f"text: {_text_words(config, data)}{own}\n"
         f"model: {counts.total / 1e6:.2f} M parameters; FLOPs a token: "
         f"{counts.flops_causal / 1e6:.1f} M causal, {counts.flops_full / 1e6:.1f} M full "
         f"(N = {counts.matmul / 1e6:.2f} M in matmuls)\n"
         f"devices: {mesh.size} x {device.device_kind} ({cuts})\n"
         f"batch: {config.train.batch_size} x {config.data.sequence_len} tokens, "
         f"{config.train.num_steps} steps"
+    )
+
+
+def _text_words(config: RunConfig, data: "Data") -> str:
+    """Says what is read and how often; rows of different sources are of one length."""
+    from data.batches import TrainRows
+
+    train = config.train
+    sequence = TrainRows(data, config.data, batch_size=train.batch_size, seed=train.seed)
+    counts = sequence.schedule.counts(train.num_steps * train.batch_size)
+    epochs = [count / len(rows) for count, rows in zip(counts, sequence.rows, strict=True)]
+    if not data.is_mixture:
+        return f"{config.data.path}, {epochs[0]:.3g} epochs"
+    return ", ".join(
+        f"{name} {count / sum(counts):.1%} ({epoch:.3g} epochs)"
+        for (name, _), count, epoch in zip(data.sources, counts, epochs, strict=True)
     )
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from configs.run import DataConfig
+from configs.data import DataConfig
 from data.batch import Batch
-from data.prepare import prepare
+from data.mixture import Data
+from data.open_data import open_data
 from data.store import TokenStore
 
 NUM_NUMBERED_ROWS = 91
-"""Rows of one epoch of `numbered_store` at sequence_len 1."""
+"""Rows of one epoch of `numbered_data` at sequence_len 1."""
 
 
 def data_config(path: Path | str | None = None, **changes: Any) -> DataConfig:
@@ -22,8 +23,13 @@ def data_config(path: Path | str | None = None, **changes: Any) -> DataConfig:
     return DataConfig(path=None if path is None else str(path), **settings)
 
 
+def open_quietly(config: DataConfig, cache_dir: Path) -> Data:
+    return open_data(config, cache_dir, lambda line: None)
+
+
 def prepare_quietly(config: DataConfig, cache_dir: Path) -> TokenStore:
-    return prepare(config, cache_dir, lambda line: None)
+    """Returns the store of data.path."""
+    return open_quietly(config, cache_dir).sources[0].store
 
 
 def write_folder(folder: Path) -> list[str]:
@@ -51,18 +57,18 @@ def cut(documents: Sequence[str], num_characters: int) -> tuple[list[str], list[
     return join(marked[:num_characters]), join(marked[num_characters:])
 
 
-def numbered_store(folder: Path) -> TokenStore:
-    """Returns a store in which the tokens tell the rows apart: 90 characters train, 10 validate.
+def numbered_data(folder: Path) -> Data:
+    """Returns data in which the tokens tell the rows apart: 90 characters train, 10 validate.
 
     Character i of the text has the id i. The separator is 100.
     """
     path = folder / "numbered.txt"
     path.write_text("".join(chr(0x4E00 + i) for i in range(100)), encoding="utf-8")
-    return prepare_quietly(data_config(path, tokenizer="characters"), folder / "cache")
+    return open_quietly(data_config(path, tokenizer="characters"), folder / "cache")
 
 
 def row_numbers(batch: Batch[np.ndarray]) -> list[int]:
-    """Returns which rows of `numbered_store` at sequence_len 1 are in a batch: row i predicts i."""
+    """Returns which rows of `numbered_data` at sequence_len 1 are in a batch: row i predicts i."""
     targets_B = batch.targets_BT[:, 0]
     return np.where(targets_B == 100, NUM_NUMBERED_ROWS - 1, targets_B).tolist()
 

@@ -11,17 +11,17 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType
 
+from configs.data import DataConfig
 from configs.model import ModelConfig
 from configs.run import (
     CheckpointConfig,
-    DataConfig,
     EvalConfig,
     OptimConfig,
     RunConfig,
     TrainConfig,
 )
 from data.batch import Batch
-from data.rows import causal_row
+from data.rows import causal_batch
 from train.optimizer import Params
 from train.state import shape_of
 
@@ -96,8 +96,8 @@ def small_batch(rng: np.random.Generator, batch_size: int, *, num_ids: int = 100
     for _ in range(batch_size):
         window = rng.integers(1, num_ids, rng.integers(T // 3, T + 2)).astype(np.int32)
         window[rng.random(len(window)) < 0.2] = 0
-        rows.append(causal_row(window, T, separator=0))
-    return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
+        rows.append([window])
+    return causal_batch(rows, T, separator=0)
 
 
 def random_params(config: ModelConfig, *, std: float = 0.3, seed: int = 0) -> Params:

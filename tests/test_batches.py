@@ -14,33 +14,34 @@ from small_data import (
     assert_same_batch,
     data_config,
     item,
-    numbered_store,
+    numbered_data,
     row_numbers,
 )
 
+from configs.data import DataConfig
 from data.batch import Batch
-from data.batches import data_step, stack, train_batches, validation_batches
-from data.store import TokenStore
+from data.batches import batch_digest, data_step, train_batches, validation_batches
+from data.mixture import Data
 
 ROW = data_config(sequence_len=1)  # one row is one token and its target
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory) -> TokenStore:
-    return numbered_store(tmp_path_factory.mktemp("numbered"))
+def data(tmp_path_factory) -> Data:
+    return numbered_data(tmp_path_factory.mktemp("numbered"))
 
 
-def order(store: TokenStore, seed: int, start: int, stop: int) -> list[int]:
+def order(data: Data, seed: int, start: int, stop: int) -> list[int]:
     """Returns which rows stand at places start to stop of a run, epochs and batches forgotten."""
-    batches = train_batches(store, ROW, batch_size=1, seed=seed)
+    batches = train_batches(data, ROW, batch_size=1, seed=seed)
     return [row for place in range(start, stop) for row in row_numbers(item(batches, place))]
 
 
 # These numbers are an interface: a run that is continued, on whatever version of Grain, must see
 # the rows that it would have seen. If they change, the order must be made here, not the golden.
 # .venv/bin/python -c "import sys; sys.path[:0] = ['tests', '.']; import tempfile, pathlib;
-#   import test_batches as t; store = t.numbered_store(pathlib.Path(tempfile.mkdtemp()));
-#   print({key: t.order(store, key[0], key[1], key[1] + 16) for key in t.GOLDEN})"
+#   import test_batches as t; store = t.numbered_data(pathlib.Path(tempfile.mkdtemp()));
+#   print({key: t.order(data, key[0], key[1], key[1] + 16) for key in t.GOLDEN})"
 GOLDEN: dict[tuple[int, int], list[int]] = {
     (0, 0): [82, 77, 31, 79, 9, 70, 28, 83, 66, 41, 71, 15, 23, 38, 5, 4],
     (0, 91): [24, 72, 1, 52, 41, 64, 3, 73, 88, 69, 6, 60, 54, 4, 67, 31],
@@ -52,19 +53,19 @@ GOLDEN: dict[tuple[int, int], list[int]] = {
 
 
 @pytest.mark.parametrize(("seed", "start"), GOLDEN)
-def test_the_order_of_a_run_is_the_golden_one(store, seed, start):
-    assert order(store, seed, start, start + 16) == GOLDEN[seed, start]
+def test_the_order_of_a_run_is_the_golden_one(data, seed, start):
+    assert order(data, seed, start, start + 16) == GOLDEN[seed, start]
 
 
-def test_each_epoch_is_every_row_once_in_another_order(store):
-    epochs = [order(store, 0, 91 * epoch, 91 * (epoch + 1)) for epoch in (0, 1, 2, 87_912)]
+def test_each_epoch_is_every_row_once_in_another_order(data):
+    epochs = [order(data, 0, 91 * epoch, 91 * (epoch + 1)) for epoch in (0, 1, 2, 87_912)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(NUM_NUMBERED_ROWS))] * 4
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_seeds_share_no_epoch(store):
+def test_seeds_share_no_epoch(data):
     epochs = [
-        tuple(order(store, seed, 91 * epoch, 91 * (epoch + 1)))
+        tuple(order(data, seed, 91 * epoch, 91 * (epoch + 1)))
         for seed in (0, 1, 2, 2**32 - 1)
         for epoch in range(3)
     ]
@@ -72,16 +73,16 @@ def test_seeds_share_no_epoch(store):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 8, 91, 100, 200])
-def test_batches_follow_one_another_without_a_gap(store, batch_size):
-    batches = train_batches(store, ROW, batch_size=batch_size, seed=0)
+def test_batches_follow_one_another_without_a_gap(data, batch_size):
+    batches = train_batches(data, ROW, batch_size=batch_size, seed=0)
     num_batches = -(-300 // batch_size)
     rows = [row for step in range(num_batches) for row in row_numbers(item(batches, step))]
-    assert rows == order(store, 0, 0, num_batches * batch_size)
+    assert rows == order(data, 0, 0, num_batches * batch_size)
 
 
-def test_a_row_of_a_batch_is_the_window_it_stands_for(store):
+def test_a_row_of_a_batch_is_the_window_it_stands_for(data):
     config = data_config(sequence_len=8)
-    batch = item(train_batches(store, config, batch_size=12, seed=3), 0)
+    batch = item(train_batches(data, config, batch_size=12, seed=3), 0)
     stream = [100, *range(90), 100, *[0] * 8]
     starts = [stream.index(target, 1) - 1 for target in batch.targets_BT[:, 0]]
     assert sorted(starts) == list(range(0, 91, 8))
@@ -91,18 +92,18 @@ def test_a_row_of_a_batch_is_the_window_it_stands_for(store):
         assert targets.tolist() == stream[start + 1 : start + 9]
 
 
-def test_a_batch_does_not_depend_on_what_was_read_before(store):
+def test_a_batch_does_not_depend_on_what_was_read_before(data):
     config = data_config(sequence_len=4)
-    batches = train_batches(store, config, batch_size=5, seed=0)
+    batches = train_batches(data, config, batch_size=5, seed=0)
     in_order = [item(batches, step) for step in range(12)]
     for step in (7, 0, 11, 7, 3):
         assert_same_batch(item(batches, step), in_order[step])
-        fresh = train_batches(store, config, batch_size=5, seed=0)
+        fresh = train_batches(data, config, batch_size=5, seed=0)
         assert_same_batch(item(fresh, step), in_order[step])
 
 
-def test_a_batch_does_not_depend_on_how_it_is_read(store):
-    batches = train_batches(store, data_config(sequence_len=4), batch_size=5, seed=0)
+def test_a_batch_does_not_depend_on_how_it_is_read(data):
+    batches = train_batches(data, data_config(sequence_len=4), batch_size=5, seed=0)
     indexed = [item(batches, step) for step in range(20, 40)]
     part = batches[20:40]
     threads = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
@@ -121,14 +122,15 @@ READ = """
 import json, os, sys
 from pathlib import Path
 import numpy as np
-from configs.run import DataConfig
+from configs.data import DataConfig
 from data.batches import train_batches
+from data.mixture import Data, Source
 from data.store import open_store
 
 def read(rows, out):
     config = DataConfig(sequence_len=4, tokenizer="characters")
-    store = open_store(Path(sys.argv[1]))
-    batches = train_batches(store, config, batch_size=8, seed=5, rows=rows)
+    data = Data((Source("numbered", open_store(Path(sys.argv[1]))),))
+    batches = train_batches(data, config, batch_size=8, seed=5, rows=rows)
     np.savez(out, *(np.stack(field) for field in zip(*(batches[step] for step in range(20)))))
 
 for job in json.loads(sys.argv[2]):
@@ -144,18 +146,18 @@ READERS: dict[int, list[list[int]]] = {
 }
 
 
-def test_any_number_of_processes_reads_the_same_batches(store, tmp_path, environment):
+def test_any_number_of_processes_reads_the_same_batches(data, tmp_path, environment):
     jobs = [
         (rows, str(tmp_path / f"{num_readers}-{reader}.npz"))
         for num_readers, parts in READERS.items()
         for reader, rows in enumerate(parts)
     ]
-    command = [sys.executable, "-c", READ, store.folder, json.dumps(jobs)]
+    command = [sys.executable, "-c", READ, data.sources[0].store.folder, json.dumps(jobs)]
     subprocess.run(command, env=environment, check=True, timeout=100)
     digests = {
         num_readers: digest_of_global_batches(tmp_path, num_readers) for num_readers in READERS
     }
-    here = train_batches(store, data_config(sequence_len=4), batch_size=8, seed=5)
+    here = train_batches(data, data_config(sequence_len=4), batch_size=8, seed=5)
     assert set(digests.values()) == {digest([item(here, step) for step in range(20)])}
 
 
@@ -170,18 +172,14 @@ def digest_of_global_batches(folder: Path, num_readers: int) -> str:
 
 
 def digest(batches: list[Batch[np.ndarray]]) -> str:
-    total = hashlib.sha256()
-    for batch in batches:
-        for field in batch:
-            total.update(np.ascontiguousarray(field).tobytes())
-    return total.hexdigest()
+    return hashlib.sha256("".join(map(batch_digest, batches)).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("rows", [[0], [5, 2], [7, 0, 3], list(range(8))])
-def test_rows_are_those_of_the_whole_batch_in_the_order_asked_for(store, rows):
+def test_rows_are_those_of_the_whole_batch_in_the_order_asked_for(data, rows):
     config = data_config(sequence_len=4)
-    whole = train_batches(store, config, batch_size=8, seed=0)
-    part = train_batches(store, config, batch_size=8, seed=0, rows=rows)
+    whole = train_batches(data, config, batch_size=8, seed=0)
+    part = train_batches(data, config, batch_size=8, seed=0, rows=rows)
     for step in range(6):
         assert_same_batch(item(part, step), Batch(*(field[rows] for field in item(whole, step))))
 
@@ -198,26 +196,33 @@ def test_a_batch_listed_twice_is_passed_over_once():
     assert [data_step(step, [3, 3]) for step in range(5)] == [0, 1, 2, 4, 5]
 
 
-def test_with_a_passed_over_list_the_others_follow_in_order(store):
+def test_with_a_passed_over_list_the_others_follow_in_order(data):
     config = data_config(sequence_len=4)
-    whole = train_batches(store, config, batch_size=5, seed=0)
-    others = train_batches(store, config, batch_size=5, seed=0, passed_over=[9, 2, 3])
+    whole = train_batches(data, config, batch_size=5, seed=0)
+    others = train_batches(data, config, batch_size=5, seed=0, passed_over=[9, 2, 3])
     for step, batch in enumerate([0, 1, 4, 5, 6, 7, 8, 10, 11]):
         assert_same_batch(item(others, step), item(whole, batch))
 
 
 @pytest.mark.parametrize("batch_size", [8, 91])
-def test_step_a_million_is_where_it_must_be(store, batch_size):
-    batch = item(train_batches(store, ROW, batch_size=batch_size, seed=0), 10**6)
+def test_step_a_million_is_where_it_must_be(data, batch_size):
+    batch = item(train_batches(data, ROW, batch_size=batch_size, seed=0), 10**6)
     epoch, place = divmod(10**6 * batch_size, NUM_NUMBERED_ROWS)
-    two_epochs = order(store, 0, epoch * NUM_NUMBERED_ROWS, (epoch + 2) * NUM_NUMBERED_ROWS)
+    two_epochs = order(data, 0, epoch * NUM_NUMBERED_ROWS, (epoch + 2) * NUM_NUMBERED_ROWS)
     assert row_numbers(batch) == two_epochs[place : place + batch_size]
 
 
+def validation(
+    data: Data, config: DataConfig, batch_size: int, rows: list[int] | None = None
+) -> grain.MapDataset[Batch[np.ndarray]]:
+    stream = data.validation_sets()["numbered"]
+    return validation_batches(stream, config, batch_size=batch_size, separator=100, rows=rows)
+
+
 @pytest.mark.parametrize(("sequence_len", "batch_size"), [(1, 4), (2, 4), (4, 3), (3, 1), (20, 8)])
-def test_validation_covers_each_target_exactly_once_in_order(store, sequence_len, batch_size):
+def test_validation_covers_each_target_exactly_once_in_order(data, sequence_len, batch_size):
     config = data_config(sequence_len=sequence_len)
-    batches = list(validation_batches(store, config, batch_size=batch_size))
+    batches = list(validation(data, config, batch_size))
     whole = Batch(*(np.concatenate(field) for field in zip(*batches, strict=True)))
     counted = whole.weights_BT > 0
     assert whole.targets_BT[counted].tolist() == [*range(90, 100), 100]
@@ -230,17 +235,10 @@ def test_validation_covers_each_target_exactly_once_in_order(store, sequence_len
     assert not whole.segments_BT[num_rows:].any()
 
 
-def test_validation_rows_are_those_of_the_whole_batch(store):
+def test_validation_rows_are_those_of_the_whole_batch(data):
     config = data_config(sequence_len=2)
-    whole = validation_batches(store, config, batch_size=4)
-    part = validation_batches(store, config, batch_size=4, rows=[3, 1])
+    whole = validation(data, config, 4)
+    part = validation(data, config, 4, [3, 1])
     assert len(part) == len(whole) == 2
     for step in range(2):
         assert_same_batch(item(part, step), Batch(*(field[[3, 1]] for field in item(whole, step))))
-
-
-def test_stack_puts_rows_along_a_new_first_axis():
-    rows = [Batch(*(np.full(3, 10 * i + j) for j in range(5))) for i in range(2)]
-    batch = stack(rows)
-    assert batch.weights_BT.tolist() == [[2, 2, 2], [12, 12, 12]]
-    assert batch.positions_BT.tolist() == [[4, 4, 4], [14, 14, 14]]

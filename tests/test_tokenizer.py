@@ -1,125 +1,168 @@
-"""Text to ids and back, without loss, and with a separator that no text can write."""
+"""Text to ids and back, without loss, with a separator and special tokens that no text can write.
 
-import io
-import itertools
+What holds of every tokenizer; those that others made have files of their own beside this one.
+"""
 
 import numpy as np
 import pytest
-import sentencepiece
-from small_data import data_config
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from small_tokenizers import TEXTS, byte_level, content_of, open_content, settings
 
 from configs.errors import SettingsError
-from configs.run import STDLIB
-from data.corpus import open_corpus
+from data.learn_tokenizer import (
+    SAMPLE_CHARACTERS,
+    learn_characters,
+    learn_sentencepiece,
+    lines_of,
+)
 from data.tokenizer import (
     ByteTokenizer,
     CharacterTokenizer,
     Tokenizer,
+    changes_text,
+    content_digest,
     load_tokenizer,
-    make_tokenizer,
+    open_tokenizer,
     tokenizer_digest,
 )
 
-NASTY = [
-    "",
-    " ",
-    "  leading, trailing and   inner  ",
-    "\u2581",
-    "\u2581\u2581 \u2581a\u2581",
-    " \u2581 ",
-    "\0",
-    "a\0b\0",
-    "one\r\ntwo\rthree\n\n\n",
-    "\t\tdef f():\n\t\treturn  1\t",
-    "👩\u200d👩\u200d👧 🇨🇭 👍🏽",
-    "</s>",
-    "<s><unk><pad></s> <0x41> <0x0A>",
-    "\u00e9 e\u0301 \ufb01 \uff21 \u00a0\u2028\ufeff\ufffd",  # what a normalisation would change
-    "\U0010ffff\x7f\x80\ufffe",
-    "0123456789" * 3,
-]
+KINDS = ["bytes", "unigram", "bpe", "huggingface"]
+GROUPS = ("masked", "span", "infill")
+LINES = [line for text in TEXTS for line in lines_of(text)]
+
+anything = st.characters(exclude_categories=["Cs"])
+spaces = st.sampled_from(" \u2581\t\r\n\0\u00a0\u2028\ufeff\u200d")
+texts = st.text(anything | spaces | st.characters(codec="ascii"))
+SPELLED = (
+    *("<|endoftext|>", "</s>", "<s>", "<unk>", "<pad>", "<mask>", "<extra_id_0>", "<extra_id_99>"),
+    *("[MASK]", "[SEP]", "[CLS]", "[PAD]", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_pad|>"),
+    *("<0x0A>", "<", "[", ">", "|", "a", " ", "\n", "\u2581"),
+)
+spelled = st.lists(st.sampled_from(SPELLED)).map("".join)
+checked = hypothesis_settings(max_examples=150, deadline=None, database=None, derandomize=True)
 
 
-def random_texts(rng: np.random.Generator, num_texts: int = 300) -> list[str]:
-    """Texts of any code points but surrogates, half of them small ones, some of them spaces."""
-    texts = []
-    for _ in range(num_texts):
-        below = rng.choice([0x80, 0x3000, 0x110000], size=rng.integers(1, 40))
-        points = rng.integers(0, below)
-        points[rng.random(len(points)) < 0.1] = rng.choice([0x20, 0x2581, 0x0A])
-        texts.append("".join(chr(p) for p in points if not 0xD800 <= p < 0xE000))
-    return texts
+def make(kind: str, **changes) -> Tokenizer:
+    match kind:
+        case "bytes":
+            tokenizer = open_tokenizer(settings(tokenizer="bytes", **changes))
+            assert tokenizer is not None
+            return tokenizer
+        case "unigram" | "bpe":
+            config = settings(vocab_size=512, sentencepiece_model=kind, **changes)
+            return learn_sentencepiece(LINES, config)
+    return open_content(content_of(byte_level("<|endoftext|>")), ".json", **changes)
 
 
-@pytest.fixture(scope="module")
-def python_texts() -> list[str]:
-    """A few hundred kilobytes of the standard library."""
-    texts = (text for _, text in open_corpus(data_config(STDLIB)).texts())
-    return list(itertools.islice(texts, 13))
-
-
-@pytest.fixture(scope="module")
-def trained(python_texts) -> Tokenizer:
-    return make_tokenizer(data_config(tokenizer="sentencepiece", vocab_size=512), python_texts)
-
-
-@pytest.fixture(params=["bytes", "sentencepiece"])
+@pytest.fixture(scope="module", params=KINDS)
 def tokenizer(request) -> Tokenizer:
-    """Each tokenizer that takes any text."""
-    if request.param == "bytes":
-        return ByteTokenizer()
-    return request.getfixturevalue("trained")
+    """Each tokenizer that takes any text, with every special token."""
+    return make(request.param, special_tokens=GROUPS)
 
 
-def trained_elsewhere(**settings) -> bytes:
-    """A .model made as others make them."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(["the cat sat on the mat"] * 20),
-        model_writer=model,
-        vocab_size=20,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **settings,
-    )
-    return model.getvalue()
+@given(text=texts)
+@example("  leading, trailing and   inner  ")
+@example("\u2581\u2581 \u2581a\u2581")
+@example(" \u2581 ")
+@example("a\0b\0")
+@example("one\r\ntwo\rthree\n\n\n")
+@example("\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e8\U0001f1ed \U0001f44d\U0001f3fd")
+@example("\u00e9 e\u0301 \ufb01 \uff21 \u00a0\u2028\ufeff\ufffd")  # what normalisation changes
+@example("\U0010ffff\x7f\x80\ufffe")
+@example("0123456789" * 3)
+@checked
+def test_any_text_comes_back_as_it_was(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert ids.dtype == np.int32
+    assert ((ids >= 0) & (ids < tokenizer.vocab_size)).all()
 
 
-def test_any_text_comes_back_as_it_was(tokenizer, rng, python_texts):
-    for text in NASTY + random_texts(rng) + python_texts[:3]:
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+@given(text=spelled)
+@checked
+def test_text_that_spells_a_special_token_is_text(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert not set(ids.tolist()) & {tokenizer.separator, *tokenizer.special.values()}
+    assert tokenizer.decode(ids) == text
 
 
-def test_no_text_has_the_id_of_the_separator(tokenizer, rng):
-    pieces = ["</s>", "<s>", "<pad>", "<unk>", tokenizer.decode([tokenizer.separator])]
-    for text in NASTY + random_texts(rng) + pieces:
-        assert tokenizer.separator not in tokenizer.encode(text)
+@given(batch=st.lists(texts | spelled, max_size=5))
+@checked
+def test_a_batch_is_encoded_like_each_of_its_texts(tokenizer, batch):
+    encoded = tokenizer.encode_batch(batch)
+    assert [ids.tolist() for ids in encoded] == [tokenizer.encode(text).tolist() for text in batch]
+    assert all(ids.dtype == np.int32 for ids in encoded)
 
 
-def test_ids_are_int32_below_vocab_size(tokenizer, rng):
-    assert 0 <= tokenizer.separator < tokenizer.vocab_size
-    for text in NASTY + random_texts(rng):
-        ids = tokenizer.encode(text)
-        assert ids.dtype == np.int32
-        assert ((ids >= 0) & (ids < tokenizer.vocab_size)).all()
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def spaceless(request) -> Tokenizer:
+    """Learned from text without a space, as Chinese may be."""
+    config = settings(vocab_size=269, sentencepiece_model=request.param)
+    return learn_sentencepiece(["thecatsatonthemat"] * 50, config)
 
 
-def test_the_separator_and_ids_of_padded_vocabulary_decode_to_nothing(tokenizer):
-    extra = [tokenizer.separator, tokenizer.vocab_size, tokenizer.vocab_size + 100]
+@given(text=texts)
+@example(" a  b ")
+@checked
+def test_spaces_come_back_where_none_was_learned(spaceless, text):
+    assert spaceless.decode(spaceless.encode(text)) == text
+
+
+@given(text=texts)
+@checked
+def test_known_characters_come_back_as_they_were(text):
+    tokenizer = learn_characters([text], settings(tokenizer="characters", special_tokens=GROUPS))
+    ids = tokenizer.encode(text)
+    assert (ids.dtype, len(ids)) == (np.int32, len(text))
+    assert tokenizer.vocab_size == len(set(text)) + 1 + len(set(tokenizer.special.values()))
+    assert tokenizer.separator == len(set(text)) < min(tokenizer.special.values())
+    assert not set(ids.tolist()) & {tokenizer.separator, *tokenizer.special.values()}
+    assert tokenizer.decode(ids) == text
+    assert [i.tolist() for i in tokenizer.encode_batch([text, ""])] == [ids.tolist(), []]
+
+
+def test_special_tokens_have_ids_of_their_own(tokenizer):
+    names = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", *(f"<extra_id_{i}>" for i in range(100))]
+    names += ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"]
+    assert sorted(tokenizer.special) == sorted(names)
+    ids = {tokenizer.separator, *tokenizer.special.values()}
+    assert len(ids) == 1 + 108
+    assert max(ids) < tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_come_after_the_vocabulary_and_change_no_other_id(kind):
+    plain, special = make(kind), make(kind, special_tokens=("masked",))
+    first = plain.vocab_size
+    names = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    assert special.special == {name: first + i for i, name in enumerate(names)}
+    assert special.vocab_size == first + 4
+    assert (plain.special, plain.separator) == ({}, special.separator)
+    assert special.encode(TEXTS[0]).tolist() == plain.encode(TEXTS[0]).tolist()
+
+
+def test_the_order_of_groups_makes_no_difference():
+    orders = [("masked", "infill"), ("infill", "masked")]
+    first, second = (make("bytes", special_tokens=groups).special for groups in orders)
+    assert first == second
+
+
+def test_separator_special_tokens_and_padded_vocabulary_decode_to_nothing(tokenizer):
+    size = tokenizer.vocab_size
+    extra = [tokenizer.separator, *tokenizer.special.values(), size, size + 100]
     ids = tokenizer.encode("one two").tolist()
     assert tokenizer.decode(extra + ids + extra) == "one two"
+    assert tokenizer.decode(np.array(ids[:1] + extra + ids[1:], np.uint32)) == "one two"
+    assert tokenizer.decode(iter(extra)) == ""
 
 
-def test_a_trained_tokenizer_has_the_asked_size_and_is_shorter_than_bytes(trained, python_texts):
-    assert trained.vocab_size == 512
-    assert len(trained.encode(python_texts[0])) < 0.7 * len(
-        python_texts[0].encode()
-    )  # measured: 0.62
-
-
-def test_training_twice_gives_the_same_tokenizer(trained, python_texts):
-    again = make_tokenizer(data_config(tokenizer="sentencepiece", vocab_size=512), python_texts)
-    assert again.content() == trained.content()
+def test_half_a_pair_of_utf16_is_refused_as_a_setting(tokenizer):
+    for refusing in (tokenizer, CharacterTokenizer("ab")):
+        for encode in (refusing.encode, lambda text, t=refusing: t.encode_batch(["a", text])):
+            with pytest.raises(SettingsError, match="at character 1, which UTF-8 cannot write"):
+                encode("a\ud800b")
 
 
 def test_ids_of_bytes_are_the_bytes_of_utf8():
@@ -128,20 +171,9 @@ def test_ids_of_bytes_are_the_bytes_of_utf8():
 
 
 def test_ids_of_characters_are_their_order_by_code_point():
-    tokenizer = make_tokenizer(data_config(tokenizer="characters"), ["hello", "👍é", ""])
+    tokenizer = learn_characters(["hello", "👍é", ""], settings(tokenizer="characters"))
     assert [tokenizer.decode([i]) for i in range(7)] == ["e", "h", "l", "o", "é", "👍", ""]
     assert (tokenizer.separator, tokenizer.vocab_size) == (6, 7)
-
-
-def test_known_characters_come_back_as_they_were(rng):
-    texts = NASTY + random_texts(rng)
-    tokenizer = make_tokenizer(data_config(tokenizer="characters"), texts)
-    for text in texts:
-        ids = tokenizer.encode(text)
-        assert ids.dtype == np.int32
-        assert len(ids) == len(text)
-        assert tokenizer.separator not in ids
-        assert tokenizer.decode(ids) == text
 
 
 @pytest.mark.parametrize("unknown", ["a", "q", "z", "🙂", "\0"])
@@ -152,65 +184,101 @@ def test_an_unknown_character_is_refused_by_name(unknown):
     assert "--data.tokenizer bytes" in str(error.value)
 
 
-def test_a_lone_surrogate_is_refused_as_a_setting():
-    for tokenizer in (ByteTokenizer(), CharacterTokenizer("ab")):
-        with pytest.raises(SettingsError):
-            tokenizer.encode("a\ud800b")
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_trained_tokenizer_has_the_asked_size_and_is_shorter_than_bytes(kind):
+    trained = make(kind)
+    assert trained.vocab_size == 512
+    # measured: 0.401 and 0.405
+    assert len(trained.encode(TEXTS[0])) < 0.45 * len(TEXTS[0].encode())
 
 
-@pytest.mark.parametrize("kind", ["bytes", "characters", "sentencepiece"])
-def test_content_makes_the_same_tokenizer(kind, trained, python_texts):
-    learned = make_tokenizer(data_config(tokenizer="characters"), python_texts)
-    tokenizer = {"bytes": ByteTokenizer(), "characters": learned, "sentencepiece": trained}[kind]
-    loaded = load_tokenizer(kind, tokenizer.content())
-    assert tokenizer_digest(loaded) == tokenizer_digest(tokenizer)
-    assert (loaded.vocab_size, loaded.separator) == (tokenizer.vocab_size, tokenizer.separator)
-    ids = tokenizer.encode(python_texts[1])
-    np.testing.assert_array_equal(loaded.encode(python_texts[1]), ids)
-    assert loaded.decode(ids) == python_texts[1]
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_training_twice_gives_the_same_tokenizer(kind):
+    assert make(kind).content() == make(kind).content()
 
 
-def test_digests_tell_tokenizers_apart(trained):
-    tokenizers = [ByteTokenizer(), CharacterTokenizer("ab"), CharacterTokenizer("abc"), trained]
-    assert len({tokenizer_digest(tokenizer) for tokenizer in tokenizers}) == 4
+def test_the_kinds_of_sentencepiece_differ():
+    assert make("unigram").content() != make("bpe").content()
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_trained_tokenizer_joins_neither_newlines_nor_digits(kind):
+    config = settings(vocab_size=512, sentencepiece_model=kind)
+    trained = learn_sentencepiece([*LINES, *["in 2024"] * 900], config)
+    assert len(trained.encode("in")) == 1
+    assert len(trained.encode("2024")) == 4
+    assert trained.encode("\n\n\n").tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize("vocab_size", [100, 258, 50_000])
-def test_a_vocabulary_that_does_not_suit_the_text_is_refused(vocab_size):
-    config = data_config(tokenizer="sentencepiece", vocab_size=vocab_size)
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_vocabulary_that_does_not_suit_the_text_is_refused(kind, vocab_size):
+    config = settings(vocab_size=vocab_size, sentencepiece_model=kind)
     with pytest.raises(SettingsError) as error:
-        make_tokenizer(config, ["the cat sat on the mat\n" * 50])
-    assert str(error.value).startswith(f"data.vocab_size={vocab_size} does not suit this text")
+        learn_sentencepiece(["the cat sat on the mat"] * 50, config)
+    assert str(error.value).startswith(f"data.vocab_size={vocab_size} does not suit this text of 1")
     assert "--data.tokenizer bytes" in str(error.value)
 
 
-def test_a_model_file_is_taken_as_it_is(trained, tmp_path):
-    path = tmp_path / "mine.model"
-    path.write_bytes(trained.content())
-    tokenizer = make_tokenizer(data_config(tokenizer=str(path)), ["is not read"])
-    assert tokenizer_digest(tokenizer) == tokenizer_digest(trained)
+def test_lines_to_learn_from_are_cut_at_newlines_and_1000_characters():
+    assert list(lines_of("a\r\n\n" + "b" * 2001)) == ["a\r", "b" * 1000, "b" * 1000, "b"]
+    assert SAMPLE_CHARACTERS == 4_000_000
 
 
-def test_a_missing_model_file_is_refused(tmp_path):
-    path = tmp_path / "mine.model"
-    with pytest.raises(SettingsError, match=f"data.tokenizer={path} must be a file, but there is"):
-        make_tokenizer(data_config(tokenizer=str(path)), [])
+@pytest.mark.parametrize("kind", ["characters", "sentencepiece"])
+def test_what_is_learned_is_not_opened(kind):
+    assert open_tokenizer(settings(tokenizer=kind)) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"no model", b"\xff" * 100])
-def test_a_model_file_that_does_not_parse_is_refused(content, tmp_path):
-    path = tmp_path / "mine.model"
-    path.write_bytes(content)
-    with pytest.raises(SettingsError, match=f"data.tokenizer={path} .* does not parse"):
-        make_tokenizer(data_config(tokenizer=str(path)), [])
+@pytest.mark.parametrize("kind", ["bytes", "characters", "sentencepiece"])
+def test_a_separator_is_chosen_only_of_what_others_made(kind):
+    with pytest.raises(SettingsError, match=f"separator_token=x must .* data.tokenizer={kind}, .*"):
+        open_tokenizer(settings(tokenizer=kind, separator_token="x"))
 
 
-def test_the_beginning_piece_separates_where_there_is_no_end_piece():
-    model = trained_elsewhere(bos_id=1, eos_id=-1)
-    assert load_tokenizer("sentencepiece", model).separator == 1
+def test_content_makes_the_same_tokenizer(tokenizer):
+    characters = learn_characters(TEXTS, settings(special_tokens=GROUPS))
+    for made in (tokenizer, characters):
+        loaded = load_tokenizer(made.kind, made.content(), made.special)
+        assert tokenizer_digest(loaded) == tokenizer_digest(made)
+        assert (loaded.vocab_size, loaded.separator) == (made.vocab_size, made.separator)
+        assert loaded.special == made.special
+        ids = made.encode(TEXTS[1])
+        assert loaded.encode(TEXTS[1]).tolist() == ids.tolist()
+        assert loaded.decode(ids) == TEXTS[1]
 
 
-def test_a_model_file_without_a_piece_to_separate_documents_is_refused():
-    model = trained_elsewhere(bos_id=-1, eos_id=-1)
-    with pytest.raises(SettingsError, match="neither an end nor a beginning piece"):
-        load_tokenizer("sentencepiece", model)
+@pytest.mark.parametrize(
+    ("kind", "content", "digest"),
+    [
+        # printf 'bytes\0bytes' | sha256sum
+        ("bytes", b"bytes", "74aad33af5012fd298b17a95bff6ec4c32e41775333ba7b361d0b8d4c76b4ceb"),
+        # printf 'characters\0{"alphabet": "ab"}' | sha256sum
+        (
+            "characters",
+            CharacterTokenizer("ab").content(),
+            "4e1ac5e8eae7284682c719ac8c9acbb271165170781e45b43f485eb3dde25191",
+        ),
+        # printf 'sentencepiece\0model' | sha256sum
+        (
+            "sentencepiece",
+            b"model",
+            "112dbbd2a5708be923bb04c79d81e36a61450e1d0084c2153e365ef22b17d931",
+        ),
+    ],
+)
+def test_without_special_tokens_digests_are_of_kind_and_content(kind, content, digest):
+    assert content_digest(kind, content, {}) == digest
+    assert content_digest(kind, content, {"[PAD]": 300}) != digest
+
+
+def test_digests_tell_tokenizers_apart():
+    kinds, groups = ("bytes", "bpe", "huggingface"), [(), ("masked",), ("span",), ("infill",)]
+    made = [make(kind, special_tokens=group) for kind in kinds for group in groups]
+    made += [CharacterTokenizer("ab"), CharacterTokenizer("abc")]
+    assert len({tokenizer_digest(tokenizer) for tokenizer in made}) == 3 * 4 + 2
+
+
+def test_our_tokenizers_change_no_text(tokenizer):
+    assert changes_text(tokenizer) == []
+    assert changes_text(CharacterTokenizer("ab")) == []  # it refuses instead

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from configs.errors import Diverged
 from configs.run import RunConfig
-from data.store import TokenStore
+from data.mixture import Data
 from train.checkpoint import Checkpoints
 from train.checkpoint_files import Progress
 from train.evaluate import Evaluator
@@ -25,17 +25,17 @@ class Between:
         self,
         config: RunConfig,
         folder: RunFolder,
-        store: TokenStore,
+        data: Data,
         mesh: jax.sharding.Mesh,
         start: Progress,
         checkpoints: Checkpoints,
         recorder: Recorder,
         writer: MetricsWriter,
     ):
-        self._config, self._folder, self._store, self._start = config, folder, store, start
+        self._config, self._folder, self._data, self._start = config, folder, data, start
         self._checkpoints, self._recorder, self._writer = checkpoints, recorder, writer
-        self._evaluate = Evaluator(config, store, mesh)
-        self._sample = Sampler(config, store.tokenizer)
+        self._evaluate = Evaluator(config, data, mesh)
+        self._sample = Sampler(config, data.tokenizer)
 
     def __call__(self, state: TrainState, step: int, *, stops: bool) -> None:
         """Does what is due after a step; a run that stops is saved.
@@ -50,7 +50,7 @@ class Between:
         if not (evaluates or samples or saves):
             return
         with self._recorder.paused():
-            evaluation = self._evaluate(state.params) if evaluates else None
+            evaluation = self._evaluate(state.params) if evaluates and self._evaluate.sets else None
             self._recorder.finish(evaluation and evaluation.record())
             if samples:
                 text = self._sample(state.params, step)
@@ -68,8 +68,8 @@ class Between:
         progress = Progress(
             step=step,
             tokens=self._recorder.tokens,
-            data_sha256=self._store.digest,
-            data_dir=str(self._store.folder.absolute()),
+            data_sha256=self._data.digest,
+            data_folders=self._data.folders,
             passed_over=self._start.passed_over,
             eval_loss=eval_loss,
         )

@@ -7,15 +7,16 @@ with its digest. A folder without a manifest was not finished: it is ignored, th
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from configs.check import require
+from configs.data import DataConfig
 from configs.errors import IntegrityError
 from configs.run import CheckpointConfig, RunConfig
 from data.files import digest_file, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MANIFEST = "manifest.json"
 
 
@@ -29,25 +30,30 @@ class Progress:
     """Targets that counted in all steps so far."""
     data_sha256: str
     """Digest of the prepared data, which decides what the next batch is."""
-    data_dir: str | None = None
-    """Where the prepared data was, so that it is found though the text has moved or changed."""
+    data_folders: dict[str, str] = field(default_factory=dict)
+    """Where each source lay when prepared, so that it is found though its text has moved."""
     passed_over: tuple[int, ...] = ()
     """Batches that are left out of the sequence."""
     eval_loss: float | None = None
     """eval/loss of this step, where it was evaluated."""
 
-    def check_data(self, data_sha256: str, path: str | None) -> None:
+    def check_data(self, data_sha256: str, config: DataConfig) -> None:
         """Raises SettingsError unless the digest is that of the data the run was trained on."""
+        given = (
+            f"data.mixture={' '.join(config.mixture)}"
+            if config.mixture
+            else f"data.path={config.path}"
+        )
         require(
             self.data_sha256 == data_sha256,
-            f"data.path={path} is another text than the run was trained on (digest "
+            f"{given} is another text than the run was trained on (digest "
             f"{data_sha256[:12]}, the run has {self.data_sha256[:12]}); give the same text, or "
             "another --run-dir",
         )
 
     def check_continues(self, config: RunConfig, data_sha256: str) -> None:
         """Raises SettingsError unless a run of these settings and data can go on from here."""
-        self.check_data(data_sha256, config.data.path)
+        self.check_data(data_sha256, config.data)
         require(
             self.step <= config.train.num_steps,
             f"train.num_steps={config.train.num_steps} must be at least {self.step}, the step that "

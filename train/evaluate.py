@@ -12,7 +12,8 @@ from configs.model import ModelConfig
 from configs.run import RunConfig
 from data.batch import Batch
 from data.batches import validation_batches
-from data.store import TokenStore
+from data.mixture import Data
+from data.store import TokenStream
 from sharding.rules import sharding
 from train.feed import Feed
 from train.loss import cross_entropy
@@ -22,8 +23,8 @@ from train.state import shape_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The result of one pass over a split."""
+class Score:
+    """The result of one pass over a validation set, or over several of them."""
 
     loss: float
     """Nats per token."""
@@ -32,26 +33,70 @@ class Evaluation:
     tokens: int
     """Targets that counted."""
 
+    def describe(self) -> str:
+        """Returns the score as a person reads it."""
+        return (
+            f"{self.loss:.4f} nats per token, {self.bits_per_byte:.3f} bits per byte, "
+            f"on {self.tokens:,} tokens"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores of all validation sets."""
+
+    total: Score
+    """Over the validation splits of all sources, as if they were one; the further sets are not in
+    it, unless there are no others."""
+    sets: dict[str, Score]
+    """Of each set by itself."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per token of the total."""
+        return self.total.loss
+
     def record(self) -> Record:
         """Returns the keys that join the line of the step in metrics.jsonl."""
-        return {f"eval/{name}": value for name, value in dataclasses.asdict(self).items()}
+        scores = {"eval": self.total}
+        if len(self.sets) > 1:
+            scores |= {f"eval/{name}": score for name, score in self.sets.items()}
+        return {
+            f"{prefix}/{name}": value
+            for prefix, score in scores.items()
+            for name, value in dataclasses.asdict(score).items()
+        }
 
 
 class Evaluator:
-    """Evaluates parameters on the validation split of a store, always in the same order."""
+    """Evaluates parameters on all validation sets of a run, always in the same order."""
 
-    def __init__(self, config: RunConfig, store: TokenStore, mesh: jax.sharding.Mesh):
-        self._config, self._store = config, store
+    def __init__(self, config: RunConfig, data: Data, mesh: jax.sharding.Mesh):
+        self.sets = data.validation_sets()
+        self._config, self._data = config, data
         self._sharding = sharding(mesh, "act_batch", "act_len")
         self._eval_step = make_eval_step(config.model)
 
     def __call__(self, params: Params) -> Evaluation:
-        """Returns the loss over the whole split; every target counts once, padding not at all."""
+        """Returns the loss of every set; every target counts once, padding not at all."""
+        sums = {name: self._sums(params, stream) for name, stream in self.sets.items()}
+        own = [name for name, _ in self._data.sources if name in sums] or list(sums)
+        return Evaluation(
+            total=self._score([sums[name] for name in own], [self.sets[name] for name in own]),
+            sets={name: self._score([sums[name]], [self.sets[name]]) for name in sums},
+        )
+
+    def _sums(self, params: Params, stream: TokenStream) -> tuple[float, int]:
+        """Returns the nats of a whole set and its targets."""
         config = self._config
         batch_size = config.eval.batch_size or config.train.batch_size
         feed = Feed(
             lambda rows: validation_batches(
-                self._store, config.data, batch_size=batch_size, rows=rows
+                stream,
+                config.data,
+                batch_size=batch_size,
+                separator=self._data.tokenizer.separator,
+                rows=rows,
             ),
             config.data,
             sharding=self._sharding,
@@ -59,11 +104,13 @@ class Evaluator:
         )
         sums = jax.device_get([self._eval_step(params, batch) for batch in feed])
         nats = math.fsum(float(loss_sum) for loss_sum, _ in sums)
-        tokens = sum(int(num_tokens) for _, num_tokens in sums)
-        return Evaluation(
-            loss=nats / tokens,
-            bits_per_byte=nats / math.log(2) / self._store.validation.num_bytes,
-            tokens=tokens,
+        return nats, sum(int(num_tokens) for _, num_tokens in sums)
+
+    def _score(self, sums: list[tuple[float, int]], streams: list[TokenStream]) -> Score:
+        nats, tokens = math.fsum(n for n, _ in sums), sum(t for _, t in sums)
+        num_bytes = sum(stream.num_bytes for stream in streams)
+        return Score(
+            loss=nats / tokens, bits_per_byte=nats / math.log(2) / num_bytes, tokens=tokens
         )
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from configs.run import DataConfig
+from configs.data import DataConfig
 from data.batch import Batch
 
 _NUM_ON_DEVICE = 2  # the batch of this step, and that of the next

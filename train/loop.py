@@ -10,7 +10,7 @@ from rich.console import Console
 from configs.errors import Stopped
 from configs.run import RunConfig
 from data.batches import train_batches
-from data.store import TokenStore
+from data.mixture import Data
 from sharding.rules import sharding
 from train.between import Between
 from train.checkpoint import Checkpoints, params_digest
@@ -38,7 +38,7 @@ class Outcome:
 def train(
     config: RunConfig,
     folder: RunFolder,
-    store: TokenStore,
+    data: Data,
     mesh: jax.sharding.Mesh,
     stop: StopSignals,
     console: Console,
@@ -55,13 +55,13 @@ def train(
     """
     # The state: as it was left, or new.
     checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
-    state, start = _restore_or_init(config, folder, store, mesh, checkpoints)
+    state, start = _restore_or_init(config, folder, data, mesh, checkpoints)
     if start.step == config.train.num_steps:
         logger.info(f"nothing is left to do: the run has reached train.num_steps={start.step}")
         return _finish(folder, state)
 
     # The data: the batches of the steps that are left.
-    feed = _train_feed(config, store, mesh, start)
+    feed = _train_feed(config, data, mesh, start)
 
     # The step: compiled once, for these shapes and this layout.
     began = time.perf_counter()
@@ -83,9 +83,9 @@ def train(
             writer,
             display,
             tokens=start.tokens,
-            bytes_per_token=store.train.num_bytes / store.train.num_tokens,
+            bytes_per_token=data.bytes_per_token(config.data),
         )
-        between = Between(config, folder, store, mesh, start, checkpoints, recorder, writer)
+        between = Between(config, folder, data, mesh, start, checkpoints, recorder, writer)
         for step in range(start.step + 1, config.train.num_steps + 1):
             state, metrics = train_step(state, next(feed))
             recorder.add(step, metrics, feed.wait_sec)
@@ -100,13 +100,11 @@ def train(
     return _finish(folder, state)
 
 
-def _train_feed(
-    config: RunConfig, store: TokenStore, mesh: jax.sharding.Mesh, start: Progress
-) -> Feed:
+def _train_feed(config: RunConfig, data: Data, mesh: jax.sharding.Mesh, start: Progress) -> Feed:
     """Returns the batches of the steps after `start`, of which this process reads its rows."""
     return Feed(
         lambda rows: train_batches(
-            store,
+            data,
             config.data,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
@@ -122,7 +120,7 @@ def _train_feed(
 def _restore_or_init(
     config: RunConfig,
     folder: RunFolder,
-    store: TokenStore,
+    data: Data,
     mesh: jax.sharding.Mesh,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, Progress]:
@@ -133,7 +131,7 @@ def _restore_or_init(
         key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
         logger.info("starting at step 0")
         return init_state(config.model, tx, key, mesh), Progress(
-            step=0, tokens=0, data_sha256=store.digest
+            step=0, tokens=0, data_sha256=data.digest
         )
     progress = read_progress(folder.checkpoints, steps[-1])
     state = checkpoints.restore(progress.step, abstract_state(config.model, tx, mesh))

@@ -1,0 +1,211 @@
+"""Settings of the data: how text is prepared once, and how its tokens become the rows of a run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.check import require, require_at_least, require_fraction
+
+STDLIB = "stdlib"
+"""The value of data.path that means the text which comes with every Python."""
+
+CleanStep = Literal[
+    "unicode",
+    "html",
+    "control_characters",
+    "boilerplate_lines",
+    "length",
+    "gopher_quality",
+    "gopher_stop_words",
+    "gopher_repetition",
+    "c4",
+    "language",
+    "mask_personal",
+    "decontaminate",
+    "exact_duplicates",
+    "near_duplicates",
+]
+DUPLICATE_STEPS = ("exact_duplicates", "near_duplicates")
+"""Steps that compare documents with one another, and so come after all that look at one."""
+
+SpecialTokens = Literal["masked", "span", "infill"]
+
+_TOKENIZERS = ("sentencepiece", "bytes", "characters")
+_TOKENIZER_FILES = (".model", ".json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """What is read, and how it becomes tokens on disk."""
+
+    path: str | None = None
+    """A file, folder, glob or prepared folder, local or s3:// gs://, or stdlib: Python's own text.
+    Read are .txt .jsonl (.gz .zst) .parquet .arrow .arrayrecord .npy .bin, folders of them, and
+    datasets saved to disk."""
+    tokenizer: str = "sentencepiece"
+    """sentencepiece (trained on the text), bytes, characters, a .model, a tokenizer.json, or a
+    prepared folder: the tokenizer of that."""
+    vocab_size: int = 2048
+    """Pieces of a SentencePiece tokenizer that is trained here."""
+    sentencepiece_model: Literal["unigram", "bpe"] = "unigram"
+    """Kind of a SentencePiece tokenizer that is trained here; both fall back to bytes."""
+    separator_token: str | None = None
+    """The token of a .model or .json that stands between documents; None takes its end of text."""
+    special_tokens: tuple[SpecialTokens, ...] = ()
+    """Tokens that objectives other than causal need: masked, span, infill."""
+    text_field: str = "text"
+    """The field of a .jsonl line or a .parquet row that holds the text."""
+    validation_fraction: float = 0.1
+    """The last part of one's own text, by characters, that validates and is never trained on."""
+    invalid_utf8: Literal["refuse", "replace"] = "refuse"
+    """What to do with text that is not UTF-8: stop, or put U+FFFD in its place."""
+    bad_records: Literal["stop", "skip"] = "stop"
+    """What to do with a record or file that cannot be read: stop, or leave it out and count it."""
+    clean: tuple[CleanStep, ...] = ()
+    """Steps of cleaning and selection, in this order; ./tessera inspect shows what each one did."""
+    min_characters: int = 1
+    """Shorter documents are dropped by the step "length"."""
+    max_characters: int | None = None
+    """Longer documents are dropped by the step "length"; None sets no limit."""
+    languages: tuple[str, ...] = ("en",)
+    """ISO 639-1 codes that the step "language" keeps."""
+    duplicate_similarity: float = 0.8
+    """Jaccard similarity of character 5-grams from which "near_duplicates" drops the later one."""
+    decontaminate_from: tuple[str, ...] = ()
+    """Evaluation texts (as in path) whose n-grams the step "decontaminate" looks for."""
+    decontaminate_ngram_len: int = 13
+    """Words in such an n-gram; a character is a word where a script has no spaces."""
+
+    def __post_init__(self) -> None:
+        require_at_least("data.vocab_size", self.vocab_size, 2)
+        require(
+            0 <= self.validation_fraction <= 1,
+            f"data.validation_fraction={self.validation_fraction} must be between 0 and 1",
+        )
+        require(
+            self.tokenizer in _TOKENIZERS
+            or self.tokenizer.endswith(_TOKENIZER_FILES)
+            or "/" in self.tokenizer,
+            f"data.tokenizer={self.tokenizer} must be {', '.join(_TOKENIZERS)}, the path of a "
+            "SentencePiece .model, of a Hugging Face tokenizer.json, or ./FOLDER of prepared data",
+        )
+        require_at_least("data.min_characters", self.min_characters, 0)
+        require_at_least("data.max_characters", self.max_characters or 1, 1)
+        require_fraction("data.duplicate_similarity", self.duplicate_similarity)
+        require_at_least("data.decontaminate_ngram_len", self.decontaminate_ngram_len, 1)
+        for name in DUPLICATE_STEPS:
+            later = self.clean[self.clean.index(name) :] if name in self.clean else ()
+            after = [step for step in later if step not in DUPLICATE_STEPS]
+            require(
+                not after,
+                f"data.clean={' '.join(self.clean)} must have {name} after {' '.join(after)}: "
+                "duplicates are found among documents that are otherwise clean",
+            )
+        require(
+            len(set(self.clean)) == len(self.clean),
+            f"data.clean={' '.join(self.clean)} must name each step once",
+        )
+        require(
+            ("decontaminate" in self.clean) == bool(self.decontaminate_from),
+            f"data.decontaminate_from={' '.join(self.decontaminate_from) or None} must name texts "
+            f"just where data.clean={' '.join(self.clean) or None} has the step decontaminate",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(PrepareConfig):
+    """What is read, and how it becomes rows of tokens."""
+
+    sequence_len: int
+    """Tokens in a row [T]."""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """concat: one text after the other, cut every T tokens; best_fit: whole documents, if they fit.
+    """
+    mixture: tuple[str, ...] = ()
+    """NAME=PATH of each source, in place of path; PATH is anything that path may be."""
+    weights: tuple[float, ...] = ()
+    """Share of each source in the rows of a batch; without any, their sizes decide."""
+    phases: tuple[str, ...] = ()
+    """STEP:W,W,... other weights from a step on, such as 9000:1,1,8 to end on the third source."""
+    validation: tuple[str, ...] = ()
+    """NAME=PATH of further validation sets; of text all validates, of a prepared folder its part.
+    """
+    objective: Literal["causal"] = "causal"
+    """What the model is asked to predict: causal is the next token."""
+    verify: Literal["digests", "sizes"] = "digests"
+    """What is checked of prepared data before a run: every byte, or only the sizes of files."""
+    num_read_threads: int = 2
+    """Threads that read rows ahead of the step."""
+    num_prefetch_batches: int = 8
+    """Batches that are kept ready on the host."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.validation_fraction < 1,
+            f"data.validation_fraction={self.validation_fraction} must be below 1, or nothing is "
+            "left to train on; a text that only validates goes into data.validation",
+        )
+        require_at_least("data.sequence_len", self.sequence_len, 1)
+        require_at_least("data.num_read_threads", self.num_read_threads, 1)
+        require_at_least("data.num_prefetch_batches", self.num_prefetch_batches, 1)
+        require(
+            self.path is None or not self.mixture,
+            f"data.path={self.path} and data.mixture={' '.join(self.mixture)} must not both be "
+            "given; put the path into the mixture as NAME=PATH",
+        )
+        names = [*named(self.mixture, "data.mixture"), *named(self.validation, "data.validation")]
+        require(
+            len(set(names)) == len(names),
+            f"data.mixture and data.validation must not use a name twice: {' '.join(names)}",
+        )
+        _check_weights("data.weights", self.weights, self.mixture)
+        steps = [step for step, _ in self.weight_phases()]
+        require(
+            steps == sorted(set(steps)) and 0 not in steps[1:],
+            f"data.phases={' '.join(self.phases)} must be in the order of their steps, from 1 on",
+        )
+
+    def weight_phases(self) -> list[tuple[int, tuple[float, ...]]]:
+        """Returns (first step, weights) of each phase; the first begins at step 0.
+
+        Raises:
+            SettingsError: a phase cannot be read, or does not fit the mixture.
+        """
+        phases = [(0, self.weights)]
+        for phase in self.phases:
+            step, _, weights = phase.partition(":")
+            try:
+                phases.append((int(step), tuple(map(float, weights.split(",")))))
+            except ValueError:
+                require(False, f"data.phases={phase} must be STEP:WEIGHT,WEIGHT,...")
+            _check_weights("data.phases", phases[-1][1], self.mixture)
+            require_at_least("data.phases", phases[-1][0], 1)
+        return phases
+
+
+def named(entries: tuple[str, ...], field: str) -> dict[str, str]:
+    """Returns {name: path} of entries NAME=PATH; raises SettingsError where one is not."""
+    pairs = {}
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        require(
+            bool(equals and path) and name.replace("_", "").replace("-", "").isalnum(),
+            f"{field}={entry} must be NAME=PATH, the name of letters, digits, - and _",
+        )
+        require(name not in pairs, f"{field}={' '.join(entries)} must not use {name} twice")
+        pairs[name] = path
+    return pairs
+
+
+def _check_weights(field: str, weights: tuple[float, ...], mixture: tuple[str, ...]) -> None:
+    shown = " ".join(map(str, weights))
+    require(
+        not weights or len(weights) == len(mixture),
+        f"{field}={shown} must have one weight for each of data.mixture={' '.join(mixture)}",
+    )
+    for weight, entry in zip(weights, mixture, strict=False):
+        require(
+            0 < weight < float("inf"),
+            f"{field}={shown} must all be above zero, but {entry} has {weight}; leave it out of "
+            "data.mixture instead",
+        )

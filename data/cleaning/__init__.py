@@ -1,0 +1,1 @@
+"""Cleaning and selection of documents: steps that look at one, and duplicates among many."""

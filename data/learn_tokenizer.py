@@ -1,0 +1,75 @@
+"""Tokenizers that are learned from one's own text: its characters, or SentencePiece models."""
+
+import io
+from collections.abc import Iterable, Iterator
+
+import sentencepiece
+
+from configs.data import PrepareConfig
+from configs.errors import SettingsError
+from data.special_tokens import special_ids
+from data.subwords import SentencePieceModel, SubwordTokenizer
+from data.tokenizer import CharacterTokenizer
+
+SAMPLE_CHARACTERS = 4_000_000
+"""As much text as a tokenizer learns from; more changes little and takes long."""
+
+_LINE_CHARACTERS = 1000
+_NUM_SPECIAL = 2 + 256  # <unk>, </s> and the bytes
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """Yields the lines of a text without their ends, long ones in parts of 1000 characters."""
+    for line in text.split("\n"):
+        for start in range(0, len(line), _LINE_CHARACTERS):
+            yield line[start : start + _LINE_CHARACTERS]
+
+
+def learn_characters(alphabet: Iterable[str], config: PrepareConfig) -> CharacterTokenizer:
+    """Returns the tokenizer of all characters in some strings, whatever their order."""
+    characters = "".join(sorted({character for part in alphabet for character in part}))
+    special = special_ids(config.special_tokens, len(characters) + 1)
+    return CharacterTokenizer(characters, special)
+
+
+def learn_sentencepiece(lines: Iterable[str], config: PrepareConfig) -> SubwordTokenizer:
+    """Returns a SentencePiece model trained on lines, which gives back any text exactly.
+
+    Bytes stand in for what is rare. The same lines give the same model, on any machine of one
+    architecture. It has vocab_size pieces; special tokens come after them.
+
+    Raises:
+        SettingsError: data.vocab_size does not suit the lines.
+    """
+    lines = list(lines)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=config.vocab_size,
+            model_type=config.sentencepiece_model,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            user_defined_symbols=["\n"],
+            unk_id=0,
+            eos_id=1,
+            bos_id=-1,
+            pad_id=-1,
+            num_threads=2,  # whatever the machine has: another number gives another model
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise SettingsError(
+            f"data.vocab_size={config.vocab_size} does not suit this text of "
+            f"{sum(map(len, lines))} characters (a trained tokenizer needs more than "
+            f"{_NUM_SPECIAL} pieces and enough text): pass another --data.vocab_size, or "
+            f"--data.tokenizer bytes. SentencePiece says: {str(error).splitlines()[0]}"
+        ) from None
+    content = model.getvalue()
+    special = special_ids(config.special_tokens, config.vocab_size)
+    return SubwordTokenizer(SentencePieceModel(content), content, special)

@@ -1,0 +1,141 @@
+"""Several sources as one: which of them each row is taken from, by weights that may change."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+import grain
+
+from configs.data import DataConfig
+from data.store import TokenStore, TokenStream
+from data.tokenizer import Tokenizer
+
+ENDLESS = 2**62
+
+
+class Source(NamedTuple):
+    """A prepared folder, and what it is called in a mixture."""
+
+    name: str
+    store: TokenStore
+
+
+@dataclass(frozen=True)
+class Data:
+    """All that a run reads."""
+
+    sources: tuple[Source, ...]
+    """What is trained on; each source validates with its own validation split too."""
+    held_out: tuple[tuple[str, TokenStream], ...] = ()
+    """Further validation sets."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The one tokenizer of all."""
+        return self.sources[0].store.tokenizer
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether there is more than one source."""
+        return len(self.sources) > 1
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what determines the tokens that are trained on."""
+        if not self.is_mixture:
+            return self.sources[0].store.digest
+        content = [source.store.digest for source in self.sources]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Where each source lies."""
+        return {source.name: str(source.store.folder.absolute()) for source in self.sources}
+
+    @property
+    def num_train_tokens(self) -> int:
+        """Tokens of one epoch of all sources."""
+        return sum(source.store.train.num_tokens for source in self.sources)
+
+    def validation_sets(self) -> dict[str, TokenStream]:
+        """Returns the streams that are evaluated: those of the sources, then the further ones."""
+        own = {
+            name: store.validation for name, store in self.sources if store.validation.num_tokens
+        }
+        return own | dict(self.held_out)
+
+    def bytes_per_token(self, config: DataConfig) -> float:
+        """Returns the bytes of text that a training token stands for, at the first weights."""
+        streams = [source.store.train for source in self.sources]
+        weights = config.weights or [stream.num_tokens for stream in streams]
+        shares = [weight / sum(weights) for weight in weights]
+        return sum(
+            share * stream.num_bytes / stream.num_tokens
+            for share, stream in zip(shares, streams, strict=True)
+        )
+
+
+class Schedule(grain.transforms.DatasetSelectionMap):
+    """From a place in the endless sequence of rows to (source, place in the source's own sequence).
+
+    Sources alternate as evenly as whole rows allow: of any n rows of a phase, each source has its
+    share to within one row for each source before it. It is exact: weights are taken as the
+    fractions that they are written as, and counts are whole numbers, so without weights the first
+    epoch takes every row of every source once.
+
+    Args:
+        phases: (first place, weights) of each phase, in order, from place 0.
+    """
+
+    def __init__(self, phases: Sequence[tuple[int, Sequence[float]]]):
+        self._phases: list[tuple[int, list[Fraction], list[int]]] = []
+        for first, weights in phases:
+            exact = [Fraction(str(weight)) for weight in weights]
+            shares = [weight / sum(exact[i:]) for i, weight in enumerate(exact)]
+            counts = self.counts(first) if self._phases else [0] * len(exact)
+            self._phases.append((first, shares, counts))
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, place: int) -> tuple[int, int]:
+        first, shares, counts = self._phase(place)
+        left = place - first
+        for source, share in enumerate(shares):
+            taken = left * share.numerator // share.denominator
+            if (left + 1) * share.numerator // share.denominator > taken:
+                return source, counts[source] + taken
+            left -= taken
+        raise AssertionError("the last share is 1, so it takes what the others leave")
+
+    def counts(self, place: int) -> list[int]:
+        """Returns how many rows each source has given before a place."""
+        first, shares, counts = self._phase(place)
+        left, total = place - first, list(counts)
+        for source, share in enumerate(shares):
+            taken = left * share.numerator // share.denominator
+            total[source] += taken
+            left -= taken
+        return total
+
+    def _phase(self, place: int) -> tuple[int, list[Fraction], list[int]]:
+        return next(phase for phase in reversed(self._phases) if phase[0] <= place)
+
+
+def make_schedule(config: DataConfig, num_rows: Sequence[int], batch_size: int) -> Schedule:
+    """Returns the schedule of data.weights and data.phases.
+
+    A phase begins with a batch, so that its weights are those of whole steps.
+
+    Args:
+        num_rows: rows in an epoch of each source, which are the weights where none are given.
+    """
+    return Schedule(
+        [
+            (step * batch_size, weights or tuple(num_rows))
+            for step, weights in config.weight_phases()
+        ]
+    )

@@ -1,0 +1,167 @@
+"""What a step saw: the rows of its batch, and the pieces of documents that they are made of."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from configs.check import require
+from configs.data import DataConfig
+from data.batch import Batch
+from data.batches import TrainRows, batch_digest, data_step
+from data.mixture import Data
+from data.rows import Rows, make_batch
+from data.store import TokenStore, TokenStream
+
+_WHOLE_FILES = ("text", "python")
+"""Kinds of files that are one document each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Tokens that follow one another in one document."""
+
+    name: str
+    """File of the document, with its line or row from 1 where a file has many."""
+    document: int
+    """Number of the document in its split, from 0."""
+    start: int
+    """Tokens of the document before the piece; its separator is not counted."""
+    stop: int
+    """Tokens of the document up to the end of the piece."""
+    begins: bool
+    """Whether the piece has the separator before its tokens, as the document begins in it."""
+    num_tokens: int
+    """Tokens of the row that it fills, the separator among them."""
+    text: str
+    """Decoded; a character that is cut in two by the edge of a row is U+FFFD."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowReport:
+    """A row of a batch."""
+
+    index: int
+    """Row of the batch, from 0."""
+    source: str
+    epoch: int
+    """How often the source was gone through before, from 0."""
+    row: int
+    """Row of the epoch, in the order of the packing."""
+    num_rows: int
+    """Rows in an epoch of the source."""
+    num_padding: int
+    """Positions at the end of the row that hold no token."""
+    sha256: str
+    """Digest of the row in all arrays of the batch."""
+    pieces: tuple[Piece, ...]
+    """The inputs, in order. The last target is the token that would come next, or a separator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """The batch of a step."""
+
+    step: int
+    """From 1, as in metrics.jsonl."""
+    item: int
+    """Which batch of the sequence it took, from 0, counting those that were passed over."""
+    batch_sha256: str
+    num_rows: int
+    """Rows in the whole batch."""
+    rows: tuple[RowReport, ...]
+    """Those that were asked for."""
+
+
+def report_step(
+    data: Data,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    step: int,
+    passed_over: Sequence[int] = (),
+    rows: Sequence[int] | None = None,
+) -> StepReport:
+    """Returns what the step-th step of a run took; any step costs the same.
+
+    Args:
+        step: from 1.
+        passed_over: batches that are left out of the sequence.
+        rows: which rows of the batch to report; None reports all.
+
+    Raises:
+        SettingsError: the batch has no such row.
+        IntegrityError: a shard is not as it was written.
+    """
+    wanted = range(batch_size) if rows is None else rows
+    for row in wanted:
+        require(
+            0 <= row < batch_size,
+            f"--rows={row} must be a row of train.batch_size={batch_size}, from 0 to "
+            f"{batch_size - 1}",
+        )
+    sequence = TrainRows(data, config, batch_size=batch_size, seed=seed)
+    item = data_step(step - 1, passed_over)
+    places = range(item * batch_size, (item + 1) * batch_size)
+    spans = [sequence.read(place) for place in places]
+    batch = make_batch(spans, config, data.tokenizer.separator)
+    return StepReport(
+        step=step,
+        item=item,
+        batch_sha256=batch_digest(batch),
+        num_rows=batch_size,
+        rows=tuple(_report_row(data, sequence, places[row], row, batch) for row in wanted),
+    )
+
+
+def _report_row(
+    data: Data, sequence: TrainRows, place: int, index: int, batch: Batch[np.ndarray]
+) -> RowReport:
+    address = sequence.address(place)
+    source, rows = data.sources[address.source], sequence.rows[address.source]
+    own = Batch(*(array[index : index + 1] for array in batch))
+    pieces = pieces_of_row(rows, source.store, address.row)
+    return RowReport(
+        index=index,
+        source=source.name,
+        epoch=address.epoch,
+        row=address.row,
+        num_rows=len(rows),
+        num_padding=batch.tokens_BT.shape[1] - sum(piece.num_tokens for piece in pieces),
+        sha256=batch_digest(own),
+        pieces=tuple(pieces),
+    )
+
+
+def pieces_of_row(rows: Rows, store: TokenStore, row: int) -> list[Piece]:
+    """Returns the inputs of a row, broken down where documents begin."""
+    starts = rows.stream.starts
+    pieces = []
+    for start, stop in rows.packing.spans(row):
+        inner = starts[np.searchsorted(starts, start, "right") : np.searchsorted(starts, stop)]
+        edges = [start, *inner.tolist(), stop]
+        pieces += [
+            _piece(rows.stream, store, begin, end) for begin, end in itertools.pairwise(edges)
+        ]
+    return pieces
+
+
+def _piece(stream: TokenStream, store: TokenStore, begin: int, end: int) -> Piece:
+    place = stream.place(begin)
+    return Piece(
+        name=document_name(store, place.file, place.number),
+        document=place.document,
+        start=max(place.offset, 0),
+        stop=place.offset + end - begin,
+        begins=place.offset < 0,
+        num_tokens=end - begin,
+        text=store.tokenizer.decode(stream.read(begin, end).tolist()),
+    )
+
+
+def document_name(store: TokenStore, file: int, number: int) -> str:
+    """Returns the file of a document, with its line or row from 1 where a file has many."""
+    entry = store.files[file]
+    return entry["name"] if entry["kind"] in _WHOLE_FILES else f"{entry['name']}:{number + 1}"

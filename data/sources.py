@@ -1,0 +1,207 @@
+"""Files of text, of records or of tokens: which there are, and the parts they are read in."""
+
+import glob
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from configs.check import require
+from configs.data import PrepareConfig
+from configs.errors import SettingsError
+
+Kind = Literal["text", "jsonl", "parquet", "arrow", "arrayrecord", "tokens", "python", "topics"]
+
+_KINDS: dict[str, Kind] = {
+    ".txt": "text",
+    ".jsonl": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".arrayrecord": "arrayrecord",
+    ".npy": "tokens",
+    ".bin": "tokens",
+}
+_COMPRESSIONS = (".gz", ".zst")
+_READABLE = (
+    ".txt .jsonl (also .gz .zst) .parquet .arrow .arrayrecord .npy .bin, a folder or a glob of them"
+)
+PART_BYTES = 16 * 2**20
+"""Bytes of a file that are read in one go, where a file can be entered in the middle."""
+TASK_BYTES = 64 * 2**20
+"""Bytes of the parts that one worker prepares in one go."""
+_TASK_FILES = 4096
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the corpus, as it was when it was found."""
+
+    path: str
+    name: str
+    """Below the root, the same on every machine."""
+    kind: Kind
+    num_bytes: int
+    mtime_ns: int
+
+    @property
+    def compression(self) -> str | None:
+        """Suffix of the compression, if any."""
+        suffix = Path(self.path).suffix.lower()
+        return suffix if suffix in _COMPRESSIONS else None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes start to stop of a file, as far as its format can be cut there; stop None is the end.
+
+    Boundaries move to the next place where a record or a line begins, for both neighbours alike.
+    """
+
+    file: int
+    """Index of the file in the corpus."""
+    start: int
+    stop: int | None
+
+
+def kind_of(path: Path) -> Kind | None:
+    """Returns how a file is read, by its name; None if it is not."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSIONS:
+        kind = _KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
+        return kind if kind in ("text", "jsonl") else None
+    return _KINDS.get(path.suffix.lower())
+
+
+def source_file(path: Path, name: str, kind: Kind) -> SourceFile:
+    """Returns the entry of a file that is there."""
+    stat = path.stat()
+    return SourceFile(str(path), name, kind, stat.st_size, stat.st_mtime_ns)
+
+
+def find_files(config: PrepareConfig) -> tuple[Path, list[SourceFile]]:
+    """Returns the root and the files that data.path names, in the order of their names.
+
+    Raises:
+        SettingsError: there is none, or nothing in it can be read.
+    """
+    assert config.path is not None
+    given = os.path.expanduser(config.path)
+    if glob.has_magic(given) and not Path(given).exists():
+        return _globbed(config.path, given)
+    root = _whole(given)
+    require(root.exists(), f"data.path={config.path} does not exist; give a file or a folder")
+    if not root.is_dir():
+        kind = kind_of(root)
+        if kind is None:
+            require(False, f"data.path={config.path} must end in {_READABLE}")
+            raise AssertionError
+        return root, [source_file(root, root.name, kind)]
+    paths = _files_below(config.path, root)
+    if (root / "dataset_info.json").exists() and (root / "state.json").exists():
+        paths = _saved_dataset(config.path, root)
+    return root, _kinds_of(config.path, root, paths)
+
+
+def _files_below(given: str, root: Path) -> list[Path]:
+    """Returns all files below a folder, behind links too; hidden folders are not looked into.
+
+    Raises:
+        SettingsError: a link leads nowhere, or a folder has all splits of a dataset.
+    """
+    found, seen = [], set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        if os.path.realpath(folder) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        folders[:] = [name for name in folders if not name.startswith(".")]  # .git, .cache
+        require(
+            "dataset_dict.json" not in names,
+            f"data.path={given} has in {folder} a dataset with several splits, of which some are "
+            "for testing; give the folder of one",
+        )
+        found += [Path(folder) / name for name in names]
+    for path in found:
+        require(
+            path.exists(), f"data.path={given} has a link that leads nowhere: {path}; remove it"
+        )
+    return sorted(path for path in found if path.is_file())
+
+
+def _saved_dataset(given: str, root: Path) -> list[Path]:
+    """Returns the files of a dataset, not those of caches or of what was saved here before."""
+    state = root / "state.json"
+    try:
+        paths = sorted(
+            root / file["filename"] for file in json.loads(state.read_text())["_data_files"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"data.path={given} has a {state.name} that `datasets` did not write ({error!r}); save "
+            "the dataset again, or name its files: 'FOLDER/*.arrow'"
+        ) from None
+    missing = [path.name for path in paths if not path.is_file()]
+    require(
+        not missing,
+        f"data.path={given} is a saved dataset without its {', '.join(missing[:3])}; copy it whole",
+    )
+    return paths
+
+
+def _globbed(given: str, pattern: str) -> tuple[Path, list[SourceFile]]:
+    fixed = pattern.split("*")[0].split("?")[0].split("[")[0]
+    root = _whole(fixed if fixed.endswith("/") else os.path.dirname(fixed))
+    found = {_whole(path) for path in glob.glob(pattern, recursive=True)}
+    below = {file for path in found if path.is_dir() for file in _files_below(given, path)}
+    paths = sorted(below | {path for path in found if path.is_file()})
+    require(bool(paths), f"data.path={given} matches no file; quote it, and see what is there")
+    return root, _kinds_of(given, root, paths)
+
+
+def _whole(path: str) -> Path:
+    """Returns an absolute path; links are kept, as what they lead to may have another name."""
+    return Path(os.path.abspath(path))
+
+
+def _kinds_of(given: str, root: Path, paths: list[Path]) -> list[SourceFile]:
+    files = [
+        source_file(path, Path(os.path.relpath(path, root)).as_posix(), kind)
+        for path in paths
+        if (kind := kind_of(path))
+    ]
+    require(bool(files), f"data.path={given} holds nothing that is read: {_READABLE}")
+    has_tokens = {file.kind == "tokens" for file in files}
+    require(
+        len(has_tokens) == 1,
+        f"data.path={given} must not mix text with arrays of tokens: {files[0].name}, "
+        f"{next(f.name for f in files if (f.kind == 'tokens') != (files[0].kind == 'tokens'))}; "
+        "name one kind with a glob, such as 'FOLDER/**/*.txt'"
+        if len(has_tokens) > 1
+        else "",
+    )
+    return files
+
+
+def plan_parts(files: list[SourceFile]) -> list[Part]:
+    """Returns all parts of all files; a compressed file or a table is read as one."""
+    parts = []
+    for i, file in enumerate(files):
+        can_be_cut = file.kind in ("text", "jsonl", "tokens") and file.compression is None
+        starts = range(0, file.num_bytes if can_be_cut else 0, PART_BYTES) or [0]
+        stops = [*starts[1:], None]
+        parts += [Part(i, start, stop) for start, stop in zip(starts, stops, strict=True)]
+    return parts
+
+
+def plan_tasks(files: list[SourceFile], parts: list[Part]) -> list[list[Part]]:
+    """Returns the parts in groups of about TASK_BYTES, which depend on nothing but the files."""
+    tasks: list[list[Part]] = []
+    num_bytes = TASK_BYTES
+    for part in parts:
+        if num_bytes >= TASK_BYTES or len(tasks[-1]) >= _TASK_FILES:
+            tasks.append([])
+            num_bytes = 0
+        tasks[-1].append(part)
+        num_bytes += (files[part.file].num_bytes if part.stop is None else part.stop) - part.start
+    return tasks

@@ -1,0 +1,242 @@
+"""What a step of a run saw, and whether another run saw the same. No device is touched."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from configs.check import require
+from configs.run import RunConfig
+from configs.settings import differences, flatten
+from data.mixture import Data
+from data.open_data import open_data
+from data.row_report import Piece, RowReport, StepReport, report_step
+from launch.progress import Progress
+from launch.visible import first_lines, shortened, visible, visible_lines
+from train.checkpoint_files import checkpoint_steps, read_progress
+from train.run_folder import RunFolder
+
+_NUM_ROWS, _NUM_NAMES = 8, 3  # of a difference that are shown
+_NAME_CHARACTERS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """What a run reads, and in which order."""
+
+    path: Path
+    config: RunConfig
+    data: Data
+    passed_over: tuple[int, ...]
+    """Batches that its newest checkpoint leaves out of the sequence."""
+
+    def report(self, step: int, rows: Sequence[int] | None) -> StepReport:
+        """Returns what a step saw; raises SettingsError if the batch has no such row."""
+        return report_step(
+            self.data,
+            self.config.data,
+            batch_size=self.config.train.batch_size,
+            seed=self.config.train.seed,
+            step=step,
+            passed_over=self.passed_over,
+            rows=rows,
+        )
+
+
+def open_run_data(path: Path, step: int, cache_dir: Path) -> RunData:
+    """Returns the data of a run, which need not have a checkpoint yet.
+
+    Raises:
+        SettingsError: it is not a run folder, has no such step, or its text is another by now.
+        IntegrityError: the data is not what its manifest says; of shards only sizes are checked.
+    """
+    folder = RunFolder(path)
+    config = folder.read_config()
+    require(
+        1 <= step <= config.train.num_steps,
+        f"--step={step} must be a step of {path}, from 1 to train.num_steps="
+        f"{config.train.num_steps}",
+    )
+    progress = None
+    for newest in checkpoint_steps(folder.checkpoints)[-1:]:
+        progress = read_progress(folder.checkpoints, newest)
+    data = open_data(
+        dataclasses.replace(config.data, verify="sizes"),
+        cache_dir,
+        lambda line: None,
+        watch=Progress(Console(stderr=True, highlight=False)),
+        moved=progress and progress.data_folders,
+    )
+    if progress is None:
+        return RunData(path=path, config=config, data=data, passed_over=())
+    progress.check_data(data.digest, config.data)
+    return RunData(path=path, config=config, data=data, passed_over=progress.passed_over)
+
+
+def inspect_run(
+    path: Path,
+    cache_dir: Path,
+    *,
+    step: int,
+    rows: Sequence[int] | None,
+    full: bool,
+    as_json: bool,
+) -> None:
+    """Shows the rows that a step of a run saw."""
+    run = open_run_data(path, step, cache_dir)
+    report = run.report(step, rows)
+    if as_json:
+        print(json.dumps({"run": str(path), **dataclasses.asdict(report)}))
+        return
+    console = Console(highlight=False, markup=False, emoji=False)
+    length = run.config.data.sequence_len
+    console.print(
+        f"step {step} of {visible(str(path))}: batch {report.item} of the sequence, "
+        f"{report.num_rows} rows of {length} tokens, sha256 {report.batch_sha256[:16]}",
+        style="bold",
+        soft_wrap=True,
+    )
+    for row in report.rows:
+        _show_row(console, row, full=full)
+
+
+def _show_row(console: Console, row: RowReport, *, full: bool) -> None:
+    words = f"{visible(row.source)}, epoch {row.epoch}, row {row.row:,} of {row.num_rows:,}"
+    padding = f", {row.num_padding:,} padding" if row.num_padding else ""
+    console.print()
+    console.print(Text.assemble((f"row {row.index}", "bold cyan"), f"  {words}{padding}"))
+    for piece in row.pieces:
+        where = (
+            f"  document {piece.document:,}, tokens {piece.start:,} to {piece.stop:,}"
+            f" ({'separator + ' if piece.begins else ''}{piece.stop - piece.start:,})"
+        )
+        name = (visible(piece.name), "green")
+        console.print(Text.assemble("  ", name, where), soft_wrap=True)
+        text = visible_lines(piece.text) if full else first_lines(piece.text, console.width - 4)
+        if text:
+            shown = Text(text, "dim", overflow="fold")
+            console.print(Padding(shown, (0, 0, 0, 4), expand=False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What two runs saw at a step."""
+
+    runs: tuple[RunData, RunData]
+    reports: tuple[StepReport, StepReport]
+    settings: dict[str, tuple[Any, Any]]
+    """Those that differ, of the ones that decide what a batch is."""
+    different_rows: list[tuple[RowReport | None, RowReport | None]]
+    """Of the rows that were asked for; None where a batch has no such row."""
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the whole batches are the same, whichever rows were asked for."""
+        return self.reports[0].batch_sha256 == self.reports[1].batch_sha256
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything as JSON can hold it; lists of two are in the order of the runs."""
+        return {
+            "step": self.reports[0].step,
+            "is_same": self.is_same,
+            "runs": [str(run.path) for run in self.runs],
+            "items": [report.item for report in self.reports],
+            "batch_sha256": [report.batch_sha256 for report in self.reports],
+            "data_sha256": [run.data.digest for run in self.runs],
+            "passed_over": [list(run.passed_over) for run in self.runs],
+            "settings": self.settings,
+            "different_rows": [
+                [row and dataclasses.asdict(row) for row in pair] for pair in self.different_rows
+            ],
+        }
+
+
+def compare_runs(
+    paths: tuple[Path, Path],
+    cache_dir: Path,
+    *,
+    step: int,
+    rows: Sequence[int] | None,
+    full: bool,
+    as_json: bool,
+) -> bool:
+    """Says whether two runs saw the same batch at a step, and shows what differs."""
+    runs = open_run_data(paths[0], step, cache_dir), open_run_data(paths[1], step, cache_dir)
+    reports = runs[0].report(step, rows), runs[1].report(step, rows)
+    pairs = itertools.zip_longest(reports[0].rows, reports[1].rows)
+    comparison = Comparison(
+        runs=runs,
+        reports=reports,
+        settings=_settings_that_differ(runs),
+        different_rows=[
+            (one, two)
+            for one, two in pairs
+            if one is None or two is None or one.sha256 != two.sha256
+        ],
+    )
+    if as_json:
+        print(json.dumps(comparison.to_json()))
+    else:
+        _show_comparison(comparison, full=full)
+    return comparison.is_same
+
+
+def _show_comparison(comparison: Comparison, *, full: bool) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+
+    def say(line: str, style: str | None = None) -> None:
+        console.print(line, style=style, soft_wrap=True)
+
+    verdict = "the same batch" if comparison.is_same else "different batches"
+    style = "bold green" if comparison.is_same else "bold red"
+    say(f"at step {comparison.reports[0].step} the runs saw {verdict}", style)
+    paths = [visible(str(run.path)) for run in comparison.runs]
+    names = [f"{path:<{max(map(len, paths))}}" for path in paths]
+    for name, run, report in zip(names, comparison.runs, comparison.reports, strict=True):
+        say(
+            f"  {name}  batch {report.item}, sha256 {report.batch_sha256[:16]}, data "
+            f"{run.data.digest[:16]}, {len(run.passed_over)} batches passed over"
+        )
+    if comparison.settings:
+        say("\nsettings that differ", "bold")
+    for setting, (one, two) in comparison.settings.items():
+        say(f"  {setting}: {visible(str(one))} | {visible(str(two))}")
+    different = comparison.different_rows
+    if different:
+        say("\nrows that differ", "bold")
+    shown = different if full else different[:_NUM_ROWS]
+    for pair in shown:
+        index = next(row.index for row in pair if row)
+        for name, row in zip(names, pair, strict=True):
+            say(f"  row {index:<4} {name}  {_row_words(row)}")
+    if len(shown) < len(different):
+        say(f"  and {len(different) - len(shown)} more; --full shows all")
+
+
+def _settings_that_differ(runs: Sequence[RunData]) -> dict[str, tuple[Any, Any]]:
+    """Returns {setting: both values} of the settings that decide what a batch is."""
+    changed = differences(*(flatten(run.config) for run in runs))
+    return {
+        name: values
+        for name, values in changed.items()
+        if name.startswith("data.") or name in ("train.seed", "train.batch_size")
+    }
+
+
+def _row_words(row: RowReport | None) -> str:
+    if row is None:
+        return "no such row"
+    pieces = ", ".join(map(_piece_words, row.pieces[:_NUM_NAMES]))
+    more = f" and {len(row.pieces) - _NUM_NAMES} more" if len(row.pieces) > _NUM_NAMES else ""
+    return f"{visible(row.source)}, epoch {row.epoch}, row {row.row}: {pieces}{more}"
+
+
+def _piece_words(piece: Piece) -> str:
+    return f"{shortened(piece.name, _NAME_CHARACTERS)} {piece.start}-{piece.stop}"

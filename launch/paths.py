@@ -1,0 +1,32 @@
+"""Paths as they are kept in config.json: whole, so that a run is found from any folder."""
+
+import dataclasses
+from pathlib import Path
+
+from configs.data import STDLIB, DataConfig
+from data.remote import is_remote
+
+
+def with_whole_paths(config: DataConfig) -> DataConfig:
+    """Returns the settings with every path of this machine whole."""
+    tokenizer = config.tokenizer
+    is_path = "/" in tokenizer or tokenizer.endswith((".model", ".json"))
+    return dataclasses.replace(
+        config,
+        path=config.path and _whole(config.path),
+        mixture=tuple(map(_whole_entry, config.mixture)),
+        validation=tuple(map(_whole_entry, config.validation)),
+        decontaminate_from=tuple(map(_whole, config.decontaminate_from)),
+        tokenizer=_whole(tokenizer) if is_path else tokenizer,
+    )
+
+
+def _whole(path: str) -> str:
+    if path == STDLIB or is_remote(path):
+        return path
+    return str(Path(path).expanduser().resolve())
+
+
+def _whole_entry(entry: str) -> str:
+    name, _, path = entry.partition("=")
+    return f"{name}={_whole(path)}"
