@@ -11,7 +11,7 @@ import grain
 
 from configs.data import DataConfig
 from data.store import TokenStore, TokenStream
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 
 ENDLESS = 2**62
 

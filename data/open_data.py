@@ -11,15 +11,15 @@ from typing import Any
 from configs.check import require
 from configs.data import STDLIB, DataConfig, PrepareConfig, named
 from configs.errors import SettingsError
-from data.corpus import open_corpus
-from data.engine import Workers
 from data.files import locked
-from data.learn_tokenizer import SAMPLE_CHARACTERS, learn_characters, learn_sentencepiece
 from data.mixture import Data, Source
-from data.prepare import Preparation, Say, Watch, remove_work
+from data.preparation.engine import Workers
+from data.preparation.prepare import Preparation, Say, Watch, remove_work
 from data.remote import fetch_files, fetch_folder, is_prepared, is_remote
 from data.store import FORMAT_VERSION, MANIFEST, TokenStore, open_store, stored_tokenizer
-from data.tokenizer import Tokenizer, changes_text, open_tokenizer, tokenizer_digest
+from data.text.corpus import open_corpus
+from data.tokenizers.learn import SAMPLE_CHARACTERS, learn_characters, learn_sentencepiece
+from data.tokenizers.tokenizer import Tokenizer, changes_text, open_tokenizer, tokenizer_digest
 
 _LEARNED = ("sentencepiece", "characters")
 _ONLY_LEARNED = ("vocab_size", "sentencepiece_model")

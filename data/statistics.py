@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.corpus import Split
 from data.packing import BestFit
 from data.row_report import document_name
 from data.rows import Windows
 from data.store import TokenStore, TokenStream
+from data.text.corpus import Split
 
 MAX_COUNTED_TOKENS = 16 * 2**20
 """Tokens of a split that frequencies are counted from, at most, unless another number is given."""

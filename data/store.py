@@ -14,10 +14,10 @@ import numpy as np
 
 from configs.check import require
 from configs.errors import IntegrityError
-from data.corpus import Split
 from data.files import digest_file
-from data.shards import INDEX_DTYPE, token_dtype
-from data.tokenizer import Tokenizer, content_digest, load_tokenizer
+from data.preparation.shards import INDEX_DTYPE, token_dtype
+from data.text.corpus import Split
+from data.tokenizers.tokenizer import Tokenizer, content_digest, load_tokenizer
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"

@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.data import PrepareConfig
-from data.corpus import SPLITS
 from data.files import whole_file
 from data.remote import fetch_folder, is_remote
 from data.statistics import SplitStatistics, count_split
 from data.store import TokenStore, manifest_entries, open_store
+from data.text.corpus import SPLITS
 from launch.left_out import left_out
 from launch.visible import first_lines, visible
 
@@ -88,7 +88,7 @@ def inspect_data(
     """
     report = read_data(folder, cache_dir, sequence_len=sequence_len, every_byte=every_byte)
     if page is not None:
-        from launch.data_page import data_page
+        from launch.pages.data_page import data_page
 
         with whole_file(page) as temporary:
             temporary.write_text(data_page(report), encoding="utf-8")

@@ -13,10 +13,10 @@ from rich.console import Console
 from configs.check import require, require_at_least
 from configs.data import PrepareConfig
 from configs.errors import SettingsError, Stopped
-from data.engine import Engine, Workers
 from data.files import locked, no_space_is_told
 from data.open_data import given_tokenizer, local_path, prepare
-from data.prepare import Preparation, Say, remove_work
+from data.preparation.engine import Engine, Workers
+from data.preparation.prepare import Preparation, Say, remove_work
 from data.remote import is_remote, push_folder
 from data.store import MANIFEST, TokenStore, open_store
 from launch.arguments import parse_arguments

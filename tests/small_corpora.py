@@ -14,13 +14,14 @@ import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from configs.data import PrepareConfig
-from data.corpus import open_corpus
-from data.engine import Workers
 from data.open_data import prepare
-from data.prepare import Preparation
-from data.readers import Reading, Record, read_part
+from data.preparation.engine import Workers
+from data.preparation.prepare import Preparation
 from data.store import TokenStore, open_store
-from data.tokenizer import open_tokenizer
+from data.text.corpus import open_corpus
+from data.text.readers import read_part
+from data.text.reading import Reading, Record
+from data.tokenizers.tokenizer import open_tokenizer
 
 
 def corpus_config(path: Path | str | None, **changes: Any) -> PrepareConfig:

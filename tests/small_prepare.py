@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import data.prepare
-import data.readers
-import data.shards
-import data.sources
+import data.preparation.prepare
+import data.preparation.shards
+import data.text.lines
+import data.text.sources
+import data.text.tables
 from configs.data import DataConfig
-from data.engine import Workers
 from data.open_data import open_data
+from data.preparation.engine import Workers
 from data.store import TokenStore, TokenStream
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +35,7 @@ PART_BYTES, TASK_BYTES = 4000, 16_000
 
 _SERVER = """
 import json, os, sys
-import data.sources
+import data.text.sources
 import launch.prepare
 from launch.cli import main
 
@@ -50,7 +51,7 @@ for line in sys.stdin:
         for number in (1, 2):
             os.dup2(log, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        data.sources.PART_BYTES, data.sources.TASK_BYTES = request["sizes"]
+        data.text.sources.PART_BYTES, data.text.sources.TASK_BYTES = request["sizes"]
         sys.exit(main(request["arguments"]))
     print(answer, flush=True)
 """
@@ -176,11 +177,11 @@ def small_sizes(
     block_len: int = 100,
 ) -> None:
     """Makes parts, tasks and blocks of this process small."""
-    monkeypatch.setattr(data.sources, "PART_BYTES", part_bytes)
-    monkeypatch.setattr(data.readers, "PART_BYTES", part_bytes)
-    monkeypatch.setattr(data.sources, "TASK_BYTES", task_bytes)
-    monkeypatch.setattr(data.prepare, "BLOCK_LEN", block_len)
-    monkeypatch.setattr(data.shards, "BLOCK_LEN", block_len)
+    monkeypatch.setattr(data.text.sources, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(data.text.lines, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(data.text.sources, "TASK_BYTES", task_bytes)
+    monkeypatch.setattr(data.preparation.prepare, "BLOCK_LEN", block_len)
+    monkeypatch.setattr(data.preparation.shards, "BLOCK_LEN", block_len)
 
 
 def prepare_here(config: DataConfig, cache_dir: Path) -> TokenStore:

@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from configs.data import PrepareConfig
-from data.tokenizer import Tokenizer, open_tokenizer
+from data.tokenizers.tokenizer import Tokenizer, open_tokenizer
 
 TEXTS = [Path(str(module.__file__)).read_text() for module in (argparse, textwrap)]
 """A hundred kilobytes of the standard library."""

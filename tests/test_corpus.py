@@ -17,8 +17,8 @@ from small_data import cut, write_folder
 
 from configs.data import STDLIB
 from configs.errors import SettingsError
-from data.corpus import Corpus, open_corpus
-from data.readers import Reading
+from data.text.corpus import Corpus, open_corpus
+from data.text.reading import Reading
 
 
 @pytest.fixture

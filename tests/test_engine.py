@@ -22,9 +22,9 @@ from small_prepare import (
 from small_runs import content_of
 
 from configs.errors import SettingsError
-from data.engine import Workers
 from data.files import whole_file
-from data.prepare import WORK
+from data.preparation.engine import Workers
+from data.preparation.prepare import WORK
 from data.store import MANIFEST
 
 COMMAND = ["prepare", "--data.path", "texts", "--data.tokenizer", "bytes"]

@@ -12,7 +12,7 @@ import pytest
 from small_prepare import PART_BYTES, TASK_BYTES, run, write_corpus
 from small_runs import content_of
 
-from data.prepare import WORK
+from data.preparation.prepare import WORK
 from data.store import MANIFEST
 
 COMMAND = ["prepare", "--data.path", "texts", "--data.tokenizer", "bytes"]
@@ -21,13 +21,13 @@ CLEAN = ["--data.clean", "unicode", "length", "exact_duplicates", "near_duplicat
 IN_A_NAMESPACE = """
 import json, os, shutil, subprocess, sys
 from pathlib import Path
-import data.sources
+import data.text.sources
 import launch.prepare
 from data.files import digest_file
 from launch.cli import main
 
 request = json.loads(sys.argv[1])
-data.sources.PART_BYTES, data.sources.TASK_BYTES = request["sizes"]
+data.text.sources.PART_BYTES, data.text.sources.TASK_BYTES = request["sizes"]
 os.mkdir("disk")
 
 def run():

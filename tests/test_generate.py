@@ -8,7 +8,7 @@ import pytest
 from small_model import mesh_of, quick_jit, random_params, small_model
 
 from configs.run import SampleConfig
-from data.tokenizer import CharacterTokenizer
+from data.tokenizers.tokenizer import CharacterTokenizer
 from train.generate import draw, make_generate
 from train.optimizer import Params
 from train.state import shape_of

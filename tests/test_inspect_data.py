@@ -14,7 +14,7 @@ from data.statistics import count_split
 from data.store import open_store
 from launch.inspect_data import read_data
 from launch.left_out import left_out
-from launch.page import join, tag
+from launch.pages.page import join, tag
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from small_prepare import (
 from small_runs import content_of
 
 from configs.data import CleanStep, DataConfig
-from data.engine import Workers
+from data.preparation.engine import Workers
 from data.store import TokenStore, open_store
 
 STEPS: tuple[CleanStep, ...] = ("unicode", "html", "length", "exact_duplicates", "near_duplicates")

@@ -34,10 +34,10 @@ from small_tokenizers import content_of as content_of_tokenizer
 
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.engine import Workers
-from data.prepare import WORK, Preparation
+from data.preparation.engine import Workers
+from data.preparation.prepare import WORK, Preparation
 from data.store import MANIFEST, open_store
-from data.tokenizer import ByteTokenizer
+from data.tokenizers.tokenizer import ByteTokenizer
 
 SETTINGS = [
     *("prepare", "--data.path", "texts", "--data.tokenizer", "characters", "--num_workers", "2"),

@@ -8,16 +8,17 @@ from small_data import data_config
 from small_prepare import documents_in, prepare_here, run, sentences, small_sizes
 from small_tokenizers import byte_level, content_of
 
-import data.readers
+import data.text.lines
+import data.text.tables
 from configs.data import DataConfig
 from configs.errors import SettingsError
-from data.engine import Workers
-from data.learn_tokenizer import learn_sentencepiece
 from data.mixture import Data
 from data.open_data import open_data
-from data.prepare import WORK
+from data.preparation.engine import Workers
+from data.preparation.prepare import WORK
 from data.store import MANIFEST, open_store
-from data.tokenizer import tokenizer_digest
+from data.tokenizers.learn import learn_sentencepiece
+from data.tokenizers.tokenizer import tokenizer_digest
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_the_same_text_may_be_named_twice(texts):
 def arrays(tmp_path, monkeypatch) -> tuple[Path, list[int]]:
     """Tokens in two files, and all of them; the first file does not begin with a separator."""
     small_sizes(monkeypatch, part_bytes=1000, task_bytes=2000)
-    monkeypatch.setattr(data.readers, "_TOKENS_AT_ONCE", 300)
+    monkeypatch.setattr(data.text.tables, "_TOKENS_AT_ONCE", 300)
     separator = 256
     documents = [list(line.encode()) for line in sentences(120)]
     first = documents[0] + [i for doc in documents[1:50] for i in (separator, *doc)]

@@ -10,10 +10,11 @@ from small_data import data_config
 from small_prepare import documents_in, prepare_here, sentences, small_sizes, write_corpus
 from small_tokenizers import TEXTS
 
-import data.readers
-import data.tasks
+import data.preparation.encode
+import data.text.lines
+import data.text.tables
 from configs.errors import IntegrityError
-from data.shards import ShardWriter
+from data.preparation.shards import ShardWriter
 from data.store import MANIFEST, Place, TokenStore, TokenStream, open_store
 
 
@@ -21,7 +22,7 @@ from data.store import MANIFEST, Place, TokenStore, TokenStream, open_store
 def test_a_stream_reads_the_same_at_every_place(tmp_path, monkeypatch, num_characters):
     """Among them streams that end within a block, with a block and with a shard."""
     small_sizes(monkeypatch, part_bytes=21, task_bytes=42, block_len=7)
-    monkeypatch.setattr(data.readers, "_LINE_SEARCH_BYTES", 3)
+    monkeypatch.setattr(data.text.lines, "_LINE_SEARCH_BYTES", 3)
     text = "".join(chr(0x4E00 + i) for i in range(num_characters))
     (tmp_path / "a.txt").write_text(text + text, encoding="utf-8")
     config = data_config(tmp_path / "a.txt", tokenizer="characters", validation_fraction=0.5)
@@ -73,8 +74,8 @@ def test_every_token_knows_its_document(tmp_path, monkeypatch):
 def test_a_text_of_several_parts_is_one_document_at_every_cut(tmp_path, monkeypatch, text, piece):
     """Also where train ends just with a part, a task or a piece."""
     small_sizes(monkeypatch, part_bytes=6, task_bytes=12, block_len=3)
-    monkeypatch.setattr(data.readers, "_LINE_SEARCH_BYTES", 4)
-    monkeypatch.setattr(data.tasks, "_PIECE_CHARACTERS", piece)
+    monkeypatch.setattr(data.text.lines, "_LINE_SEARCH_BYTES", 4)
+    monkeypatch.setattr(data.preparation.encode, "_PIECE_CHARACTERS", piece)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.txt").write_text(text)
     (tmp_path / "texts/b.txt").write_text("the end")
@@ -105,7 +106,7 @@ def test_a_text_encoded_in_pieces_is_that_encoded_whole(tmp_path, monkeypatch, k
     to write a line that are exactly as good, sixteen spaces and four or four and sixteen, it may
     take the other one. So its tokens are compared line by line, in any order.
     """
-    monkeypatch.setattr(data.tasks, "_PIECE_CHARACTERS", 200)
+    monkeypatch.setattr(data.preparation.encode, "_PIECE_CHARACTERS", 200)
     text = "\n\n  ".join([*sentences(100), *TEXTS]) + "\n" * 500
     (tmp_path / "a.txt").write_text(text)
     settings = {"tokenizer": "sentencepiece", "vocab_size": 500, "sentencepiece_model": kind}

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from small_tokenizers import TEXTS, byte_level, content_of, open_content, settings
 
 from configs.errors import SettingsError
-from data.learn_tokenizer import (
+from data.tokenizers.learn import (
     SAMPLE_CHARACTERS,
     learn_characters,
     learn_sentencepiece,
     lines_of,
 )
-from data.tokenizer import (
+from data.tokenizers.tokenizer import (
     ByteTokenizer,
     CharacterTokenizer,
     Tokenizer,

@@ -11,7 +11,7 @@ from small_tokenizers import (
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from configs.errors import SettingsError
-from data.tokenizer import changes_text, load_tokenizer, open_tokenizer, tokenizer_digest
+from data.tokenizers.tokenizer import changes_text, load_tokenizer, open_tokenizer, tokenizer_digest
 
 TEXT = "def the_cat(sat):\n    return sat  # on </s> <|endoftext|>"
 

@@ -7,7 +7,7 @@ from small_tokenizers import byte_level, content_of, open_content, trained_elsew
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from configs.errors import SettingsError
-from data.tokenizer import load_tokenizer
+from data.tokenizers.tokenizer import load_tokenizer
 
 MASKED = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 INFILL = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>")

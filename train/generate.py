@@ -8,7 +8,7 @@ import numpy as np
 
 from configs.model import ModelConfig
 from configs.run import RunConfig, SampleConfig
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from sharding.rules import num_shards
 from train.optimizer import Params
 from train.state import shape_of

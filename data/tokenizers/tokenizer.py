@@ -11,9 +11,9 @@ import numpy as np
 from configs.check import require
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.special_tokens import NO_SPECIAL, special_ids
-from data.subwords import SubwordTokenizer, open_subwords, read_model
-from data.utf8 import utf8
+from data.text.utf8 import utf8
+from data.tokenizers.special_tokens import NO_SPECIAL, special_ids
+from data.tokenizers.subwords import SubwordTokenizer, open_subwords, read_model
 
 
 class Tokenizer(Protocol):

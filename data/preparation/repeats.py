@@ -10,7 +10,8 @@ import numpy as np
 from configs.data import DUPLICATE_STEPS, PrepareConfig
 from data.cleaning.duplicates import KEPT, bands_and_rows, find_duplicates
 from data.files import require_space, save_array
-from data.tasks import SCANNED_DTYPE, Plan
+from data.preparation.plan import Plan
+from data.preparation.tasks import SCANNED_DTYPE
 
 _NUM_EXAMPLES = 5
 _ROOM_BYTES = 2**20

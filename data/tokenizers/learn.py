@@ -7,9 +7,9 @@ import sentencepiece
 
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.special_tokens import special_ids
-from data.subwords import SentencePieceModel, SubwordTokenizer
-from data.tokenizer import CharacterTokenizer
+from data.tokenizers.special_tokens import special_ids
+from data.tokenizers.subwords import SentencePieceModel, SubwordTokenizer
+from data.tokenizers.tokenizer import CharacterTokenizer
 
 SAMPLE_CHARACTERS = 4_000_000
 """As much text as a tokenizer learns from; more changes little and takes long."""

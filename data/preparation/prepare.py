@@ -18,15 +18,16 @@ import numpy as np
 from configs.check import require
 from configs.data import PrepareConfig
 from data.cleaning.pipeline import merge_reports
-from data.corpus import SPLITS, Corpus, open_corpus
-from data.engine import Workers
 from data.files import file_entry, no_space_is_told, whole_file, write_json
-from data.readers import NUM_EXAMPLES
-from data.repeats import drop_repeats
-from data.shards import BLOCK_LEN
+from data.preparation.engine import Workers
+from data.preparation.plan import PLAN, TOKENIZER, Plan, plan_content
+from data.preparation.repeats import drop_repeats
+from data.preparation.shards import BLOCK_LEN
+from data.preparation.tasks import sample, scan, write
 from data.store import FILES, FORMAT_VERSION, MANIFEST, REPORT
-from data.tasks import PLAN, TOKENIZER, Plan, plan_content, sample, scan, write
-from data.tokenizer import Tokenizer, tokenizer_digest
+from data.text.corpus import SPLITS, Corpus, open_corpus
+from data.text.reading import NUM_EXAMPLES
+from data.tokenizers.tokenizer import Tokenizer, tokenizer_digest
 
 WORK = ".work"
 _OURS = (

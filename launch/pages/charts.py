@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from launch.page import Html, number, tag
+from launch.pages.page import Html, number, tag
 from launch.visible import shortened
 
 _WIDTH, _HEIGHT = 520, 260

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from configs.errors import SettingsError
 
 Engine = Literal["local", "ray"]
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

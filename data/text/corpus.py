@@ -11,8 +11,8 @@ from typing import Any, Literal
 from configs.check import require
 from configs.data import STDLIB, PrepareConfig
 from data.files import digest_file
-from data.readers import topic_names
-from data.sources import Part, SourceFile, find_files, plan_parts, plan_tasks, source_file
+from data.text.readers import topic_names
+from data.text.sources import Part, SourceFile, find_files, plan_parts, plan_tasks, source_file
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")

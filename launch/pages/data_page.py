@@ -1,7 +1,6 @@
 """The page of a prepared folder: what `./tessera inspect DATASET --html FILE` writes."""
 
 from data.statistics import FileCount, SplitStatistics
-from launch.charts import Bar, bar_chart, column_chart, log_log_plot
 from launch.inspect_data import (
     DataReport,
     bin_words,
@@ -10,7 +9,8 @@ from launch.inspect_data import (
     token_words,
 )
 from launch.left_out import Section, left_out
-from launch.page import Html, card, cards, join, number, page, table, tag, tiles
+from launch.pages.charts import Bar, bar_chart, column_chart, log_log_plot
+from launch.pages.page import Html, card, cards, join, number, page, table, tag, tiles
 
 
 def data_page(report: DataReport) -> Html:

@@ -1,0 +1,120 @@
+"""The documents of a task: as they are read, after cleaning, and without duplicates."""
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import zstandard
+
+from configs.data import PrepareConfig
+from data.cleaning.pipeline import Cleaner
+from data.files import whole_file
+from data.preparation.plan import PLAN, Plan, changed_at, read_plan
+from data.text.readers import read_part
+from data.text.reading import Reading
+from data.text.sources import find_files, plan_parts
+
+
+class Document(NamedTuple):
+    """A document of a task, or a piece of a long one, after cleaning."""
+
+    part: int
+    """Index of its part in the task."""
+    number: int
+    """Line or row in its part, from 0."""
+    begins: bool
+    text: str
+    ids: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Characters, or tokens where there is no text."""
+        return len(self.text) if self.ids is None else len(self.ids)
+
+
+def documents_of(plan: Plan, task: int) -> Iterator[Document]:
+    """Yields the documents of a task as they are tokenized: clean, and without duplicates."""
+    clean, dropped = plan.path("clean", task, "zst"), plan.path("dropped", task, "npy")
+    if plan.local_steps:
+        documents = _kept(clean)
+    else:
+        reading = Reading(skip=plan.config.bad_records == "skip")
+        documents = read_documents(plan, task, reading, [0] * len(plan.corpus.tasks[task]))
+    if not plan.finds_duplicates:
+        yield from documents
+        return
+    for document, is_dropped in zip(documents, np.load(dropped), strict=True):
+        if not is_dropped:
+            yield document
+
+
+def read_documents(
+    plan: Plan, task: int, reading: Reading, part_lines: list[int]
+) -> Iterator[Document]:
+    """Yields what is in the files of a task; a cleaned text that is long is several documents."""
+    joins = not plan.config.clean  # a piece may be dropped, and the next must not join another text
+    last_file = None
+    for i, part in enumerate(plan.corpus.tasks[task]):
+        reading.num_lines = 0
+        file = plan.corpus.files[part.file]
+        for record in read_part(part, file, plan.config, reading):
+            # A piece whose beginning could not be read must not join another file's text either.
+            is_next = last_file in (None, part.file)
+            begins = record.begins or not joins or not is_next
+            last_file = part.file
+            yield Document(i, record.number, begins, record.text, record.ids)
+        part_lines[i] = reading.num_lines
+
+
+def cleaned(documents: Iterator[Document], cleaner: Cleaner) -> Iterator[Document]:
+    """Yields the documents that cleaning keeps, as it leaves them."""
+    for document in documents:
+        text = cleaner(f"{document.part}:{document.number}", document.text)
+        if text:
+            yield document._replace(text=text)
+
+
+def keep(documents: Iterator[Document], path: Path) -> Iterator[Document]:
+    """Yields documents and writes them down on the way, so that they are cleaned once."""
+    with whole_file(path) as temporary, zstandard.open(temporary, "wt") as file:
+        for document in documents:
+            file.write(json.dumps([document.part, document.number, document.text]) + "\n")
+            yield document
+
+
+def _kept(path: Path) -> Iterator[Document]:
+    with zstandard.open(path, "rt") as file:
+        for line in file:
+            part, number, text = json.loads(line)
+            yield Document(part, number, True, text)
+
+
+def teaches(plan: Plan, task: int, document: Document) -> bool:
+    """Says whether a tokenizer may learn from a document, as far as this does not need a cut."""
+    part = plan.corpus.tasks[task][document.part]
+    return plan.corpus.split_of(part.file, document.number) != "validation"
+
+
+def cleaner_of(work: str) -> Cleaner:
+    """Returns a cleaner for a task; its steps are made once in a process."""
+    return _make_cleaner(work, changed_at(work, PLAN)).anew()
+
+
+@functools.lru_cache(maxsize=4)
+def _make_cleaner(work: str, changed_at: int) -> Cleaner:
+    plan = read_plan(work)
+    return Cleaner(replace(plan.config, clean=plan.local_steps), _overlap_texts(plan.config))
+
+
+def _overlap_texts(config: PrepareConfig) -> Iterator[str]:
+    """Yields the texts of the evaluation sets that the corpus must not hold."""
+    for path in config.decontaminate_from:
+        own = replace(config, path=path)
+        _, files = find_files(own)
+        for part in plan_parts(files):
+            for record in read_part(part, files[part.file], own, Reading(skip=False)):
+                yield record.text

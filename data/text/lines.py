@@ -1,0 +1,174 @@
+"""Text and lines of JSON, which can be entered in the middle of a file."""
+
+import functools
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+from configs.data import PrepareConfig
+from data.text.reading import Reading, Record, decode, field_of
+from data.text.sources import PART_BYTES, Part, SourceFile
+
+_LINE_SEARCH_BYTES = 2**20  # how far a text is searched for the end of a line to be cut there
+
+
+def _open(file: SourceFile) -> Any:
+    match file.compression:
+        case ".gz":
+            return gzip.open(file.path)
+        case ".zst":
+            import pyarrow
+
+            # Reads all frames of a file, and says when the last is not whole; zstandard does not.
+            return io.BufferedReader(pyarrow.input_stream(file.path, compression="zstd"))
+    return open(file.path, "rb")
+
+
+def _boundary(stream: IO[bytes], offset: int, limit: int | None) -> int:
+    """Returns where the first line begins at or after an offset.
+
+    Where no line ends within `limit` bytes, the first character that begins there will do.
+    """
+    if offset == 0:
+        return 0
+    stream.seek(offset - 1)
+    place = offset - 1
+    while block := stream.read(_LINE_SEARCH_BYTES):
+        if (end := block.find(b"\n")) >= 0:
+            return place + end + 1
+        place += len(block)
+        if limit is not None and place - offset >= limit - 1:
+            stream.seek(offset)
+            return offset + _first_character(stream.read(4))
+    return place
+
+
+def _first_character(content: bytes) -> int:
+    """Returns the first place where a character of UTF-8 may begin."""
+    return next((i for i, byte in enumerate(content) if byte & 0xC0 != 0x80), 0)
+
+
+def _range(stream: IO[bytes], part: Part, limit: int | None) -> tuple[int, int | None]:
+    """Returns the bytes of a part after its boundaries have moved, and goes to the first."""
+    stop = None if part.stop is None else _boundary(stream, part.stop, limit)
+    start = 0 if part.start == 0 else _boundary(stream, part.start, limit)
+    if part.start:
+        stream.seek(start)
+    elif part.stop is not None:
+        stream.seek(0)
+    return start, stop
+
+
+def read_text(
+    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+) -> Iterator[Record]:
+    """Yields a text in pieces of about PART_BYTES, none of which cuts a character."""
+    with _open(file) as stream:
+        start, stop = _range(stream, part, _LINE_SEARCH_BYTES)
+        place, rest, number, begins = start, b"", 0, start == 0
+        while stop is None or place < stop:
+            size = PART_BYTES if stop is None else stop - place
+            content = rest + (block := stream.read(size))
+            at_end = len(block) < size or (stop is not None and place + len(block) == stop)
+            place += len(block)
+            cut = len(content) if at_end else _cut(content)
+            content, rest = content[:cut], content[cut:]
+            offset = place - len(rest) - len(content)
+            if text := _text_of(content, offset, file, config, reading):
+                yield Record(number, text, begins=begins)
+                begins = False
+            number += 1
+            if at_end:
+                break
+
+
+def _cut(content: bytes) -> int:
+    """Returns where a long text is cut: after its last line, or else before a character."""
+    newline = content.rfind(b"\n", len(content) - _LINE_SEARCH_BYTES)
+    if newline >= 0:
+        return newline + 1
+    end = len(content) - 1
+    while end > len(content) - 4 and content[end] & 0xC0 == 0x80:
+        end -= 1
+    return end
+
+
+def _text_of(
+    content: bytes, offset: int, file: SourceFile, config: PrepareConfig, reading: Reading
+) -> str:
+    """Returns the text of a piece; a line of it that is not UTF-8 is left out and counted."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        if config.invalid_utf8 == "replace":
+            return content.decode("utf-8", errors="replace")
+    lines = []
+    number = _line_number(file, offset) if reading.wants_places else 0
+    for line in content.splitlines(keepends=True):
+        if (text := decode(line, f", line {number}", file, config, reading)) is not None:
+            lines.append(text)
+        number += line.endswith(b"\n")
+    return "".join(lines)
+
+
+@functools.lru_cache(maxsize=4)
+def _line_number(file: SourceFile, offset: int) -> int:
+    """Returns the number of the line, from 1, at an offset; reads all before it, so only if bad."""
+    number = 1
+    with _open(file) as stream:
+        while offset > 0 and (block := stream.read(min(offset, 2**20))):
+            number += block.count(b"\n")
+            offset -= len(block)
+    return number
+
+
+def read_jsonl(
+    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+) -> Iterator[Record]:
+    """Yields the text of each line of JSON that has one."""
+    with _open(file) as stream:
+        place, stop = _range(stream, part, None)
+        start = place
+        for number, line in enumerate(stream):
+            if stop is not None and place >= stop:
+                break
+            place += len(line)
+            reading.num_lines = number + 1
+            text = _text_of_line(line, config)
+            if text is None and line.strip():
+                # Only a bad line pays for counting the lines before its part.
+                first = _line_number(file, start) if reading.wants_places else 0
+                where = f", line {first + number}"
+                text = _explain_line(line, where, file, config, reading)
+            if text:
+                yield Record(number, text)
+
+
+def _text_of_line(line: bytes, config: PrepareConfig) -> str | None:
+    """Returns the text of a good line, None for any other."""
+    try:
+        text = json.loads(line.decode("utf-8"))[config.text_field]
+        if not text.isascii():
+            text.encode("utf-8")  # JSON can spell half a pair, which is no character
+        return text
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError):
+        return None
+
+
+def _explain_line(
+    line: bytes, place: str, file: SourceFile, config: PrepareConfig, reading: Reading
+) -> str | None:
+    """Says what is wrong with a line, or mends it where the settings say how."""
+    decoded = decode(line, place, file, config, reading)
+    if decoded is None:
+        return None
+    try:
+        record = json.loads(decoded.removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:
+        is_syntax = isinstance(error, json.JSONDecodeError)
+        why = f"{error.msg}: character {error.pos + 1}" if is_syntax else error
+        reading.add(file, place, f"is not JSON ({why})")
+        return None
+    return field_of(record, place, file, config, reading)

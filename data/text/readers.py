@@ -1,0 +1,74 @@
+"""The records of a part of a file, whatever its format."""
+
+import importlib
+import tokenize
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from configs.data import PrepareConfig
+from configs.errors import SettingsError
+from data.text.lines import read_jsonl, read_text
+from data.text.reading import Reading, Record
+from data.text.sources import Part, SourceFile
+from data.text.tables import read_arrayrecord, read_table, read_tokens
+
+# The last is what numpy says of a damaged header.
+_UNREADABLE = (OSError, EOFError, ValueError, zlib.error, tokenize.TokenError)
+
+
+def read_part(
+    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+) -> Iterator[Record]:
+    """Yields the records of a part in their order; memory does not grow with the file.
+
+    Raises:
+        SettingsError: something cannot be read, and data.bad_records is stop.
+    """
+    read: Callable[..., Iterator[Record]] = {
+        "text": read_text,
+        "jsonl": read_jsonl,
+        "parquet": read_table,
+        "arrow": read_table,
+        "arrayrecord": read_arrayrecord,
+        "tokens": read_tokens,
+        "python": _read_python,
+        "topics": _read_topics,
+    }[file.kind]
+    try:
+        yield from read(part, file, config, reading)
+    except SettingsError:
+        raise
+    except _UNREADABLE as error:
+        what = f"cannot be read as {file.kind} ({' '.join(str(error).split()) or repr(error)})"
+        reading.add(file, "", what)
+
+
+def _read_python(
+    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+) -> Iterator[Record]:
+    """Reads a source of the standard library; a few test the reading of other encodings."""
+    try:
+        text = Path(file.path).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        reading.leave_out(file, "", f"is not UTF-8 (offset {error.start})")
+        return
+    if text:
+        yield Record(0, text)
+
+
+def _read_topics(
+    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+) -> Iterator[Record]:
+    for number, (_, text) in enumerate(_topics()):
+        yield Record(number, text)
+
+
+def _topics() -> list[tuple[str, str]]:
+    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    return sorted(topics.items())
+
+
+def topic_names() -> list[str]:
+    """Returns the names of the pages of Python's manual, in the order of their records."""
+    return [f"pydoc_data/{topic}" for topic, _ in _topics()]
