@@ -2,8 +2,10 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import math
+from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from data.tokenizers.tokenizer import Tokenizer, content_digest, load_tokenizer
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 FILES, REPORT = "files.json", "report.json"
-_NUM_CACHED_BLOCKS = 4096
+_CACHE_BYTES = 256 * 2**20  # of each split, for blocks that were read
 _NUM_VERIFIERS = 8  # threads that read files to check their digests
 
 
@@ -57,9 +59,11 @@ class TokenStream:
         self._folder, self._shards = folder, counts["shards"]
         tokens = [shard["tokens"] for shard in self._shards]
         blocks = [math.ceil(n / self._block_len) for n in tokens]
-        self._first_token = np.cumsum([0, *tokens])
-        self._first_block = np.cumsum([0, *blocks])
-        self._first_document = np.cumsum([0, *(shard["documents"] for shard in self._shards)])
+        documents = [shard["documents"] for shard in self._shards]
+        # Lists, for a place is looked up several times a row, and `bisect` is quicker than numpy.
+        self._first_token, self._first_block, self._first_document = (
+            [0, *itertools.accumulate(counts)] for counts in (tokens, blocks, documents)
+        )
         paths = [str(folder / shard["file"]) for shard in self._shards]
         self._blocks: Any = _open_shards(paths) if paths else []
         if sum(tokens) + bool(paths) != self.num_tokens or len(self._blocks) != sum(blocks):
@@ -67,7 +71,8 @@ class TokenStream:
                 f"{split} has {self.num_tokens} tokens, but its shards have {sum(tokens)} in "
                 f"{len(self._blocks)} blocks of {self._block_len}"
             )
-        self._read_block = functools.lru_cache(_NUM_CACHED_BLOCKS)(self._decode_block)
+        num_cached = _CACHE_BYTES // (self._block_len * self._dtype.itemsize)
+        self._read_block = functools.lru_cache(num_cached)(self._decode_block)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Returns tokens start to stop of the stream, unsigned, fewer where the stream ends.
@@ -78,10 +83,9 @@ class TokenStream:
         stop = min(stop, self.num_tokens)
         pieces = []
         while start < min(stop, self.num_tokens - 1):
-            shard = int(np.searchsorted(self._first_token, start, "right")) - 1
-            offset = start - int(self._first_token[shard])
-            block, offset = divmod(offset, self._block_len)
-            ids = self._read_block(int(self._first_block[shard]) + block)
+            shard = bisect_right(self._first_token, start) - 1
+            block, offset = divmod(start - self._first_token[shard], self._block_len)
+            ids = self._read_block(self._first_block[shard] + block)
             pieces.append(ids[offset : offset + stop - start])
             start += len(pieces[-1])
         if start < stop:
@@ -102,8 +106,8 @@ class TokenStream:
     def place(self, position: int) -> Place:
         """Returns which document a token belongs to; the separator that ends the stream, none."""
         document = int(np.searchsorted(self.starts, position, "right")) - 1
-        shard = int(np.searchsorted(self._first_document, document, "right")) - 1
-        entry = self._index(shard)[document - int(self._first_document[shard])]
+        shard = bisect_right(self._first_document, document) - 1
+        entry = self._index(shard)[document - self._first_document[shard]]
         offset = position - int(self.starts[document]) - 1
         return Place(document, int(entry["file"]), int(entry["number"]), offset)
 
@@ -126,15 +130,15 @@ class TokenStream:
         return index
 
     def _decode_block(self, block: int) -> np.ndarray:
-        shard = int(np.searchsorted(self._first_block, block, "right")) - 1
-        path = self._folder / self._shards[shard]["file"]
-        first = (block - int(self._first_block[shard])) * self._block_len
-        num_tokens = min(self._block_len, int(self._shards[shard]["tokens"]) - first)
+        shard = bisect_right(self._first_block, block) - 1
+        first = (block - self._first_block[shard]) * self._block_len
+        num_tokens = min(self._block_len, self._shards[shard]["tokens"] - first)
         try:
             ids = np.frombuffer(self._blocks[block], self._dtype)
             if len(ids) != num_tokens:
                 raise ValueError(f"a block has {len(ids)} tokens in place of {num_tokens}")
         except (RuntimeError, ValueError, IndexError, OSError) as error:
+            path = self._folder / self._shards[shard]["file"]
             raise self._has_changed(path, error) from None
         return ids
 
