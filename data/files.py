@@ -60,7 +60,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
     content = io.BytesIO()
     np.save(content, array)
     with whole_file(path) as temporary:
-        temporary.write_bytes(content.getbuffer())  # numpy's own writing hides that a disk is full
+        temporary.write_bytes(content.getvalue())  # numpy's own writing hides that a disk is full
 
 
 @contextlib.contextmanager
