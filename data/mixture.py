@@ -128,14 +128,15 @@ class Schedule(grain.transforms.DatasetSelectionMap):
 def make_schedule(config: DataConfig, num_rows: Sequence[int], batch_size: int) -> Schedule:
     """Returns the schedule of data.weights and data.phases.
 
-    A phase begins with a batch, so that its weights are those of whole steps.
+    A phase begins with a batch, so that its weights are those of whole steps; the first step is 1,
+    as in metrics.jsonl.
 
     Args:
         num_rows: rows in an epoch of each source, which are the weights where none are given.
     """
     return Schedule(
         [
-            (step * batch_size, weights or tuple(num_rows))
+            (max(step - 1, 0) * batch_size, weights or tuple(num_rows))
             for step, weights in config.weight_phases()
         ]
     )

@@ -65,6 +65,7 @@ def open_data(
     plain = PrepareConfig(
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(PrepareConfig)}
     )
+    plain = with_local_texts(plain, cache_dir)
     fractions = dict.fromkeys(paths, config.validation_fraction) | dict.fromkeys(held_out, 1.0)
     stores: dict[str, TokenStore] = {}
     texts: dict[str, PrepareConfig] = {}
@@ -75,6 +76,8 @@ def open_data(
             known = Path(path).expanduser()
         if (known / MANIFEST).is_file():
             stores[name] = open_store(known, config.verify)
+            if ignored := _ignored(plain, stores[name]):
+                say(f"note: {known} is prepared already, so these do not count: {ignored}")
         else:
             texts[name] = dataclasses.replace(plain, path=path, validation_fraction=fractions[name])
     if texts:
@@ -104,6 +107,18 @@ def open_data(
     )
 
 
+def _ignored(config: PrepareConfig, store: TokenStore) -> str:
+    """Returns the settings of preparing that are given but were other ones when it was made."""
+    made_with = store.manifest["made_with"]
+    given = json.loads(json.dumps(dataclasses.asdict(config)))
+    usual = json.loads(json.dumps(dataclasses.asdict(PrepareConfig())))
+    return ", ".join(
+        f"data.{name}={value} (made with {made_with.get(name)})"
+        for name, value in given.items()
+        if name != "path" and value not in (usual[name], made_with.get(name))
+    )
+
+
 def _stem(path: str) -> str:
     return Path(path.rstrip("/")).name.split(".")[0] or "data"
 
@@ -113,6 +128,12 @@ def local_path(path: str, cache_dir: Path) -> str:
     if is_remote(path):
         return str((fetch_folder if is_prepared(path) else fetch_files)(path, cache_dir))
     return path
+
+
+def with_local_texts(config: PrepareConfig, cache_dir: Path) -> PrepareConfig:
+    """Returns the settings with copies in place of remote evaluation texts."""
+    local = tuple(local_path(path, cache_dir) for path in config.decontaminate_from)
+    return dataclasses.replace(config, decontaminate_from=local)
 
 
 def given_tokenizer(config: PrepareConfig) -> Tokenizer | None:
@@ -152,8 +173,13 @@ def _prepare(
     watch: Watch,
 ) -> dict[str, Path]:
     """Returns the folder of each text, prepared now or found where an earlier run made it."""
-    digests = {name: open_corpus(config).digest() for name, config in texts.items()}
-    taught = sorted((digests[name], config.validation_fraction) for name, config in texts.items())
+    corpora = {name: open_corpus(config) for name, config in texts.items()}
+    digests = {name: corpus.digest() for name, corpus in corpora.items()}
+    taught = sorted(
+        (digests[name], config.validation_fraction)
+        for name, config in texts.items()
+        if config.validation_fraction < 1 or config.tokenizer == "characters"
+    )
     learned_from = None if tokenizer else taught
     folders = {
         name: cache_dir.absolute() / _identity(config, digests[name], tokenizer, learned_from)
@@ -161,7 +187,7 @@ def _prepare(
     }
     # Two names may be of one text. In the order of the digests, so that what a tokenizer is learned
     # from depends on the texts alone.
-    distinct = {folders[name]: texts[name] for name in sorted(texts, key=digests.__getitem__)}
+    distinct = {folders[name]: name for name in sorted(texts, key=digests.__getitem__)}
     with contextlib.ExitStack() as locks:
         for name in sorted(folder.name for folder in distinct):
             locks.enter_context(locked(cache_dir, name))
@@ -169,10 +195,10 @@ def _prepare(
         for folder in done:
             remove_work(folder)
         if done and tokenizer is None:
-            tokenizer = open_store(done[0]).tokenizer
+            tokenizer = stored_tokenizer(done[0])
         preparations = [
-            Preparation(text, folder, workers, watch)
-            for folder, text in distinct.items()
+            Preparation(texts[name], folder, workers, watch, corpus=corpora[name])
+            for folder, name in distinct.items()
             if folder not in done
         ]
         prepare(preparations, tokenizer, say)
@@ -186,7 +212,9 @@ def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, say: S
         SettingsError: a text cannot be used, or the tokenizer does not suit it.
     """
     for preparation in preparations:
-        say(f"preparing {preparation.corpus.description}")
+        others = ", ".join(f"{n} {name}" for name, n in preparation.corpus.not_read.items())
+        note = f"; files there that are not read: {others}" if others else ""
+        say(f"preparing {preparation.corpus.description}{note}")
         preparation.scan()
     if preparations and tokenizer is None:
         tokenizer = _learn(preparations)

@@ -149,9 +149,7 @@ def _count_files(
     store: TokenStore, split: Split, length_D: np.ndarray
 ) -> tuple[tuple[FileCount, ...], FileCount | None]:
     indices = [shard["index"]["file"] for shard in store.manifest["splits"][split]["shards"]]
-    file_D = np.concatenate(
-        [np.load(store.folder / name, mmap_mode="r")["file"] for name in indices]
-    )
+    file_D = np.concatenate([np.load(store.folder / name)["file"] for name in indices])
     documents = np.bincount(file_D)
     # Counts below 2^53 are exact in float64.
     tokens = np.bincount(file_D, weights=length_D).astype(np.int64)

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import math
+import resource
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ import numpy as np
 from configs.check import require
 from configs.errors import IntegrityError
 from data.files import digest_file
-from data.preparation.shards import INDEX_DTYPE, token_dtype
+from data.preparation.shards import FORMAT_VERSION, INDEX_DTYPE, token_dtype
 from data.text.corpus import Split
 from data.tokenizers.tokenizer import Tokenizer, content_digest, load_tokenizer
 
-FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 FILES, REPORT = "files.json", "report.json"
+_NUM_CACHED_INDICES = 16
+_OUTSIDE = ("Too many open files", "Cannot allocate memory", "Stale file handle")
 _CACHE_BYTES = 256 * 2**20  # of each split, for blocks that were read
 _NUM_VERIFIERS = 8  # threads that read files to check their digests
 
@@ -65,6 +67,7 @@ class TokenStream:
             [0, *itertools.accumulate(counts)] for counts in (tokens, blocks, documents)
         )
         paths = [str(folder / shard["file"]) for shard in self._shards]
+        _allow_open_files(2 * len(paths))
         self._blocks: Any = _open_shards(paths) if paths else []
         if sum(tokens) + bool(paths) != self.num_tokens or len(self._blocks) != sum(blocks):
             raise ValueError(
@@ -73,6 +76,7 @@ class TokenStream:
             )
         num_cached = _CACHE_BYTES // (self._block_len * self._dtype.itemsize)
         self._read_block = functools.lru_cache(num_cached)(self._decode_block)
+        self._index = functools.lru_cache(_NUM_CACHED_INDICES)(self._load_index)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Returns tokens start to stop of the stream, unsigned, fewer where the stream ends.
@@ -116,13 +120,12 @@ class TokenStream:
         ends = self.starts[number + 1] if number + 1 < len(self.starts) else self.num_tokens - 1
         return self.read(int(self.starts[number]) + 1, int(ends))
 
-    @functools.cache  # noqa: B019
-    def _index(self, shard: int) -> np.ndarray:
+    def _load_index(self, shard: int) -> np.ndarray:
         path = self._folder / self._shards[shard]["index"]["file"]
         try:
             if digest_file(path) != self._shards[shard]["index"]["sha256"]:  # small beside a shard
                 raise ValueError("its digest is another")
-            index = np.load(path, mmap_mode="r")
+            index = np.load(path)
             if index.dtype != INDEX_DTYPE or len(index) != self._shards[shard]["documents"]:
                 raise ValueError("it is not an index of its shard")
         except (OSError, ValueError) as error:
@@ -142,11 +145,22 @@ class TokenStream:
             raise self._has_changed(path, error) from None
         return ids
 
-    def _has_changed(self, path: Path, error: Exception) -> IntegrityError:
+    def _has_changed(self, path: Path, error: Exception) -> Exception:
+        if any(said in str(error) for said in _OUTSIDE):
+            return error  # the file is as it was
         return IntegrityError(
             f"{path} has changed since it was written ({' '.join(str(error).split())}); remove "
             f"{self._folder} and prepare the text again"
         )
+
+
+def _allow_open_files(num_files: int) -> None:
+    """Raises this process's limit of open files if it may; a shuffle keeps every shard open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num_files + 1024
+    if soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
 def _open_shards(paths: list[str]) -> Any:

@@ -1,7 +1,7 @@
 """Paths as they are kept in config.json: whole, so that a run is found from any folder."""
 
 import dataclasses
-from pathlib import Path
+import os
 
 from configs.data import STDLIB, DataConfig
 from data.remote import is_remote
@@ -24,7 +24,7 @@ def with_whole_paths(config: DataConfig) -> DataConfig:
 def _whole(path: str) -> str:
     if path == STDLIB or is_remote(path):
         return path
-    return str(Path(path).expanduser().resolve())
+    return os.path.abspath(os.path.expanduser(path))  # links are kept, as in `data.text.sources`
 
 
 def _whole_entry(entry: str) -> str:

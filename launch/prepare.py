@@ -1,5 +1,6 @@
 """`./tessera prepare`: from raw text to a folder of tokens that any run can read."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -17,8 +18,9 @@ from data.files import locked, no_space_is_told
 from data.open_data import given_tokenizer, local_path, prepare
 from data.preparation.engine import Engine, Workers
 from data.preparation.prepare import Preparation, Say, remove_work
-from data.remote import is_remote, push_folder
+from data.remote import is_prepared, is_remote, push_folder
 from data.store import MANIFEST, TokenStore, open_store
+from data.text.corpus import open_corpus
 from launch.arguments import parse_arguments
 from launch.progress import Progress, duration
 from launch.train import RUNS
@@ -51,6 +53,10 @@ def main(arguments: Sequence[str]) -> int:
         console.print(line, markup=False, soft_wrap=True)
 
     if is_remote(parsed.out):
+        require(
+            not is_prepared(parsed.out),
+            f"--out={parsed.out} has a prepared folder already; give a place of its own",
+        )
         name = hashlib.sha256(parsed.out.encode()).hexdigest()[:16]
         folder = (RUNS / ".data" / f"outgoing-{name}").absolute()
     else:
@@ -62,7 +68,8 @@ def main(arguments: Sequence[str]) -> int:
         raise SettingsError(f"--out={parsed.out} cannot be made: {error}") from None
     with no_space_is_told(folder), locked(folder.parent, f".{folder.name}"):
         try:
-            store = _prepare(parsed, folder, say, Progress(console))
+            with contextlib.closing(Progress(console)) as progress:
+                store = _prepare(parsed, folder, say, progress)
         except KeyboardInterrupt:
             raise Stopped(
                 "stopped by Ctrl-C: give the same command again, which goes on where it stopped"
@@ -99,6 +106,7 @@ def _prepare(parsed: PrepareArguments, folder: Path, say: Say, progress: Progres
                 f"--out={parsed.out} was prepared with data.{name}={made_with.get(name)}, not "
                 f"{value}: give another --out, or remove it",
             )
+        _refuse_other_files(parsed, store)
         say(f"{parsed.out} was prepared already; remove it to prepare it anew")
         return store
     require(
@@ -120,3 +128,21 @@ def _prepare(parsed: PrepareArguments, folder: Path, say: Say, progress: Progres
     )
     prepare([preparation], given_tokenizer(config), say)
     return open_store(folder)
+
+
+def _refuse_other_files(parsed: PrepareArguments, store: TokenStore) -> None:
+    """Raises SettingsError if the text is there and its files are others than were prepared."""
+    if parsed.data.path is None or is_remote(parsed.data.path):
+        return
+    try:
+        files = open_corpus(parsed.data).files
+    except SettingsError:
+        return  # the text is gone, and its tokens serve as they are
+    there = {file.name: file.num_bytes for file in files}
+    then = {file["name"]: file["size"] for file in store.files}
+    changed = sorted(name for name in there | then if there.get(name) != then.get(name))
+    require(
+        not changed,
+        f"--out={parsed.out} was prepared from other files than data.path={parsed.data.path} has "
+        f"now ({', '.join(changed[:3])}): give another --out, or remove it",
+    )

@@ -24,6 +24,12 @@ class Progress:
         self._bar: Bar | None = None
         self._began, self._told, self._first = 0.0, 0.0, 0
 
+    def close(self) -> None:
+        """Gives the terminal back; a stage may have ended with an error."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Shows where a stage is; one that is done is shown no more."""
         now = time.monotonic()

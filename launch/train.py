@@ -1,7 +1,9 @@
 """`./tessera train PRESET`: from the words that were typed to the loop."""
 
+import contextlib
 import dataclasses
 import inspect
+import os
 import re
 import shlex
 import time
@@ -78,7 +80,8 @@ def main(arguments: Sequence[str]) -> int:
     folder.check_free()
     mesh = make_mesh(parsed.config.mesh)
     check_fit(parsed.config, dict(mesh.shape))
-    data = open_data(parsed.config.data, RUNS / ".data", logger.info, watch=Progress(console))
+    with contextlib.closing(Progress(console)) as watch:
+        data = open_data(parsed.config.data, RUNS / ".data", logger.info, watch=watch)
     config = resolve(parsed.config, data)
     check_fit(config, dict(mesh.shape))  # again, now that the vocabulary is known
     changed = (
@@ -144,9 +147,12 @@ def default_run_dir(preset: str, config: RunConfig) -> Path:
         return RUNS / "-".join((preset, *named(mixture, "data.mixture")))
     if path is None or path == PRESETS[preset]().data.path:
         return RUNS / preset
-    stem = path if is_remote(path) else str(Path(path).expanduser().resolve().with_suffix(""))
-    plain = re.sub(r"[^\w.-]+", "-", stem.split("/")[-1]).strip("-")
-    return RUNS / f"{preset}-{plain}"
+    fixed = re.split(r"[*?\[]", path)[0]  # of a glob the folder without wildcards
+    if fixed != path:
+        fixed = fixed.rpartition("/")[0] or "."
+    whole = fixed.rstrip("/") if is_remote(path) else os.path.abspath(os.path.expanduser(fixed))
+    plain = re.sub(r"[^\w.-]+", "-", Path(whole).stem).strip("-")
+    return RUNS / f"{preset}-{plain or 'data'}"
 
 
 def resolve(config: RunConfig, data: "Data") -> RunConfig:

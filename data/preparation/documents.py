@@ -14,9 +14,9 @@ from configs.data import PrepareConfig
 from data.cleaning.pipeline import Cleaner
 from data.files import whole_file
 from data.preparation.plan import PLAN, Plan, changed_at, read_plan
+from data.text.corpus import open_corpus
 from data.text.readers import read_part
 from data.text.reading import Reading
-from data.text.sources import find_files, plan_parts
 
 
 class Document(NamedTuple):
@@ -113,8 +113,8 @@ def _make_cleaner(work: str, changed_at: int) -> Cleaner:
 def _overlap_texts(config: PrepareConfig) -> Iterator[str]:
     """Yields the texts of the evaluation sets that the corpus must not hold."""
     for path in config.decontaminate_from:
-        own = replace(config, path=path)
-        _, files = find_files(own)
-        for part in plan_parts(files):
-            for record in read_part(part, files[part.file], own, Reading(skip=False)):
+        own = replace(config, path=path, clean=(), decontaminate_from=())
+        corpus = open_corpus(own)
+        for part in (part for task in corpus.tasks for part in task):
+            for record in read_part(part, corpus.files[part.file], own, Reading(skip=False)):
                 yield record.text

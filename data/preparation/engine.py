@@ -15,7 +15,7 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.errors import SettingsError
+from configs.errors import SettingsError, Stopped
 
 Engine = Literal["local", "ray"]
 _ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ class Workers:
         """
         if self.engine == "ray" and calls:
             return _run_on_ray(function, calls)
-        num_workers = min(self.num_workers or os.cpu_count() or 1, len(calls))
+        num_workers = min(self.num_workers or len(os.sched_getaffinity(0)), len(calls))
         if num_workers <= 1:
             return ((i, function(*call)) for i, call in enumerate(calls))
         return _run_locally(function, calls, num_workers)
@@ -61,9 +61,10 @@ def _run_locally(
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
-        raise SettingsError(
-            f"one of --num_workers={num_workers} worker processes was killed from outside, often "
-            "for want of memory: pass fewer; the same command goes on where it stopped"
+        raise Stopped(
+            f"one of {num_workers} worker processes was killed from outside, often for want of "
+            "memory (./tessera prepare has --num_workers for fewer); the same command goes on "
+            "where it stopped"
         ) from None
     finally:
         processes = list((executor._processes or {}).values())  # no public way to end a call

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from configs.check import require
 from configs.data import DUPLICATE_STEPS, PrepareConfig
+from data.preparation.shards import FORMAT_VERSION
 from data.text.corpus import Corpus, open_corpus
 
 PLAN, TOKENIZER = "plan.json", "tokenizer.json"
@@ -39,7 +41,13 @@ class Plan:
 def plan_content(plan: Plan) -> dict[str, Any]:
     """Returns what has to be the same for a preparation to go on, as JSON gives it back."""
     texts = [open_corpus(replace(plan.config, path=p)) for p in plan.config.decontaminate_from]
+    for text in texts:
+        require(
+            not text.has_tokens,
+            f"data.decontaminate_from={text.description} must be text, but holds tokens",
+        )
     content = {
+        "format_version": FORMAT_VERSION,
         "config": asdict(plan.config),
         "corpus": plan.corpus.to_json(),
         "decontaminate": [text.digest() for text in texts],

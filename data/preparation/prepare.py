@@ -22,9 +22,9 @@ from data.files import file_entry, no_space_is_told, whole_file, write_json
 from data.preparation.engine import Workers
 from data.preparation.plan import PLAN, TOKENIZER, Plan, plan_content
 from data.preparation.repeats import drop_repeats
-from data.preparation.shards import BLOCK_LEN
+from data.preparation.shards import BLOCK_LEN, FORMAT_VERSION
 from data.preparation.tasks import sample, scan, write
-from data.store import FILES, FORMAT_VERSION, MANIFEST, REPORT
+from data.store import FILES, MANIFEST, REPORT
 from data.text.corpus import SPLITS, Corpus, open_corpus
 from data.text.reading import NUM_EXAMPLES
 from data.tokenizers.tokenizer import Tokenizer, tokenizer_digest
@@ -56,18 +56,21 @@ class Preparation:
         workers: Workers,
         watch: Watch,
         made_with: PrepareConfig | None = None,
+        corpus: Corpus | None = None,
     ):
         """Begins, or finds what an earlier process has left of the same preparation.
 
         Args:
             made_with: the settings as they were given, where config.path is a local copy.
+            corpus: what config.path named when it was looked at; None looks now.
 
         Raises:
             SettingsError: there is nothing to read, or the folder holds something else.
         """
         self.config, self.folder = config, folder
         self._made_with = made_with or config
-        self.corpus = open_corpus(config)
+        self.corpus = corpus or open_corpus(config)
+        self._check_unchanged()
         require(
             not (self.corpus.has_tokens and config.clean),
             f"data.clean={' '.join(config.clean)} must not be given: data.path={config.path} holds "
@@ -83,8 +86,7 @@ class Preparation:
         path = self._plan.work / PLAN
         content = plan_content(self._plan)
         if path.is_file() and json.loads(path.read_text()) == content:
-            for left in self.folder.rglob("*.tmp-*"):
-                left.unlink(missing_ok=True)  # its process may be about to end
+            self._remove_unfinished()
             return
         self._clear()
         with no_space_is_told(path):
@@ -103,10 +105,15 @@ class Preparation:
             not others,
             f"--out={self.folder} must be a new folder, but it has {', '.join(others[:3])}",
         )
+        (self._plan.work / PLAN).unlink(missing_ok=True)  # first: nothing may be gone on with
         for name in names:
             if name != WORK:
                 (self.folder / name).unlink()
         remove_work(self.folder)  # last, for it says that the rest is ours
+
+    def _remove_unfinished(self) -> None:
+        for left in self.folder.rglob("*.tmp-*"):
+            left.unlink(missing_ok=True)  # its process may be about to end
 
     def scan(self) -> None:
         """Cleans and counts every task, and finds duplicates among all of them."""
@@ -151,12 +158,8 @@ class Preparation:
         self._put_tokenizer(tokenizer)
         calls = list(zip(self._first_lines(), self._num_train(), strict=True))
         shards = self._run("tokenize", "shards", write, calls)
-        changed = self.corpus.changed_files()
-        require(
-            not changed,
-            f"data.path={self.config.path} has changed while it was read, in "
-            f"{', '.join(changed[:3])}; give the same command again, which begins anew",
-        )
+        self._remove_unfinished()  # of a worker that was killed, and whose task another has done
+        self._check_unchanged()
         splits = {split: self._split(split, shards) for split in SPLITS}
         fraction = self.config.validation_fraction
         for split, is_wanted in (("train", fraction < 1), ("validation", fraction > 0)):
@@ -167,7 +170,11 @@ class Preparation:
             )
         write_json(self.folder / REPORT, self._report())
         write_json(
-            self.folder / FILES, [{"name": f.name, "kind": f.kind} for f in self.corpus.files]
+            self.folder / FILES,
+            [
+                {"name": file.name, "kind": file.kind, "size": file.num_bytes}
+                for file in self.corpus.files
+            ],
         )
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -187,6 +194,14 @@ class Preparation:
         }
         write_json(self.folder / MANIFEST, manifest)
         remove_work(self.folder)
+
+    def _check_unchanged(self) -> None:
+        changed = self.corpus.changed_files()
+        require(
+            not changed,
+            f"data.path={self.config.path} has changed while it was read, in "
+            f"{', '.join(changed[:3])}; give the same command again, which begins anew",
+        )
 
     def _put_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Puts the tokenizer where workers find it; what another one has written is made again."""
@@ -269,6 +284,7 @@ class Preparation:
                 unread[name] = unread.get(name, 0) + count
         examples = [line for scan_ in self._scans for line in scan_["unread_examples"]]
         return {
+            "not_read": self.corpus.not_read,
             "unread": unread,
             "unread_examples": examples[:NUM_EXAMPLES],
             "cleaning": merge_reports(self._cleaning()),

@@ -31,10 +31,14 @@ def drop_repeats(
     """
     tasks = range(len(scans))
     files = [plan.path("signatures", task, "npy") for task in tasks]
-    scanned = [np.load(plan.path("scanned", task, "npy"), mmap_mode="r") for task in tasks]
-    starts = np.cumsum([0, *map(len, scanned)])
+
+    def scanned(task: int) -> np.ndarray:  # one at a time: there may be more than files can be open
+        return np.load(plan.path("scanned", task, "npy"))
+
+    lengths = [len(scanned(task)) for task in tasks]
+    starts = np.cumsum([0, *lengths])
     report: dict[str, Any] = {}
-    dropped = [np.zeros(len(rows), bool) for rows in scanned]
+    dropped = [np.zeros(length, bool) for length in lengths]
     for step in (step for step in plan.config.clean if step in DUPLICATE_STEPS):
         # Each step with those before it, so that what it adds is its own.
         steps = plan.config.clean[: plan.config.clean.index(step) + 1]
@@ -43,18 +47,19 @@ def drop_repeats(
         counts = {"dropped": 0, "characters_removed": 0, "examples": []}
         for task in tasks:
             new = (found[task] != KEPT) & ~dropped[task]
-            sizes = scanned[task]["size"][new]
+            rows = scanned(task)
+            sizes = rows["size"][new]
             counts["dropped"] += int(new.sum())
             counts["characters_removed"] += int(sizes.sum())
-            scans[task]["documents"] -= int(scanned[task]["begins"][new].sum())
+            scans[task]["documents"] -= int(rows["begins"][new].sum())
             scans[task]["characters"] -= int(sizes.sum())
             for i in np.flatnonzero(new)[: _NUM_EXAMPLES - len(counts["examples"])].tolist():
                 earlier = int(found[task][i])
                 home = int(np.searchsorted(starts, earlier, "right")) - 1
                 example = {
-                    "document": _name(plan, task, scanned[task][i], first_lines),
+                    "document": _name(plan, task, rows[i], first_lines),
                     "repeats": _name(
-                        plan, home, scanned[home][earlier - int(starts[home])], first_lines
+                        plan, home, scanned(home)[earlier - int(starts[home])], first_lines
                     ),
                 }
                 counts["examples"].append(example)
@@ -72,7 +77,7 @@ def _num_bytes_needed(num_documents: int, config: PrepareConfig) -> int:
     return num_documents * (entries + 8) + _ROOM_BYTES
 
 
-def _name(plan: Plan, task: int, row: np.void, first_lines: Sequence[Sequence[int]]) -> str:
+def _name(plan: Plan, task: int, row: Any, first_lines: Sequence[Sequence[int]]) -> str:
     assert row.dtype == SCANNED_DTYPE
     part = int(row["part"])
     number = first_lines[task][part] + int(row["number"])

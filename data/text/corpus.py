@@ -30,6 +30,8 @@ class Corpus:
     files: tuple[SourceFile, ...]
     tasks: tuple[tuple[Part, ...], ...]
     is_stdlib: bool
+    not_read: dict[str, int]
+    """Files beside them of kinds that are not read, by suffix."""
 
     @property
     def num_bytes(self) -> int:
@@ -80,7 +82,9 @@ class Corpus:
         """Returns the corpus that `to_json` wrote."""
         files = tuple(SourceFile(**file) for file in content["files"])
         tasks = tuple(tuple(Part(**part) for part in task) for task in content["tasks"])
-        return Corpus(content["description"], files, tasks, content["is_stdlib"])
+        return Corpus(
+            content["description"], files, tasks, content["is_stdlib"], content["not_read"]
+        )
 
 
 def open_corpus(config: PrepareConfig) -> Corpus:
@@ -96,13 +100,13 @@ def open_corpus(config: PrepareConfig) -> Corpus:
             f"folder of them, ...), or {STDLIB} for the text that comes with Python",
         )
     if config.path == STDLIB:
-        root, files = _stdlib_files()
+        (root, files), not_read = _stdlib_files(), {}
         description = f"the standard library of Python {platform.python_version()}"
     else:
-        root, files = find_files(config)
+        root, files, not_read = find_files(config)
         description = str(root)
     tasks = tuple(map(tuple, plan_tasks(files, plan_parts(files))))
-    return Corpus(description, tuple(files), tasks, config.path == STDLIB)
+    return Corpus(description, tuple(files), tasks, config.path == STDLIB, not_read)
 
 
 def _stdlib_files() -> tuple[Path, list[SourceFile]]:

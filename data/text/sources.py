@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -79,8 +80,10 @@ def source_file(path: Path, name: str, kind: Kind) -> SourceFile:
     return SourceFile(str(path), name, kind, stat.st_size, stat.st_mtime_ns)
 
 
-def find_files(config: PrepareConfig) -> tuple[Path, list[SourceFile]]:
-    """Returns the root and the files that data.path names, in the order of their names.
+def find_files(config: PrepareConfig) -> tuple[Path, list[SourceFile], dict[str, int]]:
+    """Returns the root, the files that data.path names, by name, and how many others are there.
+
+    The others are {suffix: files} of kinds that are not read.
 
     Raises:
         SettingsError: there is none, or nothing in it can be read.
@@ -96,11 +99,16 @@ def find_files(config: PrepareConfig) -> tuple[Path, list[SourceFile]]:
         if kind is None:
             require(False, f"data.path={config.path} must end in {_READABLE}")
             raise AssertionError
-        return root, [source_file(root, root.name, kind)]
+        return root, [source_file(root, root.name, kind)], {}
+    require(
+        not (root / ".work").is_dir(),
+        f"data.path={config.path} is a prepared folder that is not finished: give the same "
+        "./tessera prepare again, which goes on where it stopped",
+    )
     paths = _files_below(config.path, root)
     if (root / "dataset_info.json").exists() and (root / "state.json").exists():
         paths = _saved_dataset(config.path, root)
-    return root, _kinds_of(config.path, root, paths)
+    return root, _kinds_of(config.path, root, paths), _others(paths)
 
 
 def _files_below(given: str, root: Path) -> list[Path]:
@@ -109,12 +117,12 @@ def _files_below(given: str, root: Path) -> list[Path]:
     Raises:
         SettingsError: a link leads nowhere, or a folder has all splits of a dataset.
     """
-    found, seen = [], set()
+    found = []
     for folder, folders, names in os.walk(root, followlinks=True):
-        if os.path.realpath(folder) in seen:  # a link to a folder above
+        real, above = os.path.realpath(folder), os.path.realpath(os.path.dirname(folder))
+        if folder != str(root) and f"{above}/".startswith(f"{real}/"):  # a link to a folder above
             folders.clear()
             continue
-        seen.add(os.path.realpath(folder))
         folders[:] = [name for name in folders if not name.startswith(".")]  # .git, .cache
         require(
             "dataset_dict.json" not in names,
@@ -149,14 +157,19 @@ def _saved_dataset(given: str, root: Path) -> list[Path]:
     return paths
 
 
-def _globbed(given: str, pattern: str) -> tuple[Path, list[SourceFile]]:
+def _globbed(given: str, pattern: str) -> tuple[Path, list[SourceFile], dict[str, int]]:
     fixed = pattern.split("*")[0].split("?")[0].split("[")[0]
     root = _whole(fixed if fixed.endswith("/") else os.path.dirname(fixed))
     found = {_whole(path) for path in glob.glob(pattern, recursive=True)}
     below = {file for path in found if path.is_dir() for file in _files_below(given, path)}
     paths = sorted(below | {path for path in found if path.is_file()})
     require(bool(paths), f"data.path={given} matches no file; quote it, and see what is there")
-    return root, _kinds_of(given, root, paths)
+    return root, _kinds_of(given, root, paths), _others(paths)
+
+
+def _others(paths: list[Path]) -> dict[str, int]:
+    suffixes = Counter(path.suffix or "no suffix" for path in paths if kind_of(path) is None)
+    return dict(sorted(suffixes.items()))
 
 
 def _whole(path: str) -> Path:

@@ -130,6 +130,12 @@ def open_tokenizer(config: PrepareConfig) -> Tokenizer | None:
             f"data.separator_token={config.separator_token} must not be given with "
             f"data.tokenizer={config.tokenizer}, which has a separator of its own; leave it out",
         )
+        require(
+            config.tokenizer in ("bytes", "characters", "sentencepiece"),
+            f"data.tokenizer={config.tokenizer} must be a .model, a tokenizer.json or a prepared "
+            "folder of this machine, but there is none; give its path, or sentencepiece to train "
+            "one here",
+        )
         is_bytes = config.tokenizer == "bytes"
         return ByteTokenizer(special_ids(config.special_tokens, 257)) if is_bytes else None
     kind, what = _FILES[path.suffix]
