@@ -121,7 +121,8 @@ class DataConfig(PrepareConfig):
     """concat: one text after the other, cut every T tokens; best_fit: whole documents, if they fit.
     """
     mixture: tuple[str, ...] = ()
-    """NAME=PATH of each source, in place of path; PATH is anything that path may be."""
+    """NAME=PATH of each source, in place of path; PATH is anything that path may be, and a preset's
+    own stdlib gives way to it."""
     weights: tuple[float, ...] = ()
     """Share of each source in the rows of a batch; without any, their sizes decide."""
     phases: tuple[str, ...] = ()
@@ -149,7 +150,7 @@ class DataConfig(PrepareConfig):
         require_at_least("data.num_read_threads", self.num_read_threads, 1)
         require_at_least("data.num_prefetch_batches", self.num_prefetch_batches, 1)
         require(
-            self.path is None or not self.mixture,
+            self.path in (None, STDLIB) or not self.mixture,
             f"data.path={self.path} and data.mixture={' '.join(self.mixture)} must not both be "
             "given; put the path into the mixture as NAME=PATH",
         )

@@ -214,7 +214,7 @@ def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, say: S
     for preparation in preparations:
         others = ", ".join(f"{n} {name}" for name, n in preparation.corpus.not_read.items())
         note = f"; files there that are not read: {others}" if others else ""
-        say(f"preparing {preparation.corpus.description}{note}")
+        say(f"preparing {preparation.description}{note}")
         preparation.scan()
     if preparations and tokenizer is None:
         tokenizer = _learn(preparations)

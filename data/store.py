@@ -26,7 +26,9 @@ MANIFEST = "manifest.json"
 FILES, REPORT = "files.json", "report.json"
 _NUM_CACHED_INDICES = 16
 _OUTSIDE = ("Too many open files", "Cannot allocate memory", "Stale file handle")
-_CACHE_BYTES = 256 * 2**20  # of each split, for blocks that were read
+_CACHE_BYTES = (
+    2**30
+)  # of each split, for blocks that were read; a corpus that is smaller takes less
 _NUM_VERIFIERS = 8  # threads that read files to check their digests
 
 

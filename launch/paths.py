@@ -13,7 +13,7 @@ def with_whole_paths(config: DataConfig) -> DataConfig:
     is_path = "/" in tokenizer or tokenizer.endswith((".model", ".json"))
     return dataclasses.replace(
         config,
-        path=config.path and _whole(config.path),
+        path=None if config.mixture else config.path and _whole(config.path),
         mixture=tuple(map(_whole_entry, config.mixture)),
         validation=tuple(map(_whole_entry, config.validation)),
         decontaminate_from=tuple(map(_whole, config.decontaminate_from)),

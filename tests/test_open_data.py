@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from small_data import data_config, open_quietly, prepare_quietly
 
+from configs.data import STDLIB
 from configs.errors import SettingsError
 from data.open_data import open_data
 from data.preparation.engine import Workers
@@ -13,6 +14,7 @@ from data.preparation.prepare import WORK, Preparation
 from data.store import REPORT
 from data.text.corpus import open_corpus
 from launch.cli import main
+from launch.paths import with_whole_paths
 
 
 def write(folder: Path, **texts: str) -> Path:
@@ -94,3 +96,8 @@ def test_a_further_validation_set_leaves_the_prepared_text_where_it_is(tmp_path)
     both = open_quietly(config, tmp_path / "cache")
     assert both.folders == alone.folders
     assert both.digest == alone.digest
+
+
+def test_a_mixture_takes_the_place_of_the_text_of_a_preset():
+    config = data_config(STDLIB, mixture=("a=a.txt", "b=b.txt"))
+    assert with_whole_paths(config).path is None

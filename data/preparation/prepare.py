@@ -24,6 +24,7 @@ from data.preparation.plan import PLAN, TOKENIZER, Plan, plan_content
 from data.preparation.repeats import drop_repeats
 from data.preparation.shards import BLOCK_LEN, FORMAT_VERSION
 from data.preparation.tasks import sample, scan, write
+from data.remote import is_remote
 from data.store import FILES, MANIFEST, REPORT
 from data.text.corpus import SPLITS, Corpus, open_corpus
 from data.text.reading import NUM_EXAMPLES
@@ -128,6 +129,12 @@ class Preparation:
         )
 
     @property
+    def description(self) -> str:
+        """What is prepared, as it was given where that is not on this machine."""
+        given = self._made_with.path
+        return given if given and is_remote(given) else self.corpus.description
+
+    @property
     def alphabet(self) -> set[str]:
         """All characters of the text, where the tokenizer is one of characters."""
         return set().union(*(scan["alphabet"] for scan in self._scans))
@@ -179,7 +186,7 @@ class Preparation:
         manifest = {
             "format_version": FORMAT_VERSION,
             "block_len": BLOCK_LEN,
-            "source": self.corpus.description,
+            "source": self.description,
             "num_unread": sum(sum(scan["unread"].values()) for scan in self._scans),
             "tokenizer": {
                 "kind": tokenizer.kind,
