@@ -16,6 +16,9 @@ import numpy as np
 
 from configs.errors import SettingsError
 
+MANIFEST = "manifest.json"
+"""Says what belongs to a prepared folder; written last, so a folder without one is not whole."""
+
 
 def digest_file(path: Path) -> str:
     """Returns the SHA-256 of the bytes of a file, read in parts."""

@@ -21,9 +21,9 @@ import fsspec
 
 from configs.check import require
 from configs.errors import IntegrityError, SettingsError, TesseraError
-from data.files import digest_file, locked, no_space_is_told, write_json
+from data.files import MANIFEST, digest_file, locked, no_space_is_told, write_json
+from data.text.sources import before_wildcard
 
-MANIFEST = "manifest.json"
 _NUM_STREAMS = 4  # files at a time; s3fs splits a large one into parts besides
 _PART_LEN = 50 * 2**20  # what s3fs uploads at a time of a file of twice that or more
 _PIP = "run .venv/bin/pip install -c constraints.txt"
@@ -218,7 +218,7 @@ class _Store:
                 if info["type"] == "directory":
                     found |= self._fs.find(path, detail=True)
         is_folder = not is_glob and found[root]["type"] == "directory"
-        self._root = root if is_folder else _MAGIC.split(root)[0].rpartition("/")[0]
+        self._root = root if is_folder else before_wildcard(root).rpartition("/")[0]
         files = {
             path.removeprefix(f"{self._root}/"): _version(info)
             for path, info in sorted(found.items())

@@ -13,8 +13,8 @@ from data.batches import TrainRows, batch_digest, data_step
 from data.mixture import Data
 from data.rows import Rows, make_batch
 from data.store import TokenStore, TokenStream
+from data.text.sources import record_name
 
-_WHOLE_FILES = ("text", "python")
 """Kinds of files that are one document each."""
 
 
@@ -164,4 +164,4 @@ def _piece(stream: TokenStream, store: TokenStore, begin: int, end: int) -> Piec
 def document_name(store: TokenStore, file: int, number: int) -> str:
     """Returns the file of a document, with its line or row from 1 where a file has many."""
     entry = store.files[file]
-    return entry["name"] if entry["kind"] in _WHOLE_FILES else f"{entry['name']}:{number + 1}"
+    return record_name(entry["name"], entry["kind"], number)

@@ -6,6 +6,7 @@ cut. Within a row a token sees its own document alone (segments), and positions 
 Each token of the stream but its first is a target exactly once in an epoch, either way.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Protocol
@@ -51,7 +52,7 @@ class Rows:
         self.packing: Packing = (
             Windows(stream.num_tokens, config.sequence_len)
             if config.packing == "concat"
-            else BestFit(stream.starts, stream.num_tokens, config.sequence_len)
+            else _best_fit(stream, config.sequence_len)
         )
 
     def __len__(self) -> int:
@@ -60,6 +61,12 @@ class Rows:
     def read(self, row: int) -> list[np.ndarray]:
         """Returns the tokens of each span of a row, with the token after it: its last target."""
         return [self.stream.read(start, stop + 1) for start, stop in self.packing.spans(row)]
+
+
+@functools.lru_cache(maxsize=8)
+def _best_fit(stream: TokenStream, sequence_len: int) -> BestFit:
+    """Returns the packing of a stream, worked out once for what is said of a run and the run."""
+    return BestFit(stream.starts, stream.num_tokens, sequence_len)
 
 
 def make_batch(rows: Sequence[list[np.ndarray]], config: DataConfig, separator: int) -> Batch:

@@ -17,12 +17,11 @@ import numpy as np
 
 from configs.check import require
 from configs.errors import IntegrityError
-from data.files import digest_file
+from data.files import MANIFEST, digest_file
 from data.preparation.shards import FORMAT_VERSION, INDEX_DTYPE, token_dtype
 from data.text.corpus import Split
 from data.tokenizers.tokenizer import Tokenizer, content_digest, load_tokenizer
 
-MANIFEST = "manifest.json"
 FILES, REPORT = "files.json", "report.json"
 _NUM_CACHED_INDICES = 16
 _OUTSIDE = ("Too many open files", "Cannot allocate memory", "Stale file handle")

@@ -13,15 +13,16 @@ def with_whole_paths(config: DataConfig) -> DataConfig:
     is_path = "/" in tokenizer or tokenizer.endswith((".model", ".json"))
     return dataclasses.replace(
         config,
-        path=None if config.mixture else config.path and _whole(config.path),
+        path=None if config.mixture else config.path and whole_path(config.path),
         mixture=tuple(map(_whole_entry, config.mixture)),
         validation=tuple(map(_whole_entry, config.validation)),
-        decontaminate_from=tuple(map(_whole, config.decontaminate_from)),
-        tokenizer=_whole(tokenizer) if is_path else tokenizer,
+        decontaminate_from=tuple(map(whole_path, config.decontaminate_from)),
+        tokenizer=whole_path(tokenizer) if is_path else tokenizer,
     )
 
 
-def _whole(path: str) -> str:
+def whole_path(path: str) -> str:
+    """Returns a path that holds from any folder; what is not of this machine stays as it is."""
     if path == STDLIB or is_remote(path):
         return path
     return os.path.abspath(os.path.expanduser(path))  # links are kept, as in `data.text.sources`
@@ -29,4 +30,4 @@ def _whole(path: str) -> str:
 
 def _whole_entry(entry: str) -> str:
     name, _, path = entry.partition("=")
-    return f"{name}={_whole(path)}"
+    return f"{name}={whole_path(path)}"

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import inspect
-import os
 import re
 import shlex
 import time
@@ -22,11 +21,11 @@ from configs.errors import SettingsError, Stopped
 from configs.presets import PRESETS
 from configs.run import RunConfig
 from configs.settings import flatten
-from data.remote import is_remote
+from data.text.sources import before_wildcard
 from launch.arguments import did_you_mean, parse_arguments
 from launch.cli import guarded
 from launch.devices import describe_environment, prepare_jax
-from launch.paths import with_whole_paths
+from launch.paths import whole_path, with_whole_paths
 from launch.progress import Progress
 
 if TYPE_CHECKING:
@@ -147,11 +146,10 @@ def default_run_dir(preset: str, config: RunConfig) -> Path:
         return RUNS / "-".join((preset, *named(mixture, "data.mixture")))
     if path is None or path == PRESETS[preset]().data.path:
         return RUNS / preset
-    fixed = re.split(r"[*?\[]", path)[0]  # of a glob the folder without wildcards
+    fixed = before_wildcard(path)  # of a glob the folder without wildcards
     if fixed != path:
         fixed = fixed.rpartition("/")[0] or "."
-    whole = fixed.rstrip("/") if is_remote(path) else os.path.abspath(os.path.expanduser(fixed))
-    plain = re.sub(r"[^\w.-]+", "-", Path(whole).stem).strip("-")
+    plain = re.sub(r"[^\w.-]+", "-", Path(whole_path(fixed)).stem).strip("-")
     return RUNS / f"{preset}-{plain or 'data'}"
 
 

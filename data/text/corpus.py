@@ -12,7 +12,15 @@ from configs.check import require
 from configs.data import STDLIB, PrepareConfig
 from data.files import digest_file
 from data.text.readers import topic_names
-from data.text.sources import Part, SourceFile, find_files, plan_parts, plan_tasks, source_file
+from data.text.sources import (
+    Part,
+    SourceFile,
+    find_files,
+    plan_parts,
+    plan_tasks,
+    record_name,
+    source_file,
+)
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -53,9 +61,7 @@ class Corpus:
     def document_name(self, file: int, number: int) -> str:
         """Returns the name of a document: its file, and its line or row from 1 where it has one."""
         name, kind = self.files[file].name, self.files[file].kind
-        if kind in ("text", "python"):
-            return name
-        return topic_names()[number] if kind == "topics" else f"{name}:{number + 1}"
+        return topic_names()[number] if kind == "topics" else record_name(name, kind, number)
 
     def split_of(self, file: int, number: int) -> Split | None:
         """Returns which split a document belongs to, None where the split cuts across files.

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,16 @@ class Part:
     """Index of the file in the corpus."""
     start: int
     stop: int | None
+
+
+def before_wildcard(pattern: str) -> str:
+    """Returns a glob up to its first wildcard; all of a path that has none."""
+    return re.split(r"[*?[]", pattern, maxsplit=1)[0]
+
+
+def record_name(name: str, kind: Kind, number: int) -> str:
+    """Returns a file's name, with the line or row from 1 where the file has many."""
+    return name if kind in ("text", "python") else f"{name}:{number + 1}"
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -158,7 +169,7 @@ def _saved_dataset(given: str, root: Path) -> list[Path]:
 
 
 def _globbed(given: str, pattern: str) -> tuple[Path, list[SourceFile], dict[str, int]]:
-    fixed = pattern.split("*")[0].split("?")[0].split("[")[0]
+    fixed = before_wildcard(pattern)
     root = _whole(fixed if fixed.endswith("/") else os.path.dirname(fixed))
     found = {_whole(path) for path in glob.glob(pattern, recursive=True)}
     below = {file for path in found if path.is_dir() for file in _files_below(given, path)}
