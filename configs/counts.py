@@ -1,8 +1,9 @@
 """How many parameters a model has and how many FLOPs a token costs, from its settings alone.
 
 The convention, which every speed is printed with: N counts the parameters that enter a matmul (the
-head, but not the input embedding, positions, norms or biases), without the padding of the
-vocabulary. `full` is 6N + 12 L d T FLOPs per trained token, `causal` halves the attention term.
+head, but not the input embedding, positions, norms or biases; of the experts those that compute a
+token), without the padding of the vocabulary. `full` is 6N + 12 L d T FLOPs per trained token,
+`causal` counts only the keys that come before (half of the attention term, or less in a window).
 Source: Kaplan et al. 2020, Scaling laws for neural language models, arXiv:2001.08361, table 1;
 Chowdhery et al. 2022, PaLM, arXiv:2204.02311, appendix B.
 """
@@ -32,9 +33,11 @@ def count(model: ModelConfig, sequence_len: int) -> Counts:
     q_dim, kv_dim = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     num_inputs = 2 if model.mlp == "swiglu" else 1
 
-    block_matmul = 2 * D * q_dim + 2 * D * kv_dim + (num_inputs + 1) * D * F
+    attention_matmul = 2 * D * q_dim + 2 * D * kv_dim
+    mlp, router = (num_inputs + 1) * D * F, D * (model.num_experts or 0)
+    block_matmul = attention_matmul + router + (model.num_active_experts or 1) * mlp
     norm = D * (2 if model.norm == "layer" and model.bias else 1)
-    block = block_matmul + 2 * norm
+    block = attention_matmul + router + (model.num_experts or 1) * mlp + 2 * norm
     if model.qk_norm:
         block += 2 * model.head_dim
     if model.bias:
@@ -44,10 +47,11 @@ def count(model: ModelConfig, sequence_len: int) -> Counts:
     positions = (model.num_positions or 0) * D
     head = 0 if model.tied_head else embedding
     matmul = L * block_matmul + embedding
-    attention = 12 * L * q_dim * sequence_len
+    window = min(sequence_len, model.attention_window or sequence_len)
+    num_before = window - window * window / (2 * sequence_len)  # keys of a query, on average
     return Counts(
         total=embedding + positions + L * block + norm + head,
         matmul=matmul,
-        flops_full=6 * matmul + attention,
-        flops_causal=6 * matmul + attention // 2,
+        flops_full=6 * matmul + 12 * L * q_dim * window,
+        flops_causal=6 * matmul + round(12 * L * q_dim * num_before),
     )

@@ -32,3 +32,15 @@ class Diverged(TesseraError):
     """The run produced too many non-finite steps in a row."""
 
     exit_code = 76
+
+
+INTERNAL_ERROR, OUT_OF_MEMORY = 70, 71
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Returns the exit code of a command that ends with an error, whosever it is."""
+    if isinstance(error, TesseraError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return Stopped.exit_code
+    return OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else INTERNAL_ERROR

@@ -1,6 +1,5 @@
 """Settings of a run, grouped as the command line shows them."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -59,19 +58,39 @@ class OptimConfig:
         )
 
 
+AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
+"""Axes of the mesh, the one whose devices talk least first."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """How many devices stand along each axis of the mesh; one axis may take the "rest"."""
 
+    stage: int | Literal["rest"] = 1
+    """Parts that the layers are cut into, which the microbatches of a batch go through in turn."""
     data: int | Literal["rest"] = "rest"
     """Replicas of the model, each with its own part of the batch."""
     fsdp: int | Literal["rest"] = 1
     """Parts that the state is cut into (fully sharded), each with its own part of the batch."""
+    expert: int | Literal["rest"] = 1
+    """Parts that the experts are cut into; each has its own part of the batch."""
+    context: int | Literal["rest"] = 1
+    """Parts that every row is cut into."""
     tensor: int | Literal["rest"] = 1
     """Parts that heads, MLP and vocabulary are cut into, all with the same part of the batch."""
+    num_slices: int = 1
+    """Pods or nodes that a slower network joins; the outer axes (stage, data, fsdp) cross it."""
+    num_stage_microbatches: int | None = None
+    """Parts of a batch on their way through the stages at once; None is as many as stages."""
+    num_stage_groups: int = 1
+    """Groups of layers that each stage holds: a batch goes around so often (circular schedule)."""
+    sharded_state: Literal["all", "optimizer"] = "all"
+    """What fsdp cuts: parameters, gradients and moments, or only the moments (ZeRO-1)."""
+    offload_optimizer: bool = False
+    """Keep the moments in the memory of the host between two steps."""
 
     def __post_init__(self) -> None:
-        sizes = dataclasses.asdict(self)
+        sizes = {name: getattr(self, name) for name in AXES}
         for name, size in sizes.items():
             if size != "rest":
                 require_at_least(f"mesh.{name}", size, 1)
@@ -79,6 +98,9 @@ class MeshConfig:
         require(
             len(rest) <= 1, f'{" and ".join(rest)} are both "rest"; give all but one of them a size'
         )
+        require_at_least("mesh.num_slices", self.num_slices, 1)
+        require_at_least("mesh.num_stage_microbatches", self.num_stage_microbatches or 1, 1)
+        require_at_least("mesh.num_stage_groups", self.num_stage_groups, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

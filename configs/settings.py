@@ -14,6 +14,12 @@ _SAFE = (
     "sample.",
     "guard.",
     "mesh.",
+    "model.remat",
+    "model.remat_saved",
+    "model.remat_offloaded",
+    "model.context_attention",
+    "model.num_unrolled_layers",
+    "train.num_microbatches",
     "train.log_every_steps",
     "data.path",  # the manifest decides whether the text is the same, and how it was made
     "data.mixture",
@@ -45,6 +51,7 @@ _INCOMPATIBLE = (
     "model.num_positions",
     "model.qk_norm",
     "model.mlp",
+    "model.num_experts",
     "model.tied_head",
     "model.bias",
     "optim.optimizer",
@@ -60,7 +67,7 @@ _INCOMPATIBLE = (
 def classify(name: str) -> Change:
     """Says what changing a setting does to a run that has begun.
 
-    safe: neither the batches nor the arithmetic change (a mesh changes the order of additions).
+    safe: neither the batches nor the arithmetic change (beyond the order of additions).
     incompatible: the state or the tokens would not fit. trajectory: everything else.
     """
     if name in _INCOMPATIBLE:

@@ -1,39 +1,20 @@
-"""Attention: which keys a query sees, the plain computation, and the module around it."""
-
-from dataclasses import dataclass
-from typing import Literal
+"""Attention: the plain computation, the choice among several, and the module around them."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from configs.model import ModelConfig
-from model.dropout import dropout, fold
+from model.dropout import dropout, fold, kept
+from model.mask import Mask
 from model.norm import RMSNorm
 from model.parameters import normal, project, zeros
+from model.ring import ring_attend
 from model.rotary import rotate
-from sharding.rules import constrain
+from sharding.rules import constrain, num_shards
 
 _MASKED = -1e30  # not -inf: a row that sees nothing must give a finite gradient
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mask:
-    """What each query sees, described; not an array of T x S that a backend would have to read."""
-
-    kind: Literal["causal", "full"]
-    """causal: keys up to the query's own place in the row. full: all of them."""
-    segments_BT: jax.Array | None = None
-    """Queries see keys of their own segment only; None is one segment."""
-
-    def allowed_BTS(self, length: int) -> jax.Array:
-        """Returns the description as booleans [B or 1, T, S], for a backend that needs them."""
-        allowed = jnp.ones((1, length, length), bool)
-        if self.kind == "causal":
-            allowed = jnp.tril(allowed)
-        if self.segments_BT is not None:
-            allowed = allowed & (self.segments_BT[:, :, None] == self.segments_BT[:, None, :])
-        return allowed
 
 
 def attend(
@@ -43,12 +24,15 @@ def attend(
     mask: Mask,
     *,
     dropout_rate: float = 0.0,
-    keys_B: jax.Array | None = None,
+    keys_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Returns softmax(q k / sqrt(H)) v as [B, T, N, H], the softmax in float32.
 
     Query head n reads key/value head n // (N / K). Source: Vaswani et al. 2017, Attention is all
     you need, arXiv:1706.03762, eq. 1; Ainslie et al. 2023, GQA, arXiv:2305.13245.
+
+    Args:
+        keys_BT: one random key a query for dropout of its probabilities; None in evaluation.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
@@ -59,7 +43,10 @@ def attend(
     allowed_BTS = mask.allowed_BTS(T)[:, None, None]
     score_BKGTS = jnp.where(allowed_BTS, score_BKGTS * H**-0.5, _MASKED)
     probability_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    probability_BKGTS = dropout(probability_BKGTS, dropout_rate, keys_B)
+    if keys_BT is not None and dropout_rate > 0:
+        kept_BTKGS = kept(keys_BT, dropout_rate, (K, N // K, T))
+        scaled_BKGTS = (probability_BKGTS / (1 - dropout_rate)).astype(v_BSKH.dtype)
+        probability_BKGTS = jnp.where(jnp.moveaxis(kept_BTKGS, 1, 3), scaled_BKGTS, 0)
     return jnp.einsum("BKGTS,BSKH->BTKGH", probability_BKGTS, v_BSKH).reshape(B, T, N, H)
 
 
@@ -90,12 +77,12 @@ class Attention(nnx.Module):
         x_BTD: jax.Array,
         positions_BT: jax.Array,
         mask: Mask,
-        keys_B: jax.Array | None = None,
+        keys_BT: jax.Array | None = None,
     ) -> jax.Array:
         """Returns what each position gathers from those it sees, [B, T, D].
 
         Args:
-            keys_B: one random key a row, for dropout in training; None in evaluation.
+            keys_BT: one random key a token, for dropout in training; None in evaluation.
         """
         config = self.config
         biases = (
@@ -112,14 +99,36 @@ class Attention(nnx.Module):
         if config.position == "rotary":
             q_BTNH = rotate(q_BTNH, positions_BT, config.rope_theta)
             k_BTKH = rotate(k_BTKH, positions_BT, config.rope_theta)
-        y_BTNH = attend(
-            q_BTNH,
-            k_BTKH,
-            v_BTKH,
-            mask,
-            dropout_rate=config.attention_dropout,
-            keys_B=fold(keys_B, 0),
-        )
+        q_BTNH = checkpoint_name(q_BTNH, "query")
+        k_BTKH, v_BTKH = checkpoint_name(k_BTKH, "key"), checkpoint_name(v_BTKH, "value")
+        y_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, mask, fold(keys_BT, 0))
         y_BTNH = constrain(y_BTNH, "act_batch", "act_len", *heads)
         y_BTD = project(y_BTNH, self.out[...], biases[3], axes=("act_embed",), num_contracted=2)
-        return dropout(y_BTD, config.dropout, fold(keys_B, 1))
+        return dropout(checkpoint_name(y_BTD, "attention_out"), config.dropout, fold(keys_BT, 1))
+
+    def _attend(
+        self,
+        q_BTNH: jax.Array,
+        k_BTKH: jax.Array,
+        v_BTKH: jax.Array,
+        mask: Mask,
+        keys_BT: jax.Array | None,
+    ) -> jax.Array:
+        """Computes attention where the row is whole, or cut over the context axis.
+
+        The result is named here and not by the caller: the ring names what it keeps for its own
+        backward pass, and under a second name it would be kept twice.
+        """
+        config = self.config
+        if num_shards("act_len") > 1 and config.context_attention == "ring":
+            return ring_attend(q_BTNH, k_BTKH, v_BTKH, mask)
+        kv_axes = ("act_batch", None, "act_kv_heads", "act_head_dim")  # gathered along the row
+        y_BTNH = attend(
+            q_BTNH,
+            constrain(k_BTKH, *kv_axes),
+            constrain(v_BTKH, *kv_axes),
+            mask,
+            dropout_rate=config.attention_dropout,
+            keys_BT=keys_BT,
+        )
+        return checkpoint_name(y_BTNH, "attention")

@@ -2,19 +2,35 @@
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from configs.model import ModelConfig
 from model.dropout import dropout
 from model.parameters import normal, project, zeros
 
 
-class MLP(nnx.Module):
-    """down(act(up(x))), or down(silu(gate(x)) * up(x)) for SwiGLU.
+def activate(config: ModelConfig, up: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """Returns the hidden layer; a gate is given for SwiGLU alone.
 
     Source: Shazeer 2020, GLU variants improve Transformer, arXiv:2002.05202, eq. 6 (swiglu);
     Hendrycks and Gimpel 2016, arXiv:1606.08415 (gelu exactly, gelu_tanh by its approximation);
     So et al. 2021, Primer, arXiv:2109.08668, section 4 (relu2).
     """
+    up = checkpoint_name(up, "up")
+    match config.mlp:
+        case "swiglu":
+            assert gate is not None
+            return jax.nn.silu(checkpoint_name(gate, "gate")) * up
+        case "gelu":
+            return jax.nn.gelu(up, approximate=False)
+        case "gelu_tanh":
+            return jax.nn.gelu(up, approximate=True)
+        case "relu2":
+            return jax.nn.relu(up) ** 2
+
+
+class MLP(nnx.Module):
+    """down(act(up(x))), or down(silu(gate(x)) * up(x)) for SwiGLU."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         D, F, std = config.embed_dim, config.mlp_dim, config.init_std
@@ -30,25 +46,19 @@ class MLP(nnx.Module):
             self.up_bias = zeros((F,), "mlp")
             self.down_bias = zeros((D,), "norm")
 
-    def __call__(self, x_BTD: jax.Array, keys_B: jax.Array | None = None) -> jax.Array:
-        """Returns [B, T, D]; keys_B is one random key a row for dropout, None in evaluation."""
+    def __call__(self, x_BTD: jax.Array, keys_BT: jax.Array | None = None) -> jax.Array:
+        """Returns [B, T, D]; keys_BT is one random key a token for dropout, None in evaluation."""
         bias = self.config.bias
-        up = project(x_BTD, self.up[...], self.up_bias[...] if bias else None, axes=("act_mlp",))
-        match self.config.mlp:
-            case "swiglu":
-                gate_bias = self.gate_bias[...] if bias else None
-                gate = project(x_BTD, self.gate[...], gate_bias, axes=("act_mlp",))
-                hidden_BTF = jax.nn.silu(gate) * up
-            case "gelu":
-                hidden_BTF = jax.nn.gelu(up, approximate=False)
-            case "gelu_tanh":
-                hidden_BTF = jax.nn.gelu(up, approximate=True)
-            case "relu2":
-                hidden_BTF = jax.nn.relu(up) ** 2
+        up_bias = self.up_bias[...] if bias else None
+        up_BTF = project(x_BTD, self.up[...], up_bias, axes=("act_mlp",))
+        gate_BTF = None
+        if self.config.mlp == "swiglu":
+            gate_bias = self.gate_bias[...] if bias else None
+            gate_BTF = project(x_BTD, self.gate[...], gate_bias, axes=("act_mlp",))
         y_BTD = project(
-            hidden_BTF,
+            activate(self.config, up_BTF, gate_BTF),
             self.down[...],
             self.down_bias[...] if bias else None,
             axes=("act_embed",),
         )
-        return dropout(y_BTD, self.config.dropout, keys_B)
+        return dropout(checkpoint_name(y_BTD, "mlp_out"), self.config.dropout, keys_BT)

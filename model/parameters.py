@@ -1,5 +1,6 @@
 """How parameters are born and used: logical axes on each, one helper for every projection."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -7,7 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sharding.rules import constrain
+from sharding.rules import constrain, num_shards
+
+_HIDDEN = {1: ("act_mlp",), 2: ("act_heads", "act_head_dim")}
+"""What is contracted into the residual stream, by the number of its dims."""
 
 
 def normal(rngs: nnx.Rngs, shape: Sequence[int], *axes: str, std: float) -> nnx.Param[jax.Array]:
@@ -51,18 +55,49 @@ def project(
 
     The kernel is cast to the dtype of x; the result has out_dtype, or that of x.
 
-    The contracted dims are the last num_contracted of x and the first of the kernel. Everything is
-    flattened to one matmul of two dims: XLA's CPU backend is several times slower on the gradient
-    of one that contracts two leading axes, and elsewhere it makes no difference.
+    The contracted dims are the last num_contracted of x and the first of the kernel. Where the rows
+    are whole, everything is flattened to one matmul of two dims: XLA's CPU backend is several times
+    slower on the gradient of one that contracts two leading axes, and elsewhere it makes no
+    difference. A row that is cut must keep its dim, or else it would be gathered.
 
     Args:
-        axes: logical axes of the out dims, which pin the layout of the result.
+        axes: logical axes of the out dims, which pin the layout of the result; where it is the
+            residual stream again (act_embed) it is cut along the row.
     """
     batch, out = x.shape[:-num_contracted], kernel.shape[num_contracted:]
     size = math.prod(kernel.shape[:num_contracted])
-    flat_kernel = kernel.reshape(size, -1).astype(x.dtype)
-    y = jnp.matmul(x.reshape(-1, size), flat_kernel, preferred_element_type=out_dtype or x.dtype)
+    is_residual = axes == ("act_embed",)
+    length = "act_block_len" if is_residual else "act_len"
+    contracted = _HIDDEN[num_contracted] if is_residual else (None,) * num_contracted
+    kernel = _gathered(kernel.astype(x.dtype), (*contracted, *axes))
+    flat_kernel = kernel.reshape(size, -1)
+    flat_x = x.reshape(-1, size) if num_shards("act_block_len") == 1 else x.reshape(*batch, size)
+    y = jnp.matmul(flat_x, flat_kernel, preferred_element_type=out_dtype or x.dtype)
     y = y.reshape(*batch, *out)
     if bias is not None:
         y = y + broadcast(bias, y).astype(y.dtype)
-    return constrain(y, "act_batch", "act_len", *axes)
+    return constrain(y, "act_batch", length, *axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Pins a kernel to the layout that it is multiplied in, and its gradient to none.
+
+    Left to itself the compiler may gather a kernel once for each matmul of the backward pass. The
+    gradient is summed where the parameter lies.
+    """
+    return constrain(kernel, *axes)
+
+
+def _gathered_forward(kernel: jax.Array, axes: tuple[str | None, ...]) -> tuple[jax.Array, None]:
+    return constrain(kernel, *axes), None
+
+
+def _gathered_backward(
+    axes: tuple[str | None, ...], saved: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    del axes, saved
+    return (gradient,)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)

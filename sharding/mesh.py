@@ -1,26 +1,32 @@
-"""The mesh of devices, and what a set of settings asks of it."""
+"""The mesh of devices: its axes, and the order of devices along them."""
 
-import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
 from configs.check import require
-from configs.run import MeshConfig, RunConfig
+from configs.run import AXES, MeshConfig
+
+_CROSSING = ("stage", "data", "fsdp")
+"""Axes that may cross the slower network between slices, the first of them first."""
 
 
 def mesh_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
-    """Returns {axis: size} in the order of the settings, "rest" replaced by what is left.
+    """Returns {axis: size} from the outermost axis to the innermost, "rest" replaced.
 
     Raises:
         SettingsError: the sizes do not multiply to the number of devices.
     """
-    asked: dict[str, int | str] = dataclasses.asdict(config)
+    asked: dict[str, int | str] = {axis: getattr(config, axis) for axis in AXES}
     given = {axis: size for axis, size in asked.items() if isinstance(size, int)}
     product = math.prod(given.values())
-    text = " x ".join(f"mesh.{axis}={size}" for axis, size in asked.items())
-    way_out = f"this machine has {num_devices} devices (--virtual-devices N splits a CPU into N)"
+    text = " x ".join(f"mesh.{axis}={size}" for axis, size in asked.items() if size != 1) or "1"
+    way_out = f"there are {num_devices} devices (--virtual-devices N splits a CPU into N)"
     if len(given) == len(asked):
         require(product == num_devices, f"{text} is a mesh of {product}, but {way_out}")
     require(
@@ -31,54 +37,74 @@ def mesh_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
     return {axis: size if isinstance(size, int) else rest for axis, size in asked.items()}
 
 
-def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """Returns a mesh over all devices, in the order that JAX finds best for their topology.
 
-    Raises:
-        SettingsError: the sizes do not multiply to the number of devices.
-    """
-    sizes = mesh_sizes(config, jax.device_count())
-    return jax.make_mesh(
-        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
-    )
-
-
-def check_fit(config: RunConfig, sizes: dict[str, int]) -> None:
-    """Refuses settings whose batch or shapes the mesh cannot cut evenly.
-
-    The vocabulary is checked where it is known.
+    Where there are several slices, neighbours along every axis that does not cross them are in one.
 
     Raises:
-        SettingsError: names the field, both values and what would do.
+        SettingsError: the sizes do not multiply to the number of devices, or the outermost axes
+            cannot be cut into the slices.
     """
-    replicas = sizes["data"] * sizes["fsdp"]
-    train = config.train
-    share = replicas * train.num_microbatches
-    require(
-        train.batch_size % share == 0,
-        f"train.batch_size={train.batch_size} must be a multiple of {share}: mesh.data="
-        f"{sizes['data']} x mesh.fsdp={sizes['fsdp']} x train.num_microbatches="
-        f"{train.num_microbatches}",
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(config, len(devices))
+    types = (AxisType.Auto,) * len(sizes)
+    across = slices_along(sizes, config.num_slices)
+    within = [sizes[axis] // across[axis] for axis in AXES]
+    slices = _slices(devices, config.num_slices)
+    grids = np.stack(
+        [
+            mesh_utils.create_device_mesh(within, part, allow_split_physical_axes=True)
+            for part in slices
+        ]
     )
-    eval_batch_size = config.eval.batch_size or train.batch_size
+    # [slices...] x [within...] to one dim an axis, the slices the outer part of it.
+    n = len(AXES)
+    grid = grids.reshape(*across.values(), *within)
+    grid = grid.transpose([dim for i in range(n) for dim in (i, n + i)])
+    return jax.sharding.Mesh(grid.reshape(*sizes.values()), tuple(sizes), axis_types=types)
+
+
+def slices_along(sizes: dict[str, int], num_slices: int) -> dict[str, int]:
+    """Returns {axis: into how many parts the slices cut it}; their product is num_slices.
+
+    Raises:
+        SettingsError: the outermost axes are too small for it.
+    """
+    across = dict.fromkeys(sizes, 1)
+    left = num_slices
+    for axis in _CROSSING:
+        across[axis] = math.gcd(sizes[axis], left)
+        left //= across[axis]
+    cut = " x ".join(f"mesh.{axis}={sizes[axis]}" for axis in _CROSSING)
+    product = math.prod(sizes[axis] for axis in _CROSSING)
+    fitting = [str(n) for n in range(1, product + 1) if product % n == 0]
     require(
-        eval_batch_size % replicas == 0,
-        f"eval.batch_size={eval_batch_size} must be a multiple of {replicas}: mesh.data="
-        f"{sizes['data']} x mesh.fsdp={sizes['fsdp']}",
+        left == 1,
+        f"mesh.num_slices={num_slices} must divide {cut}, the axes that may cross a slower "
+        f"network; mesh.num_slices may be {', '.join(fitting)}",
     )
-    model = config.model
-    cuts = [
-        ("num_heads", model.num_heads, "tensor"),
-        ("num_kv_heads", model.num_kv_heads, "tensor"),
-        ("mlp_dim", model.mlp_dim, "tensor"),
-        ("embed_dim", model.embed_dim, "fsdp"),
-    ]
-    if model.vocab_size != "tokenizer":
-        cuts.append(("vocab_size (padded)", model.num_padded_tokens, "tensor"))
-    for name, value, axis in cuts:
-        fitting = [str(n) for n in range(1, min(value, jax.device_count()) + 1) if value % n == 0]
+    return across
+
+
+def _slices(devices: Sequence[Any], num_slices: int) -> list[list[Any]]:
+    """Returns the devices of each slice: as JAX knows them, else by process, else in order.
+
+    Raises:
+        SettingsError: there are no so many slices.
+    """
+    indices = [getattr(device, "slice_index", None) for device in devices]
+    known = {index for index in indices if index is not None}
+    if len(known) > 1:
         require(
-            value % sizes[axis] == 0,
-            f"model.{name}={value} must be a multiple of mesh.{axis}={sizes[axis]}; "
-            f"mesh.{axis} may be {', '.join(fitting)}",
+            len(known) == num_slices,
+            f"mesh.num_slices={num_slices} must be {len(known)}, the slices of these devices",
         )
+        return [[d for d in devices if d.slice_index == i] for i in sorted(known)]
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    require(
+        len(ordered) % num_slices == 0,
+        f"mesh.num_slices={num_slices} must divide the number of devices, {len(ordered)}",
+    )
+    size = len(ordered) // num_slices
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]

@@ -3,63 +3,86 @@
 Arrays are named `noun_AXES` after their logical shape, in the letters einsum strings use too:
 
     B batch      T query position   S key position   D embed    N query heads   K key/value heads
-    G = N / K    H head dim         F mlp            V vocab    L layers
+    G = N / K    H head dim         F mlp            V vocab    L layers        E experts
+    A experts of a token            C capacity: places of an expert in a row
 
 A layout is a table: changing it moves arrays and never changes the loss beyond the order of
 additions. An axis that the table does not know is a KeyError.
 """
 
 import math
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-RULES: dict[str, str | tuple[str, ...] | None] = {
-    # Parameters.
-    "layers": None,
-    "vocab": "tensor",
-    "embed": "fsdp",
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+RULES: Rules = {
+    # Parameters, their gradients and moments.
+    "layers": "stage",
+    "vocab": ("tensor", "stage"),
+    "embed": ("fsdp", "expert", "context"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
+    "experts": "expert",
+    "expert_embed": ("fsdp", "context"),
     "positions": None,
+    "router": None,
     "norm": None,
     # Activations.
-    "act_batch": ("data", "fsdp"),
-    "act_len": None,
+    "act_batch": ("data", "fsdp", "expert"),
+    "act_len": "context",
+    "act_block_len": ("context", "tensor"),  # between blocks, where every token is by itself
     "act_embed": None,
     "act_heads": "tensor",
     "act_kv_heads": "tensor",
     "act_head_dim": None,
     "act_mlp": "tensor",
-    "act_vocab": "tensor",
+    "act_vocab": ("tensor", "stage"),
+    "act_experts": None,
 }
+WHOLE_PARAMETERS: Rules = {**RULES, "embed": None, "expert_embed": None}
+"""The table of parameters where only the moments are cut (mesh.sharded_state=optimizer)."""
 
 
-def spec(*axes: str | None) -> PartitionSpec:
+def mesh_axes(axis: str, rules: Rules = RULES) -> tuple[str, ...]:
+    """Returns the mesh axes that cut a logical axis, the outermost first."""
+    names = rules[axis]
+    return () if names is None else (names,) if isinstance(names, str) else names
+
+
+def spec(*axes: str | None, rules: Rules = RULES) -> PartitionSpec:
     """Returns the partition of an array whose dims have these logical axes, None for unnamed."""
-    return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
+    return PartitionSpec(*(None if axis is None else rules[axis] for axis in axes))
 
 
-def sharding(mesh: jax.sharding.Mesh, *axes: str | None) -> NamedSharding:
-    """Returns where an array with these logical axes lives on the mesh."""
-    return NamedSharding(mesh, spec(*axes))
+def sharding(
+    mesh: jax.sharding.Mesh, *axes: str | None, rules: Rules = RULES, memory: str | None = None
+) -> NamedSharding:
+    """Returns where an array with these logical axes lives on the mesh.
+
+    Args:
+        memory: a kind of memory that the devices can reach; None is their own.
+    """
+    return NamedSharding(mesh, spec(*axes, rules=rules), memory_kind=memory)
 
 
 def num_shards(axis: str) -> int:
     """Returns how many parts the mesh that is set cuts a logical axis into; 1 without a mesh."""
-    names, mesh = RULES[axis], jax.sharding.get_abstract_mesh()
-    if mesh.empty or names is None:
-        return 1
-    return math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names))
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in mesh_axes(axis))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins the layout of an activation inside the compiled step; needs a mesh set by jax.set_mesh.
 
-    Without a mesh (a single module in a test or at a prompt) it returns x as it is.
+    A dim of one is left whole (a single position of a row, say). Without a mesh (a single module in
+    a test or at a prompt) it returns x as it is.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(*axes))
+    whole = [None if size == 1 else axis for size, axis in zip(x.shape, axes, strict=True)]
+    return jax.lax.with_sharding_constraint(x, spec(*whole))

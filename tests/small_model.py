@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,23 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType
 
 from configs.data import DataConfig
 from configs.model import ModelConfig
 from configs.run import (
     CheckpointConfig,
     EvalConfig,
+    MeshConfig,
     OptimConfig,
     RunConfig,
     TrainConfig,
 )
 from data.batch import Batch
 from data.rows import causal_batch
+from sharding.mesh import make_mesh
 from train.optimizer import Params
-from train.state import shape_of
+from train.state import TrainState, shape_of
+from train.step import Metrics, TrainStep, make_train_step
 
-SEQUENCE_LEN = 12
+SEQUENCE_LEN = 16
 SMALL = ModelConfig(
     num_layers=2,
     embed_dim=16,
@@ -111,15 +114,27 @@ def random_params(config: ModelConfig, *, std: float = 0.3, seed: int = 0) -> Pa
     return jax.tree.map_with_path(draw, nnx.to_pure_dict(shape_of(config).state))
 
 
-def mesh_of(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
-    """Returns a mesh of the first data x fsdp x tensor devices."""
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    devices = jax.devices()[: data * fsdp * tensor]
-    types = (AxisType.Auto,) * 3
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), types, devices=devices)
+def mesh_of(**sizes: int) -> jax.sharding.Mesh:
+    """Returns a mesh of the first devices; axes that are not given have one."""
+    asked: dict[str, Any] = {"data": 1, **sizes}
+    config = MeshConfig(**asked)
+    return make_mesh(config, jax.devices()[: math.prod(sizes.values())])
 
 
 def flat(params: Params) -> dict[str, Any]:
     """Returns {"layers/attention/query": leaf} for a tree of parameters."""
     leaves = jax.tree.leaves_with_path(params)
     return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+@functools.cache
+def step_on_one_device(config: RunConfig) -> TrainStep:
+    """Returns the training step, compiled quickly."""
+    mesh = mesh_of()
+    step = quick_jit(make_train_step(config, mesh))
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with jax.set_mesh(mesh):
+            return step(state, batch)
+
+    return run

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from small_model import quick_jit, random_params, small_batch, small_model
 
-from model.attention import Mask, attend
+from model.attention import attend
+from model.mask import Mask
 from model.norm import LayerNorm, RMSNorm, make_norm
 from model.rotary import rotate
 from train.state import shape_of

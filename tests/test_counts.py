@@ -9,7 +9,14 @@ from small_model import VARIANTS, random_params, small_model
 
 from configs.counts import count
 from configs.model import ModelConfig
-from configs.presets import PRESETS, gpt2_124m, llama3_8b, llama3_70b, llama_1b
+from configs.presets import (
+    PRESETS,
+    gpt2_124m,
+    llama3_8b,
+    llama3_70b,
+    llama_1b,
+    mixtral_8x7b,
+)
 from train.state import shape_of
 
 
@@ -43,6 +50,7 @@ def test_the_total_is_that_of_the_real_parameters_without_padding(config):
         (llama_1b, 1_235_814_400),
         (llama3_8b, 8_030_261_248),
         (llama3_70b, 70_553_706_496),
+        (mixtral_8x7b, 46_702_792_704),
     ],
 )
 def test_published_models_have_their_published_totals(preset, total):
@@ -60,6 +68,29 @@ def test_flops_are_those_counted_by_hand():
     assert counts.flops_full == 3 * (2 * (layer + scores_and_values) + head) == 55_680
     assert counts.flops_causal == 3 * (2 * (layer + scores_and_values // 2) + head) == 51_072
     assert counts.matmul == 7744
+
+
+def test_of_the_experts_those_that_compute_a_token_and_the_router_cost_flops():
+    dense = count(small_model(), 12)
+    moe = count(small_model(num_experts=4, num_active_experts=2), 12)
+    mlp, router = 3 * 16 * 32, 16 * 4  # gate, up, down; D 16, F 32, E 4, two layers
+    assert moe.matmul == dense.matmul + 2 * (mlp + router)
+    assert moe.total == dense.total + 2 * (3 * mlp + router)
+    assert moe.flops_full == dense.flops_full + 6 * 2 * (mlp + router)
+
+
+@pytest.mark.parametrize("window", [1, 4, 12, 20])
+def test_a_window_costs_the_keys_in_it(window):
+    T, L, q_dim = 12, 2, 32
+    plain, windowed = count(small_model(), T), count(small_model(attention_window=window), T)
+    # A query and a key meet in two multiply-adds a channel, backward costs twice forward. The
+    # causal count is that of the continuous triangle: half a key less a query than the true one.
+    num_keys = [min(t + 1, window) for t in range(T)]
+    assert windowed.flops_full - 6 * windowed.matmul == 12 * L * q_dim * min(window, T)
+    causal = windowed.flops_causal - 6 * windowed.matmul
+    mean = sum(num_keys) / T
+    assert causal == pytest.approx(12 * L * q_dim * mean, abs=12 * L * q_dim * 0.5)
+    assert (windowed == plain) == (window >= T)
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "relu2"])

@@ -13,8 +13,8 @@ from small_model import VARIANTS, flat, quick_jit, random_params, small_batch, s
 
 from configs.model import ModelConfig
 from data.batch import Batch
-from model.attention import Mask
-from model.dropout import dropout
+from model.dropout import dropout, token_keys
+from model.mask import Mask
 from train.loss import cross_entropy
 from train.optimizer import Params
 from train.state import shape_of
@@ -168,6 +168,7 @@ def loss_and_grads(config: ModelConfig, params: Params, batch: Batch):
         {"num_unrolled_layers": 4},
         {"remat": "dots"},
         {"remat": "full", "num_unrolled_layers": 2},
+        {"remat": "named", "remat_saved": ("query", "attention", "up", "mlp_out")},
     ],
     ids=str,
 )
@@ -196,7 +197,7 @@ def test_the_scan_is_a_loop_over_the_blocks_in_model_order(rng):
         x_BTD = decoder.embedding[...][batch.tokens_BT]
         for number in range(config.num_layers):
             layer = jax.tree.map(operator.itemgetter(number), layers)
-            x_BTD = nnx.merge(graph, layer)(x_BTD, batch.positions_BT, mask)
+            x_BTD, _ = nnx.merge(graph, layer)(x_BTD, batch.positions_BT, mask)
         scanned_BTD = decoder(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
         return scanned_BTD, decoder.norm(x_BTD)
 
@@ -253,19 +254,20 @@ def test_dropout_is_off_without_keys(rng):
 
 
 def test_dropout_zeroes_at_its_rate_and_scales_the_rest():
-    keys_B = jax.random.split(jax.random.key(0), 4)
-    y = np.asarray(dropout(jnp.ones((4, 10_000)), 0.2, keys_B))
+    keys_BT = jax.random.split(jax.random.key(0), (4, 100))
+    y = np.asarray(dropout(jnp.ones((4, 100, 100)), 0.2, keys_BT))
     np.testing.assert_array_equal(np.unique(y), np.array([0, 1 / 0.8], np.float32))
     # 40000 draws: five standard deviations of sqrt(0.2 * 0.8 / 40000) = 0.002.
     assert np.mean(y == 0) == pytest.approx(0.2, abs=0.01)
 
 
-def test_the_mask_of_a_row_depends_on_its_key_alone():
+def test_the_mask_of_a_token_depends_on_the_key_of_its_row_and_its_place_alone():
     keys_B = jax.random.split(jax.random.key(0), 4)
-    whole = dropout(jnp.ones((4, 6, 5)), 0.5, keys_B)
-    part = dropout(jnp.ones((2, 6, 5)), 0.5, keys_B[jnp.array([3, 1])])
-    np.testing.assert_array_equal(part, whole[jnp.array([3, 1])])
-    assert len(np.unique(whole.reshape(4, -1), axis=0)) == 4
+    whole = dropout(jnp.ones((4, 6, 5)), 0.5, token_keys(keys_B, jnp.arange(6)))
+    rows, places = jnp.array([3, 1]), jnp.array([5, 0, 2])
+    part = dropout(jnp.ones((2, 3, 5)), 0.5, token_keys(keys_B[rows], places))
+    np.testing.assert_array_equal(part, whole[rows][:, places])
+    assert len(np.unique(whole.reshape(24, -1), axis=0)) > 12  # of 2^5 that there may be
 
 
 def test_every_place_and_layer_draws_a_mask_of_its_own():

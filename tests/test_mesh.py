@@ -1,13 +1,11 @@
-import dataclasses
-
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AxisType
-from small_model import small_model, small_run
 
 from configs.errors import SettingsError
-from configs.run import EvalConfig, MeshConfig
-from sharding.mesh import check_fit, make_mesh, mesh_sizes
+from configs.run import MeshConfig
+from sharding.mesh import make_mesh, mesh_sizes, slices_along
 from sharding.rules import num_shards, spec
 
 
@@ -21,30 +19,33 @@ def refusal(call, *arguments, **settings) -> str:
 @pytest.mark.parametrize(
     ("asked", "sizes"),
     [
-        ({}, (8, 1, 1)),
-        ({"fsdp": 4}, (2, 4, 1)),
-        ({"fsdp": 2, "tensor": 4}, (1, 2, 4)),
-        ({"data": 2, "fsdp": "rest", "tensor": 2}, (2, 2, 2)),
-        ({"data": 1, "tensor": "rest"}, (1, 1, 8)),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
+        ({}, (1, 8, 1, 1, 1, 1)),
+        ({"fsdp": 4}, (1, 2, 4, 1, 1, 1)),
+        ({"stage": 2, "tensor": 4}, (2, 1, 1, 1, 1, 4)),
+        ({"data": 1, "expert": 2, "context": "rest"}, (1, 1, 1, 2, 4, 1)),
+        ({"data": 2, "fsdp": "rest", "tensor": 2}, (1, 2, 2, 1, 1, 2)),
+        ({"data": 1, "tensor": "rest"}, (1, 1, 1, 1, 1, 8)),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, (1, 2, 2, 1, 1, 2)),
     ],
     ids=str,
 )
 def test_rest_is_what_the_other_axes_leave_of_eight_devices(asked, sizes):
     got = mesh_sizes(MeshConfig(**asked), 8)
-    assert list(got.items()) == list(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+    axes = ("stage", "data", "fsdp", "expert", "context", "tensor")
+    assert list(got.items()) == list(zip(axes, sizes, strict=True))
 
 
 def test_a_mesh_holds_every_device_once_and_leaves_layouts_to_the_compiler():
     mesh = make_mesh(MeshConfig(data=2, fsdp="rest", tensor=2))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    sizes = {"stage": 1, "data": 2, "fsdp": 2, "expert": 1, "context": 1, "tensor": 2}
+    assert dict(mesh.shape) == sizes
     assert set(mesh.devices.flat) == set(jax.devices())
-    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert mesh.axis_types == (AxisType.Auto,) * 6
 
 
 def test_a_product_that_is_not_the_number_of_devices_is_refused():
     message = refusal(mesh_sizes, MeshConfig(data=2, fsdp=2, tensor=1), 8)
-    assert "mesh.data=2 x mesh.fsdp=2 x mesh.tensor=1" in message
+    assert "mesh.data=2 x mesh.fsdp=2" in message
     assert "a mesh of 4" in message
     assert "8 devices" in message
     assert "--virtual-devices" in message
@@ -52,7 +53,7 @@ def test_a_product_that_is_not_the_number_of_devices_is_refused():
 
 def test_a_rest_that_is_not_whole_is_refused():
     message = refusal(mesh_sizes, MeshConfig(data="rest", fsdp=3, tensor=1), 8)
-    assert "mesh.data=rest x mesh.fsdp=3 x mesh.tensor=1" in message
+    assert "mesh.data=rest x mesh.fsdp=3" in message
     assert "3 must divide" in message
     assert "8 devices" in message
     assert "--virtual-devices" in message
@@ -74,89 +75,42 @@ def test_an_axis_of_size_zero_is_refused():
     assert refusal(MeshConfig, tensor=0) == "mesh.tensor=0 must be at least 1"
 
 
-def sizes_of(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> dict[str, int]:
-    return {"data": data, "fsdp": fsdp, "tensor": tensor}
-
-
-def test_a_batch_must_divide_over_devices_and_microbatches():
-    config = small_run(train={"batch_size": 8, "num_microbatches": 4})
-    check_fit(config, sizes_of(data=2, tensor=2))
-    message = refusal(check_fit, config, sizes_of(data=2, fsdp=2, tensor=2))
-    assert "train.batch_size=8 must be a multiple of 16" in message
-    assert "mesh.data=2 x mesh.fsdp=2 x train.num_microbatches=4" in message
-
-
-def test_a_batch_must_divide_over_microbatches():
-    message = refusal(small_run, train={"batch_size": 8, "num_microbatches": 3})
-    expected = "train.batch_size=8 must be a multiple of train.num_microbatches=3"
-    assert message == expected
-
-
-def test_a_batch_of_evaluation_must_divide_over_devices():
-    config = small_run(train={"batch_size": 8})
-    config = dataclasses.replace(config, eval=EvalConfig(every_steps=None, batch_size=6))
-    check_fit(config, sizes_of(data=2))
-    message = refusal(check_fit, config, sizes_of(data=2, fsdp=2))
-    assert "eval.batch_size=6 must be a multiple of 4" in message
-    assert "mesh.data=2 x mesh.fsdp=2" in message
-
-
 @pytest.mark.parametrize(
-    ("changes", "sizes", "expected", "way_out"),
+    ("asked", "across"),
     [
-        (
-            {"num_heads": 6, "num_kv_heads": 6},
-            sizes_of(tensor=4),
-            "model.num_heads=6 must be a multiple of mesh.tensor=4",
-            "mesh.tensor may be 1, 2",
-        ),
-        (
-            {"num_heads": 8, "num_kv_heads": 2},
-            sizes_of(tensor=4),
-            "model.num_kv_heads=2 must be a multiple of mesh.tensor=4",
-            "mesh.tensor may be 1, 2",
-        ),
-        (
-            {"mlp_dim": 30, "num_kv_heads": 4},
-            sizes_of(tensor=4),
-            "model.mlp_dim=30 must be a multiple of mesh.tensor=4",
-            "mesh.tensor may be 1, 2",
-        ),
-        (
-            {"num_heads": 3, "num_kv_heads": 3, "mlp_dim": 3},
-            sizes_of(tensor=3),
-            "model.vocab_size (padded)=128 must be a multiple of mesh.tensor=3",
-            "mesh.tensor may be 1, 2",
-        ),
-        (
-            {"embed_dim": 20},
-            sizes_of(fsdp=8),
-            "model.embed_dim=20 must be a multiple of mesh.fsdp=8",
-            "mesh.fsdp may be 1, 2",
-        ),
-    ],
-    ids=["num_heads", "num_kv_heads", "mlp_dim", "vocab_size", "embed_dim"],
-)
-def test_a_shape_that_the_mesh_cannot_cut_is_refused(changes, sizes, expected, way_out):
-    message = refusal(check_fit, small_run(small_model(**changes)), sizes)
-    assert expected in message
-    assert way_out in message
-
-
-@pytest.mark.parametrize(
-    ("changes", "sizes"),
-    [
-        ({"num_kv_heads": 4}, sizes_of(data=2, tensor=4)),
-        ({}, sizes_of(fsdp=8)),
-        (
-            {"num_heads": 3, "num_kv_heads": 1, "mlp_dim": 5, "embed_dim": 7},
-            sizes_of(data=8),
-        ),
+        ({"data": 4, "fsdp": 2}, {"data": 2}),
+        ({"data": 1, "fsdp": 8}, {"fsdp": 2}),
+        ({"data": 1, "stage": 2, "tensor": 4}, {"stage": 2}),
+        ({"data": 1, "stage": 4, "fsdp": 2}, {"stage": 2}),
     ],
     ids=str,
 )
-def test_a_shape_that_the_mesh_can_cut_is_accepted(changes, sizes):
-    check_fit(small_run(small_model(**changes)), sizes)
+def test_the_outermost_axis_that_can_crosses_the_slower_network(asked, across):
+    sizes = mesh_sizes(MeshConfig(**asked), 8)
+    assert {axis: n for axis, n in slices_along(sizes, 2).items() if n > 1} == across
+
+
+@pytest.mark.parametrize("num_slices", [2, 4])
+def test_neighbours_along_an_inner_axis_are_in_one_slice(num_slices):
+    config = MeshConfig(data=2, fsdp=2, tensor=2, num_slices=num_slices)
+    grid = make_mesh(config).devices.reshape(2, 2, 2)  # of 8 devices, numbered slice by slice
+    slice_of = np.vectorize(lambda device: device.id // (8 // num_slices))(grid)
+    assert np.all(slice_of[:, :, 0] == slice_of[:, :, 1])
+    assert np.all(slice_of[0] < slice_of[1])
+    # Two slices are two replicas; of four each holds one half of a sharded replica.
+    assert np.all((slice_of[:, 0] == slice_of[:, 1]) == (num_slices == 2))
+    assert set(grid.flat) == set(jax.devices())
+
+
+def test_slices_that_the_outer_axes_cannot_cross_are_refused():
+    message = refusal(make_mesh, MeshConfig(data=2, tensor=4, num_slices=4))
+    assert "mesh.num_slices=4 must divide mesh.stage=1 x mesh.data=2 x mesh.fsdp=1" in message
+    assert "may be 1, 2" in message
+
+
+def test_slices_that_do_not_divide_the_devices_are_refused():
+    message = refusal(make_mesh, MeshConfig(data=2, tensor=4, num_slices=3))
+    assert "mesh.num_slices=3" in message
 
 
 def test_an_unknown_axis_is_an_error():

@@ -6,19 +6,18 @@ from flax import nnx
 from small_model import (
     GPT2_LIKE,
     flat,
-    mesh_of,
     quick_jit,
     random_params,
     small_batch,
     small_model,
     small_run,
+    step_on_one_device,
 )
 
 from configs.run import OptimConfig
 from train.loss import cross_entropy
 from train.optimizer import is_decayed, make_optimizer
 from train.state import TrainState, shape_of
-from train.step import make_train_step
 
 NUM_STEPS, LR = 5, 0.1
 DECAYED = {"embedding": True, "norm/scale": False, "up_bias": False}
@@ -160,8 +159,7 @@ def test_a_step_moves_by_minus_the_learning_rate_times_the_direction(rng):
         return cross_entropy(decoder.logits(hidden), batch) / batch.weights_BT.sum()
 
     state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
-    with jax.set_mesh(mesh_of()):
-        after, metrics = quick_jit(make_train_step(config))(state, batch)
+    after, metrics = step_on_one_device(config)(state, batch)
     assert metrics.learning_rate == 0.25
     for path, gradient in flat(mean_loss_gradient(params)).items():
         # Parameters of size one in float32, less a small number.

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from configs.model import ModelConfig
 from configs.run import RunConfig
 from data.batch import Batch
 from data.batches import validation_batches
 from data.mixture import Data
 from data.store import TokenStream
+from sharding.pipeline import pipeline_of
 from sharding.rules import sharding
 from train.feed import Feed
-from train.loss import cross_entropy
+from train.loss import batch_sums
 from train.optimizer import Params
 from train.run_folder import Record
 from train.state import shape_of
@@ -75,7 +75,7 @@ class Evaluator:
         self.sets = data.validation_sets()
         self._config, self._data = config, data
         self._sharding = sharding(mesh, "act_batch", "act_len")
-        self._eval_step = make_eval_step(config.model)
+        self._eval_step = make_eval_step(config, mesh)
 
     def __call__(self, params: Params) -> Evaluation:
         """Returns the loss of every set; every target counts once, padding not at all."""
@@ -114,15 +114,15 @@ class Evaluator:
         )
 
 
-def make_eval_step(config: ModelConfig) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
+def make_eval_step(
+    config: RunConfig, mesh: jax.sharding.Mesh
+) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
     """Returns the compiled function from (params, batch) to (summed nats, number of targets)."""
-    shape = shape_of(config)
+    shape = shape_of(config.model, pipeline_of(config, mesh))
 
     @jax.jit
     def eval_step(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        decoder = shape.merge(params)
-        hidden_BTD = decoder(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
-        loss_sum = cross_entropy(decoder.logits(hidden_BTD), batch)
-        return loss_sum, jnp.sum(batch.weights_BT > 0, dtype=jnp.int32)
+        nats = batch_sums(shape.merge(params), batch).nats
+        return nats, jnp.sum(batch.weights_BT > 0, dtype=jnp.int32)
 
     return eval_step

@@ -9,7 +9,8 @@ import numpy as np
 from configs.model import ModelConfig
 from configs.run import RunConfig, SampleConfig
 from data.tokenizers.tokenizer import Tokenizer
-from sharding.rules import num_shards
+from sharding.pipeline import Pipeline, pipeline_of
+from sharding.rules import constrain, num_shards
 from train.optimizer import Params
 from train.state import shape_of
 
@@ -17,14 +18,19 @@ Generate = Callable[[Params, Sequence[str], int], list[str]]
 
 
 def make_generate(
-    model: ModelConfig, sample: SampleConfig, tokenizer: Tokenizer, sequence_len: int
+    model: ModelConfig,
+    sample: SampleConfig,
+    tokenizer: Tokenizer,
+    sequence_len: int,
+    pipeline: Pipeline | None = None,
 ) -> Generate:
     """Returns the function from (params, prompts, seed) to each prompt with what follows it.
 
     The model reads the last sequence_len tokens anew for each token. A text ends at the separator
     or after sample.num_tokens.
     """
-    shape = shape_of(model)
+    shape = shape_of(model, pipeline)
+    num_microbatches = 1 if pipeline is None else pipeline.num_microbatches
     T = sequence_len
 
     @jax.jit
@@ -47,11 +53,13 @@ def make_generate(
             token_B = jnp.where(place < length_B, text_BS[:, place], drawn_B)
             return text_BS.at[:, place].set(token_B)
 
-        return jax.lax.fori_loop(jnp.min(length_B), end, write_next, text_BS)
+        text_BS = jax.lax.fori_loop(jnp.min(length_B), end, write_next, text_BS)
+        return constrain(text_BS, None, None)  # whole in every process
 
     def generate(params: Params, prompts: Sequence[str], seed: int) -> list[str]:
         rows = [[tokenizer.separator, *tokenizer.encode(prompt)] for prompt in prompts]
-        rows += rows[:1] * (-len(rows) % num_shards("act_batch"))  # what the mesh can cut evenly
+        even = num_shards("act_batch") * num_microbatches  # what the mesh can cut evenly
+        rows += rows[:1] * (-len(rows) % even)
         length_B = np.array([len(row) for row in rows])
         end = int(length_B.max()) + sample.num_tokens
         text_BS = np.zeros((len(rows), max(end, T)), np.int32)
@@ -87,11 +95,15 @@ def _text(tokenizer: Tokenizer, ids: np.ndarray, num_prompt: int) -> str:
 class Sampler:
     """Writes what the prompts of the settings lead to, for a person to read."""
 
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer):
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, mesh: jax.sharding.Mesh):
         self._prompts = config.sample.prompts
         self._seed = config.train.seed
         self._generate = make_generate(
-            config.model, config.sample, tokenizer, config.data.sequence_len
+            config.model,
+            config.sample,
+            tokenizer,
+            config.data.sequence_len,
+            pipeline_of(config, mesh),
         )
 
     def __call__(self, params: Params, step: int) -> str:

@@ -132,6 +132,7 @@ class Recorder:
             "mfu_causal": self._peak and speed * self._counts.flops_causal / self._peak,
             "mfu_full": self._peak and speed * self._counts.flops_full / self._peak,
             "device_memory_bytes": stats.get("peak_bytes_in_use"),
+            **{name: shortest(value) for name, value in metrics.moe.items()},
             **extra,
         }
         self._writer.write(record, time.time())

@@ -4,16 +4,22 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from configs.model import ModelConfig
+from configs.run import RunConfig
 from model.decoder import Decoder
-from sharding.rules import sharding
-from train.optimizer import Params
+from sharding.pipeline import Pipeline, pipeline_of
+from sharding.rules import RULES, WHOLE_PARAMETERS, Rules, sharding
+from train.optimizer import Params, make_optimizer
 
 Leaf = TypeVar("Leaf")
+State = TypeVar("State")
+
+_HOST = "pinned_host"
 
 
 class TrainState(NamedTuple, Generic[Leaf]):
@@ -24,7 +30,7 @@ class TrainState(NamedTuple, Generic[Leaf]):
     params: Params
     """Parameters by module path, float32."""
     opt_state: optax.OptState
-    """Moments, in the layout of their parameters."""
+    """Moments, in the layout of their parameters or a finer one."""
 
 
 class ModelShape(NamedTuple):
@@ -39,10 +45,24 @@ class ModelShape(NamedTuple):
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self.graph, state)
 
-    def layout(self, mesh: jax.sharding.Mesh) -> Params:
-        """Returns the sharding of every parameter, from the logical axes it was made with."""
-        variables = nnx.to_flat_state(self.state)
-        return _nest({path: sharding(mesh, *leaf.axes) for path, leaf in variables})
+    @property
+    def params(self) -> Params:
+        """The shape of every parameter."""
+        return nnx.to_pure_dict(self.state)
+
+    def axes(self) -> Params:
+        """Returns the logical axes that every parameter was made with."""
+        return _nest({path: tuple(leaf.axes) for path, leaf in nnx.to_flat_state(self.state)})
+
+    def layout(
+        self, mesh: jax.sharding.Mesh, rules: Rules = RULES, *, memory: str | None = None
+    ) -> Params:
+        """Returns where every parameter lives under a table of rules."""
+        return jax.tree.map(
+            lambda axes: sharding(mesh, *axes, rules=rules, memory=memory),
+            self.axes(),
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
 
 
 def _nest(flat: dict[tuple[Any, ...], Any]) -> dict[str, Any]:
@@ -56,51 +76,112 @@ def _nest(flat: dict[tuple[Any, ...], Any]) -> dict[str, Any]:
     return nested
 
 
-def shape_of(config: ModelConfig) -> ModelShape:
+def shape_of(config: ModelConfig, pipeline: Pipeline | None = None) -> ModelShape:
     """Returns the model's structure and shapes; no array is made."""
-    return ModelShape(*nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))))
+    return ModelShape(
+        *nnx.split(nnx.eval_shape(lambda: Decoder(config, pipeline, rngs=nnx.Rngs(0))))
+    )
 
 
-def init_state(
-    config: ModelConfig, tx: optax.GradientTransformation, key: jax.Array, mesh: jax.sharding.Mesh
-) -> TrainState:
+def init_state(config: RunConfig, key: jax.Array, mesh: jax.sharding.Mesh) -> TrainState:
     """Returns the state at step 0, each leaf made where it will live."""
+    tx = make_optimizer(config.optim)
 
     def build(key: jax.Array) -> TrainState:
-        module = Decoder(config, rngs=nnx.Rngs(params=key))
+        module = Decoder(config.model, rngs=nnx.Rngs(params=key))
         params: Params = nnx.to_pure_dict(nnx.state(module))
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+        state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+        return _take_layers(state, _stage_order(config, mesh), config)
 
-    return jax.jit(build, out_shardings=state_layout(config, tx, mesh))(key)
+    with jax.set_mesh(mesh):
+        state = jax.jit(build, out_shardings=on_devices(state_layout(config, mesh)))(key)
+    return jax.device_put(state, state_layout(config, mesh))
 
 
-def state_layout(
-    config: ModelConfig, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
-) -> TrainState:
-    """Returns the sharding of every leaf of the state; moments lie as their parameters do."""
-    shape = shape_of(config)
-    params_layout = shape.layout(mesh)
-    replicated = NamedSharding(mesh, jax.sharding.PartitionSpec())
-    opt_shapes = jax.eval_shape(tx.init, nnx.to_pure_dict(shape.state))
-    opt_layout = optax.tree.map_params(
-        tx,
-        lambda _, layout: layout,
-        opt_shapes,
+def state_layout(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainState:
+    """Returns the sharding of every leaf of the state; moments lie as their parameters do.
+
+    With mesh.sharded_state=optimizer the moments are cut as the table says and the parameters are
+    not; with mesh.offload_optimizer the moments are in the memory of the host.
+    """
+    shape = shape_of(config.model)
+    whole = config.mesh.sharded_state == "optimizer"
+    params_layout = shape.layout(mesh, WHOLE_PARAMETERS if whole else RULES)
+    memory = _HOST if config.mesh.offload_optimizer else None
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return TrainState(
+        replicated,
         params_layout,
-        transform_non_params=lambda _: replicated,
+        _for_moments(config, shape, shape.layout(mesh, memory=memory), replicated),
     )
-    return TrainState(replicated, params_layout, opt_layout)
 
 
-def abstract_state(
-    config: ModelConfig, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
-) -> TrainState:
+def gradient_layout(config: RunConfig, mesh: jax.sharding.Mesh) -> Params:
+    """Returns where gradients are summed: cut as their moments are, on the devices."""
+    return shape_of(config.model).layout(mesh)
+
+
+def on_devices(layout: State) -> State:
+    """Returns a layout with everything in the memory of the devices."""
+    return jax.tree.map(lambda leaf: leaf.with_memory_kind(None), layout)
+
+
+def _for_moments(config: RunConfig, shape: ModelShape, per_param: Params, other: Any) -> Any:
+    """Returns the optimizer state with a value for each moment, that of its parameter."""
+    tx = make_optimizer(config.optim)
+    return optax.tree.map_params(
+        tx,
+        lambda _, value: value,
+        jax.eval_shape(tx.init, shape.params),
+        per_param,
+        transform_non_params=lambda _: other,
+    )
+
+
+def abstract_state(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainState:
     """Returns shapes, dtypes and shardings of the state; no array is made."""
-    shapes = nnx.to_pure_dict(shape_of(config).state)
+    shapes = shape_of(config.model).params
     step = jax.ShapeDtypeStruct((), jnp.int32)
+    tx = make_optimizer(config.optim)
     state = TrainState(step, shapes, jax.eval_shape(tx.init, shapes))
     return jax.tree.map(
         lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
         state,
-        state_layout(config, tx, mesh),
+        state_layout(config, mesh),
     )
+
+
+def in_stage_order(state: TrainState, config: RunConfig, mesh: jax.sharding.Mesh) -> TrainState:
+    """Returns a state whose layers are in model order with those of each stage side by side."""
+    return _reordered(state, _stage_order(config, mesh), config, mesh)
+
+
+def in_model_order(state: TrainState, config: RunConfig, mesh: jax.sharding.Mesh) -> TrainState:
+    """Undoes in_stage_order: checkpoints know no stages."""
+    return _reordered(state, _stage_order(config, mesh).argsort(), config, mesh)
+
+
+def _stage_order(config: RunConfig, mesh: jax.sharding.Mesh) -> np.ndarray:
+    return pipeline_of(config, mesh).layer_order(config.model.num_layers)
+
+
+def _reordered(
+    state: TrainState, order_L: np.ndarray, config: RunConfig, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """Returns the state in its layout with other layers in each place of its stacks."""
+    if np.array_equal(order_L, np.arange(len(order_L))):
+        return state
+    layout = state_layout(config, mesh)
+    take = jax.jit(lambda x: _take_layers(x, order_L, config), out_shardings=on_devices(layout))
+    return jax.device_put(take(jax.device_put(state, on_devices(layout))), layout)
+
+
+def _take_layers(state: TrainState, order_L: np.ndarray, config: RunConfig) -> TrainState:
+    shape = shape_of(config.model)
+    is_stacked = jax.tree.map(
+        lambda axes: axes[0] == "layers",
+        shape.axes(),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    stacked = TrainState(False, is_stacked, _for_moments(config, shape, is_stacked, False))
+    return jax.tree.map(lambda x, yes: x[order_L] if yes else x, state, stacked)

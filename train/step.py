@@ -1,7 +1,7 @@
 """The training step: one pure function of (state, batch)."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,13 @@ import optax
 
 from configs.run import RunConfig
 from data.batch import Batch
+from model.moe import RouterRecord
+from sharding.pipeline import pipeline_of
 from sharding.rules import constrain
-from train.loss import cross_entropy
+from train.loss import Sums, batch_sums
 from train.optimizer import Params, make_optimizer
 from train.schedule import make_schedule
-from train.state import ModelShape, TrainState, shape_of
+from train.state import TrainState, gradient_layout, on_devices, shape_of, state_layout
 
 
 class Metrics(NamedTuple):
@@ -28,23 +30,30 @@ class Metrics(NamedTuple):
     """Targets that counted, int32."""
     finite: jax.Array
     """False if loss or gradient were not finite; then the update was left out."""
+    moe: dict[str, jax.Array]
+    """What the routers did, where there are experts: the load-balance loss, 1 where the load is
+    even, and the fraction of their choices that no expert had a place for."""
 
 
+Rows = tuple[Batch, jax.Array | None]
+"""A batch or a part of it, and a key for each of its rows where there is dropout."""
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_train_step(config: RunConfig) -> TrainStep:
-    """Returns the step that the settings describe, to be compiled by the caller.
+def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
+    """Returns the step that the settings describe, to be compiled by the caller on this mesh.
 
-    Dropout is drawn from (seed, step, row of the global batch, layer), so that neither the mesh nor
-    the number of microbatches changes it. A step whose loss or gradient is not finite leaves
-    parameters and optimizer as they were; the step counter advances.
+    Dropout is drawn from (seed, step, row of the global batch, place in it, layer), so that neither
+    the mesh nor the number of microbatches changes it. A step whose loss or gradient is not finite
+    leaves parameters and optimizer as they were; the step counter advances.
     """
-    shape = shape_of(config.model)
+    model = config.model
+    shape = shape_of(model, pipeline_of(config, mesh))
+    layout, grads_layout = state_layout(config, mesh), gradient_layout(config, mesh)
     tx = make_optimizer(config.optim)
     schedule = make_schedule(config.optim, config.train.num_steps)
     dropout_key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
-    has_dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
+    has_dropout = model.dropout > 0 or model.attention_dropout > 0
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         keys_B = None
@@ -52,67 +61,102 @@ def make_train_step(config: RunConfig) -> TrainStep:
             step_key = jax.random.fold_in(dropout_key, state.step)
             rows_B = jnp.arange(batch.tokens_BT.shape[0])
             keys_B = jax.vmap(jax.random.fold_in, (None, 0))(step_key, rows_B)
-
-        loss_sum, grads = _accumulate(
-            shape, state.params, batch, keys_B, config.train.num_microbatches
-        )
         weight = jnp.maximum(jnp.sum(batch.weights_BT), 1)
-        loss, grads = loss_sum / weight, jax.tree.map(lambda g: g / weight, grads)
+        num_routed = model.num_layers * jnp.maximum(jnp.sum(batch.segments_BT > 0), 1)
+
+        def loss_fn(params: Params, rows: Rows) -> tuple[jax.Array, Sums]:
+            sums = batch_sums(shape.merge(params), *rows)
+            loss = sums.nats / weight
+            if sums.routers is not None:
+                loss += model.balance_weight * sums.routers.balance_B / num_routed
+            return loss, sums
+
+        def sums_and_grads(rows: Rows) -> tuple[Sums, Params]:
+            grads, sums = jax.grad(loss_fn, has_aux=True)(state.params, rows)
+            return sums, jax.lax.with_sharding_constraint(grads, grads_layout)
+
+        sums, grads = _add_up(sums_and_grads, (batch, keys_B), config.train.num_microbatches)
+        loss = sums.nats / weight
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        moments = state.opt_state
+        if config.mesh.offload_optimizer:
+            moments = jax.device_put(moments, on_devices(layout.opt_state))
+        updates, opt_state = tx.update(grads, moments, state.params)
         params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, opt_state),
-            (state.params, state.opt_state),
+            (state.params, moments),
         )
-        num_tokens = jnp.sum(batch.weights_BT > 0, dtype=jnp.int32)
-        metrics = Metrics(loss, grad_norm, learning_rate, num_tokens, finite)
+        if config.mesh.offload_optimizer:
+            opt_state = jax.device_put(opt_state, layout.opt_state)
+        metrics = Metrics(
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            num_tokens=jnp.sum(batch.weights_BT > 0, dtype=jnp.int32),
+            finite=finite,
+            moe=_router_means(sums.routers, num_routed, model.num_active_experts),
+        )
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
 
 
-def _accumulate(
-    shape: ModelShape,
-    params: Params,
-    batch: Batch,
-    keys_B: jax.Array | None,
-    num_microbatches: int,
-) -> tuple[jax.Array, Params]:
-    """Returns the summed loss of the batch and its gradient, computed in num_microbatches parts."""
-
-    def loss_fn(params: Params, rows: tuple[Batch, jax.Array | None]) -> jax.Array:
-        batch, keys_B = rows
-        decoder = shape.merge(params)
-        hidden_BTD = decoder(batch.tokens_BT, batch.positions_BT, batch.segments_BT, keys_B)
-        return cross_entropy(decoder.logits(hidden_BTD), batch)
-
-    loss_and_grad = jax.value_and_grad(loss_fn)
+def _add_up(
+    sums_and_grads: Callable[[Rows], tuple[Sums, Params]], rows: Rows, num_microbatches: int
+) -> tuple[Sums, Params]:
+    """Returns the sums and the gradient of a batch, computed in num_microbatches parts."""
     if num_microbatches == 1:
-        return loss_and_grad(params, (batch, keys_B))
+        return sums_and_grads(rows)
 
     def cut(x: jax.Array) -> jax.Array:
         # Every num_microbatches-th row, so that each device keeps rows that it already has.
         parts = x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
         return constrain(parts, None, "act_batch", *(None,) * (x.ndim - 1))
 
-    def add(sums: tuple[jax.Array, Params], rows: tuple[Batch, jax.Array | None]):
-        return jax.tree.map(jnp.add, sums, loss_and_grad(params, rows)), None
+    def add(total: tuple[Sums, Params], part: Rows) -> tuple[tuple[Sums, Params], None]:
+        return jax.tree.map(jnp.add, total, sums_and_grads(part)), None
 
-    zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-    sums, _ = jax.lax.scan(add, zeros, jax.tree.map(cut, (batch, keys_B)))
-    return sums
+    parts = jax.tree.map(cut, rows)
+    shapes = jax.eval_shape(sums_and_grads, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, parts)[0]
 
 
-def compile_train_step(config: RunConfig, state: TrainState, batch: Batch) -> TrainStep:
+def _router_means(
+    sums: RouterRecord | None, num_routed: jax.Array, num_active_experts: int | None
+) -> dict[str, jax.Array]:
+    """Returns what the routers did, by the names of metrics.jsonl; nothing without experts."""
+    if sums is None:
+        return {}
+    assert num_active_experts is not None
+    return {
+        "moe/balance": sums.balance_B / num_routed,
+        "moe/dropped_fraction": sums.dropped_B / (num_routed * num_active_experts),
+    }
+
+
+def compile_train_step(
+    config: RunConfig,
+    state: TrainState,
+    batch: Batch,
+    *,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> TrainStep:
     """Returns the compiled step for a state and batch of these shapes and layouts.
 
     The state that is passed in is given up: its memory becomes that of the state that comes out.
+
+    Args:
+        compiler_options: of XLA, for this program alone.
     """
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(make_train_step(config), donate_argnums=0, out_shardings=(layout, None))
-    return step.lower(state, batch).compile()
+    mesh = batch.tokens_BT.sharding.mesh
+    train_step = make_train_step(config, mesh)
+    step = jax.jit(train_step, donate_argnums=0, out_shardings=(layout, None))
+    with jax.set_mesh(mesh):
+        return step.lower(state, batch).compile(dict(compiler_options or {}))

@@ -1,0 +1,151 @@
+"""What a mesh asks of the settings, said before anything is compiled."""
+
+import math
+
+from configs.check import require
+from configs.run import RunConfig
+from sharding.rules import mesh_axes
+
+
+def check_fit(config: RunConfig, sizes: dict[str, int]) -> None:
+    """Refuses settings whose batch or shapes the mesh cannot cut evenly.
+
+    The vocabulary is checked where it is known.
+
+    Args:
+        sizes: {mesh axis: its size}.
+
+    Raises:
+        SettingsError: names the field, both values and what would do.
+    """
+    _check_batch(config, sizes)
+    _check_rows(config, sizes)
+    _check_layers(config, sizes)
+    _check_shapes(config, sizes)
+    require(
+        config.model.attention_dropout == 0 or sizes["context"] == 1,
+        f"model.attention_dropout={config.model.attention_dropout} must be 0 with mesh.context="
+        f"{sizes['context']}; model.dropout may stay, or give mesh.context 1",
+    )
+
+
+def check_platform(config: RunConfig, platform: str) -> None:
+    """Refuses settings that devices of this kind cannot carry out.
+
+    Args:
+        platform: as JAX names it: cpu, gpu, tpu.
+
+    Raises:
+        SettingsError: names the field, its value, the platform and what would do.
+    """
+    offloaded = {
+        "mesh.offload_optimizer": (config.mesh.offload_optimizer, "False"),
+        "model.remat_offloaded": (
+            " ".join(config.model.remat_offloaded),
+            "nothing, and name them in model.remat_saved",
+        ),
+    }
+    for field, (value, other) in offloaded.items():
+        require(
+            not value or platform != "cpu",
+            f"{field}={value} needs devices with a memory of their own, but these are {platform}, "
+            f"whose memory is the host's; give {field} {other}",
+        )
+
+
+def num_stage_microbatches(config: RunConfig, num_stages: int) -> int:
+    """Returns the parts of a batch that are on their way through the stages."""
+    return (config.mesh.num_stage_microbatches or num_stages) if num_stages > 1 else 1
+
+
+def _check_batch(config: RunConfig, sizes: dict[str, int]) -> None:
+    train, num_stages = config.train, sizes["stage"]
+    parts = num_stage_microbatches(config, num_stages)
+    require(
+        num_stages == 1 or parts % num_stages == 0,
+        f"mesh.num_stage_microbatches={parts} must be a multiple of mesh.stage={num_stages}",
+    )
+    factors = {f"mesh.{axis}": sizes[axis] for axis in mesh_axes("act_batch")}
+    factors["mesh.num_stage_microbatches"] = parts
+    for name, size, extra in (
+        ("train.batch_size", train.batch_size, {"train.num_microbatches": train.num_microbatches}),
+        ("eval.batch_size", config.eval.batch_size or train.batch_size, {}),
+    ):
+        cuts = {**factors, **extra}
+        share = math.prod(cuts.values())
+        require(
+            size % share == 0,
+            f"{name}={size} must be a multiple of {share}: {_product(cuts)}; {name} may be "
+            f"{_multiples(size, share)}",
+        )
+
+
+def _check_rows(config: RunConfig, sizes: dict[str, int]) -> None:
+    length, context, tensor = config.data.sequence_len, sizes["context"], sizes["tensor"]
+    cuts = math.lcm(context * tensor, 2 * context if context > 1 else 1)
+    named = _product({"mesh.context": context, "mesh.tensor": tensor})
+    halves = ", in two halves each" if context > 1 else ""
+    require(
+        length % cuts == 0,
+        f"data.sequence_len={length} must be a multiple of {cuts}: {named}{halves}; "
+        f"data.sequence_len may be {_multiples(length, cuts)}",
+    )
+
+
+def _check_layers(config: RunConfig, sizes: dict[str, int]) -> None:
+    layers, stage, groups = config.model.num_layers, sizes["stage"], config.mesh.num_stage_groups
+    require(
+        groups == 1 or stage > 1,
+        f"mesh.num_stage_groups={groups} must be 1 with mesh.stage={stage}",
+    )
+    named = _product({"mesh.stage": stage, "mesh.num_stage_groups": groups})
+    require(
+        layers % (stage * groups) == 0,
+        f"model.num_layers={layers} must be a multiple of {named}; "
+        f"{'their product' if groups > 1 else 'mesh.stage'} may be "
+        f"{_divisors(layers, at_most=layers)}",
+    )
+
+
+def _check_shapes(config: RunConfig, sizes: dict[str, int]) -> None:
+    model = config.model
+    cuts = [
+        ("num_heads", model.num_heads, "heads"),
+        ("num_kv_heads", model.num_kv_heads, "kv_heads"),
+        ("mlp_dim", model.mlp_dim, "mlp"),
+        ("embed_dim", model.embed_dim, "embed"),
+    ]
+    if model.num_experts is not None:
+        cuts.append(("num_experts", model.num_experts, "experts"))
+    else:
+        require(
+            sizes["expert"] == 1,
+            f"mesh.expert={sizes['expert']} must be 1 with model.num_experts=None: give "
+            "model.num_experts, or more of mesh.fsdp",
+        )
+    if model.vocab_size != "tokenizer":
+        cuts.append(("vocab_size (padded)", model.num_padded_tokens, "vocab"))
+    for name, value, axis in cuts:
+        factors = {f"mesh.{axis}": sizes[axis] for axis in mesh_axes(axis)}
+        named = _product(factors)
+        what = "their product" if " x " in named else named.partition("=")[0]
+        require(
+            value % math.prod(factors.values()) == 0,
+            f"model.{name}={value} must be a multiple of {named}; {what} may be "
+            f"{_divisors(value, at_most=math.prod(sizes.values()))}",
+        )
+
+
+def _product(factors: dict[str, int]) -> str:
+    """Returns the fields of a product and their sizes, those of one left out."""
+    return " x ".join(f"{field}={size}" for field, size in factors.items() if size > 1)
+
+
+def _multiples(value: int, factor: int) -> str:
+    """Returns the multiples next to a value that is none."""
+    below, above = value // factor * factor, -(-value // factor) * factor
+    return f"{below} or {above}" if below else str(above)
+
+
+def _divisors(value: int, *, at_most: int) -> str:
+    return ", ".join(str(n) for n in range(1, min(value, at_most) + 1) if value % n == 0)
