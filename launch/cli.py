@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from configs.errors import SettingsError, Stopped, TesseraError
+from configs.errors import OUT_OF_MEMORY, SettingsError, TesseraError, exit_code_of
 from launch.arguments import did_you_mean
 
 COMMANDS = {
@@ -21,7 +21,7 @@ COMMANDS = {
 }
 """Each is a module of `launch` with a function `main(arguments) -> exit code`."""
 
-INTERNAL_ERROR, OUT_OF_MEMORY, BROKEN_PIPE = 70, 71, 141
+BROKEN_PIPE = 141
 
 _SMALLER = (
     "out of device memory: use a smaller train.batch_size, more train.num_microbatches, "
@@ -48,17 +48,17 @@ def guarded(command: Callable[[], int], go_on: str | None = None) -> int:
         return command()
     except TesseraError as error:
         message, code = str(error), error.exit_code
-    except KeyboardInterrupt:
-        message, code = "stopped by Ctrl-C before there was anything to save", Stopped.exit_code
+    except KeyboardInterrupt as error:
+        message, code = "stopped by Ctrl-C before there was anything to save", exit_code_of(error)
     except BrokenPipeError:  # who read our output, such as head, has had enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return BROKEN_PIPE
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            message, code = f"{str(error).splitlines()[0]}\n{_SMALLER}", OUT_OF_MEMORY
+        code = exit_code_of(error)
+        if code == OUT_OF_MEMORY:
+            message = f"{str(error).splitlines()[0]}\n{_SMALLER}"
         else:
             message = f"{traceback.format_exc()}ended by an error of ours, please report it"
-            code = INTERNAL_ERROR
     _say(f"{message} (exit code {code}); to go on: {go_on}" if go_on else message)
     return code
 

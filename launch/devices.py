@@ -1,13 +1,17 @@
 """Prepares JAX before its first use: devices, determinism, the cache of compiled programs."""
 
+import hashlib
 import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.check import require_at_least
+
+if TYPE_CHECKING:
+    from sharding.processes import Processes
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
@@ -21,6 +25,10 @@ _PACKAGES = (
     "numpy",
     "sentencepiece",
 )
+_THREADS_PER_DEVICE = 16
+"""A virtual device holds a thread in every exchange that waits for the others, and XLA starts those
+that do not depend on each other in any order: without a free thread they would wait for ever."""
+_CODE = ("configs", "sharding", "model", "data", "train", "launch")
 
 
 def prepare_jax(*, virtual_devices: int | None = None, deterministic: bool = False) -> None:
@@ -40,15 +48,41 @@ def prepare_jax(*, virtual_devices: int | None = None, deterministic: bool = Fal
         require_at_least("--virtual-devices", virtual_devices, 1)
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", virtual_devices)
+        if virtual_devices > 1:
+            os.environ.setdefault("PJRT_NPROC", str(_THREADS_PER_DEVICE * virtual_devices))
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def describe_environment() -> dict[str, Any]:
-    """Returns versions, devices, host and commit, for environment.json."""
+def describe_software() -> dict[str, str]:
+    """Returns what must be the same in all processes of a run: versions and our own code."""
+    total = hashlib.sha256()
+    for path in sorted(path for folder in _CODE for path in (ROOT / folder).rglob("*.py")):
+        total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return {
+        "code (sha256)": total.hexdigest()[:16],
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+    }
+
+
+def describe_devices() -> dict[str, Any]:
+    """Returns what must be the same in all processes of a run: its own devices."""
+    import jax
+
+    return {
+        "kind of devices": jax.local_devices()[0].device_kind,
+        "number of devices": jax.local_device_count(),
+        "number of processes": jax.process_count(),
+    }
+
+
+def describe_environment(processes: "Processes") -> dict[str, Any]:
+    """Returns versions, devices, hosts and commit, for environment.json."""
     import jax
 
     device = jax.devices()[0]
+    hosts = processes.gather("host", platform.node())
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
@@ -57,6 +91,7 @@ def describe_environment() -> dict[str, Any]:
         "num_devices": jax.device_count(),
         "num_processes": jax.process_count(),
         "host": platform.node(),
+        "hosts": list(dict.fromkeys(hosts)),
         "system": platform.platform(),
         "cpu_count": os.cpu_count(),
         **_commit(),

@@ -2,9 +2,13 @@
 
 import dataclasses
 import os
+from pathlib import Path
 
 from configs.data import STDLIB, DataConfig
 from data.remote import is_remote
+
+RUNS = Path("runs")
+"""Where runs are, below the folder that a command is given in."""
 
 
 def with_whole_paths(config: DataConfig) -> DataConfig:

@@ -14,7 +14,7 @@ from data.open_data import open_data
 from sharding.mesh import make_mesh
 from train.checkpoint import Checkpoints
 from train.checkpoint_files import checkpoint_steps, read_progress
-from train.optimizer import Params, make_optimizer
+from train.optimizer import Params
 from train.run_folder import RunFolder
 from train.state import abstract_state
 
@@ -56,8 +56,9 @@ def open_run(run: Path, step: int | None, cache_dir: Path) -> SavedRun:
     mesh = make_mesh(MeshConfig())
     batch_size = config.eval.batch_size or config.train.batch_size
     even = -(-batch_size // mesh.size) * mesh.size  # what the devices here can cut evenly
-    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=even))
-    tx = make_optimizer(config.optim)
+    config = dataclasses.replace(
+        config, eval=dataclasses.replace(config.eval, batch_size=even), mesh=MeshConfig()
+    )
     checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, read_only=True)
-    state = checkpoints.restore(chosen, abstract_state(config.model, tx, mesh))
+    state = checkpoints.restore(chosen, abstract_state(config, mesh))
     return SavedRun(config=config, data=data, params=state.params, step=chosen, mesh=mesh)

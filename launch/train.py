@@ -9,14 +9,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from configs.check import require
-from configs.counts import count
-from configs.data import STDLIB, named
+from configs.data import named
 from configs.errors import SettingsError, Stopped
 from configs.presets import PRESETS
 from configs.run import RunConfig
@@ -24,17 +23,30 @@ from configs.settings import flatten
 from data.text.sources import before_wildcard
 from launch.arguments import did_you_mean, parse_arguments
 from launch.cli import guarded
-from launch.devices import describe_environment, prepare_jax
-from launch.paths import whole_path, with_whole_paths
+from launch.devices import (
+    describe_devices,
+    describe_environment,
+    describe_software,
+    prepare_jax,
+)
+from launch.paths import RUNS, whole_path, with_whole_paths
 from launch.progress import Progress
+from launch.words import closing_words, opening_words
+from sharding.job import find_job
 
 if TYPE_CHECKING:
     from data.mixture import Data
-    from train.loop import Outcome
+    from sharding.processes import Processes
     from train.run_folder import RunFolder
 
-RUNS = Path("runs")
-_OWN_ARGUMENTS = ("run_dir", "allow_changes", "virtual_devices")
+_SHARED_WITHIN_SEC = 15.0
+"""How long a file may take to show up in another machine that shares the file system."""
+_DEVICES_WITHIN_SEC = 600.0
+"""How much later than another process one may have found its devices."""
+_OWN_ARGUMENTS = (
+    *("run_dir", "allow_changes", "virtual_devices"),
+    *("coordinator", "num_processes", "process_id", "start_limit_sec"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,21 +60,69 @@ class TrainArguments:
     """Go on with a run although a setting that changes its trajectory is another one."""
     virtual_devices: int | None = None
     """Split the CPU into this many devices, to try a mesh on one machine."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0 of several; None finds it (SLURM, Open MPI, a TPU pod) or is alone."""
+    num_processes: int | None = None
+    """Processes that train together, each started with the same command."""
+    process_id: int | None = None
+    """Which of them this is, from 0; the one thing that differs between them."""
+    start_limit_sec: float = 60.0
+    """Seconds that the processes wait for one another when they start."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    started = time.perf_counter()
+    job = find_job(arguments)
+    if job is None:
+        preset, parsed = _prepare(arguments)
+        from sharding.processes import ALONE
+
+        return _train(arguments, preset, parsed, ALONE)
+
+    from sharding.processes import join
+
+    processes = join(job)  # before anything else can fail, so that the others hear of it
+
+    def run() -> int:
+        with processes.together():
+            preset, parsed = _prepare(arguments)
+            same = {**describe_software(), **_flat(preset, parsed)}
+            processes.agree("settings", same, job.start_limit_sec)
+            processes.agree("devices", describe_devices(), _DEVICES_WITHIN_SEC)
+            return _train(arguments, preset, parsed, processes)
+
+    return processes.end(guarded(run))
+
+
+def _prepare(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
     preset, parsed = parse(arguments)
-    command = shlex.join(("./tessera", "train", *arguments))
     prepare_jax(
         virtual_devices=parsed.virtual_devices, deterministic=parsed.config.train.deterministic
     )
+    return preset, parsed
+
+
+def _flat(preset: str, parsed: TrainArguments) -> dict[str, Any]:
+    """Returns what was asked for, by the names that one types."""
+    return {
+        "preset": preset,
+        "--run-dir": str(parsed.run_dir or default_run_dir(preset, parsed.config)),
+        "--allow-changes": parsed.allow_changes,
+        "--virtual-devices": parsed.virtual_devices,
+        **flatten(parsed.config),
+    }
+
+
+def _train(
+    arguments: Sequence[str], preset: str, parsed: TrainArguments, processes: "Processes"
+) -> int:
+    started = time.perf_counter()
+    command = shlex.join(("./tessera", "train", *arguments))
 
     import jax
 
-    from data.open_data import open_data
-    from sharding.mesh import check_fit, make_mesh
+    from sharding.fit import check_fit, check_platform
+    from sharding.mesh import make_mesh
     from train.checkpoint_files import checkpoint_steps, read_progress
     from train.log import log_to_console, log_to_file, logger
     from train.loop import train
@@ -71,44 +131,84 @@ def main(arguments: Sequence[str]) -> int:
 
     stop = StopSignals()
     stop.install()
-    console = Console(highlight=False)
-    log_to_console(console)
+    log_to_console(Console(highlight=False), process=processes.index)
+    console = Console(highlight=False, quiet=not processes.is_first)  # for what is live
 
     # Everything that can be refused is refused here, before anything is compiled.
-    folder = RunFolder(parsed.run_dir or default_run_dir(preset, parsed.config))
+    require(
+        jax.process_count() == processes.num,
+        f"the devices here are those of {jax.process_count()} processes, but this one knows of "
+        f"{processes.num}: give --coordinator, --num-processes and --process-id in each of them",
+    )
+    run_dir = parsed.run_dir or default_run_dir(preset, parsed.config)
+    folder = RunFolder(run_dir, is_writer=processes.is_first)
     folder.check_free()
     mesh = make_mesh(parsed.config.mesh)
+    check_platform(parsed.config, mesh.devices.flat[0].platform)
     check_fit(parsed.config, dict(mesh.shape))
-    with contextlib.closing(Progress(console)) as watch:
-        data = open_data(parsed.config.data, RUNS / ".data", logger.info, watch=watch)
+    data = _open_data(parsed.config, processes, console)
     config = resolve(parsed.config, data)
     check_fit(config, dict(mesh.shape))  # again, now that the vocabulary is known
     changed = (
         folder.check_settings(config, allow_changes=parsed.allow_changes) if folder.exists else {}
     )
-    for step in checkpoint_steps(folder.checkpoints)[-1:]:
+    newest = checkpoint_steps(folder.checkpoints)[-1:]
+    for step in newest:
         read_progress(folder.checkpoints, step).check_continues(config, data.digest)
+    same = {"data (sha256)": data.digest, "newest checkpoint": newest, **flatten(config)}
+    processes.agree("data", same, limit_sec=None)
 
     with folder.held():
-        environment = describe_environment()
+        _check_shared(folder, processes)
+        environment = describe_environment(processes)
         folder.begin(config, environment)
-        log_to_file(folder.logs / f"process-{jax.process_index()}.log")
+        processes.wait("folder")
+        log_to_file(folder.logs / f"process-{processes.index}.log")
+        processes.way_on = command
         folder.add_event("started", command=command, environment=environment)
         if changed:
             logger.warning(f"going on with other settings: {', '.join(changed)}")
             folder.add_event("changed", settings=changed)
-        logger.info(_opening_words(folder, config, data, mesh))
+        logger.info(opening_words(folder, config, data, mesh))
 
         def run() -> int:
-            with jax.set_mesh(mesh):
-                outcome = train(config, folder, data, mesh, stop, console)
-            logger.info(_closing_words(folder, outcome, time.perf_counter() - started))
+            with processes.together(), jax.set_mesh(mesh):
+                outcome = train(config, folder, data, mesh, processes, stop, console)
+            logger.info(closing_words(folder, outcome, time.perf_counter() - started))
             return 0
 
         code = guarded(run, go_on=command)
         if code not in (0, Stopped.exit_code):
             folder.add_event("failed", exit_code=code)
         return code
+
+
+def _open_data(config: RunConfig, processes: "Processes", console: Console) -> "Data":
+    """Returns the data of a run; the first process prepares it, and the others open it then."""
+    from data.open_data import open_data
+    from train.log import logger
+
+    if not processes.is_first:
+        processes.from_first("data is prepared", None)
+    with contextlib.closing(Progress(console)) as watch:
+        data = open_data(config.data, RUNS / ".data", logger.info, watch=watch)
+    if processes.is_first:
+        processes.from_first("data is prepared", None)
+    return data
+
+
+def _check_shared(folder: "RunFolder", processes: "Processes") -> None:
+    """Raises SettingsError unless this process sees the run folder that the first one holds."""
+    mark = processes.from_first("mark of the run folder", folder.mark())
+    deadline = time.monotonic() + _SHARED_WITHIN_SEC
+    while folder.mark() != mark:
+        require(
+            time.monotonic() < deadline,
+            f"--run-dir {folder.path.absolute()} is another folder in process {processes.index} "
+            "than in process 0: give one that is on a file system which all of them share",
+        )
+        time.sleep(0.1)
+    processes.wait("shared folder")
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
@@ -189,61 +289,4 @@ def _usage() -> str:
         "usage: ./tessera train PRESET [--field.path value ...]\n\n"
         + "\n".join(lines)
         + "\n\nall settings of a preset: ./tessera train PRESET --help"
-    )
-
-
-def _opening_words(folder: "RunFolder", config: RunConfig, data: "Data", mesh) -> str:
-    counts = count(config.model, config.data.sequence_len)
-    device = mesh.devices.flat[0]
-    cuts = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    own = " (it differs a little from machine to machine)" if config.data.path == STDLIB else ""
-    return (
-        f"run folder: {folder.path}\n"
-        f"text: {_text_words(config, data)}{own}\n"
-        f"model: {counts.total / 1e6:.2f} M parameters; FLOPs a token: "
-        f"{counts.flops_causal / 1e6:.1f} M causal, {counts.flops_full / 1e6:.1f} M full "
-        f"(N = {counts.matmul / 1e6:.2f} M in matmuls)\n"
-        f"devices: {mesh.size} x {device.device_kind} ({cuts})\n"
-        f"batch: {config.train.batch_size} x {config.data.sequence_len} tokens, "
-        f"{config.train.num_steps} steps"
-    )
-
-
-def _text_words(config: RunConfig, data: "Data") -> str:
-    """Says what is read and how often; rows of different sources are of one length."""
-    from data.batches import TrainRows
-
-    train = config.train
-    sequence = TrainRows(data, config.data, batch_size=train.batch_size, seed=train.seed)
-    counts = sequence.schedule.counts(train.num_steps * train.batch_size)
-    epochs = [count / len(rows) for count, rows in zip(counts, sequence.rows, strict=True)]
-    if not data.is_mixture:
-        return f"{config.data.path}, {epochs[0]:.3g} epochs"
-    return ", ".join(
-        f"{name} {count / sum(counts):.1%} ({epoch:.3g} epochs)"
-        for (name, _), count, epoch in zip(data.sources, counts, epochs, strict=True)
-    )
-
-
-def _closing_words(folder: "RunFolder", outcome: "Outcome", seconds: float) -> str:
-    record, path = outcome.record, folder.path
-    words = ""
-    sample = folder.samples / f"step-{record['step']:06d}.txt"
-    if sample.exists():
-        lines = sample.read_text().splitlines()[:12]
-        words = "a sample of what it writes now:\n" + "".join(f"  | {line}\n" for line in lines)
-    if "eval/loss" in record:
-        words += (
-            f"validation: {record['eval/loss']:.4f} nats per token, "
-            f"{record['eval/bits_per_byte']:.3f} bits per byte, "
-            f"on all {record['eval/tokens']:,} tokens\n"
-        )
-    return (
-        f"{words}all of it is in {path}: metrics.jsonl, events.jsonl, checkpoints/, samples/\n"
-        "to look closer:\n"
-        f"  ./tessera status {path}\n"
-        f"  .venv/bin/tensorboard --logdir {RUNS}\n"
-        "  ./tessera train quickstart --data.path A_TEXT_OF_YOURS.txt\n"
-        f"finished {record['step']} steps, {record['tokens']:,} tokens, in {seconds / 60:.1f} min; "
-        f"to go on: ./tessera generate {path} --prompt 'import '"
     )

@@ -8,20 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_model import small_model, small_run
 
 from configs.errors import IntegrityError
-from configs.presets import PRESETS
 from configs.run import CheckpointConfig, MeshConfig
 from sharding.mesh import make_mesh
 from train.checkpoint import Checkpoints, params_digest
 from train.checkpoint_files import Progress, checkpoint_steps, kept_steps, read_progress
-from train.optimizer import make_optimizer
 from train.state import TrainState, abstract_state
 
-QUICKSTART = PRESETS["quickstart"]()
-MODEL = dataclasses.replace(
-    QUICKSTART.model, vocab_size=257, num_layers=2, num_unrolled_layers=1, embed_dim=32
-)
+RUN = small_run(small_model(embed_dim=32))
 CONFIG = CheckpointConfig(every_steps=1, num_last=10)
 
 
@@ -37,7 +33,7 @@ def progress(step: int, eval_loss: float | None = None) -> Progress:
 
 
 def shapes(mesh: jax.sharding.Mesh) -> TrainState:
-    return abstract_state(MODEL, make_optimizer(QUICKSTART.optim), mesh)
+    return abstract_state(RUN, mesh)
 
 
 def random_state(mesh: jax.sharding.Mesh, rng: np.random.Generator) -> TrainState:

@@ -15,7 +15,7 @@ from train.generate import Sampler
 from train.metrics import MetricsWriter
 from train.recorder import Recorder
 from train.run_folder import RunFolder
-from train.state import TrainState
+from train.state import TrainState, in_model_order
 
 
 class Between:
@@ -32,10 +32,11 @@ class Between:
         recorder: Recorder,
         writer: MetricsWriter,
     ):
-        self._config, self._folder, self._data, self._start = config, folder, data, start
+        self._config, self._folder, self._data = config, folder, data
+        self._mesh, self._start = mesh, start
         self._checkpoints, self._recorder, self._writer = checkpoints, recorder, writer
         self._evaluate = Evaluator(config, data, mesh)
-        self._sample = Sampler(config, data.tokenizer)
+        self._sample = Sampler(config, data.tokenizer, mesh)
 
     def __call__(self, state: TrainState, step: int, *, stops: bool) -> None:
         """Does what is due after a step; a run that stops is saved.
@@ -54,7 +55,7 @@ class Between:
             self._recorder.finish(evaluation and evaluation.record())
             if samples:
                 text = self._sample(state.params, step)
-                (self._folder.samples / f"step-{step:06d}.txt").write_text(text)
+                self._folder.write_sample(step, text)
                 self._writer.write_text("sample", text, step, time.time())
             if saves:
                 self._save(state, step, evaluation and evaluation.loss)
@@ -73,7 +74,7 @@ class Between:
             passed_over=self._start.passed_over,
             eval_loss=eval_loss,
         )
-        self._checkpoints.save(state, progress)
+        self._checkpoints.save(in_model_order(state, self._config, self._mesh), progress)
 
     def _is_due(self, step: int, period: int | None) -> bool:
         is_last = step == self._config.train.num_steps

@@ -103,10 +103,13 @@ def _read_manifest(folder: Path, step: int) -> tuple[Progress, dict[str, str]]:
         ) from None
 
 
-def verify(folder: Path, step: int) -> None:
-    """Raises IntegrityError if a file of a checkpoint is not what its manifest says."""
+def verify(folder: Path, step: int, *, part: int = 0, num_parts: int = 1) -> None:
+    """Raises IntegrityError if a file of a checkpoint is not what its manifest says.
+
+    Of several parts of its files only one is looked at.
+    """
     checkpoint = folder / str(step)
-    for name, said in _read_manifest(folder, step)[1].items():
+    for name, said in sorted(_read_manifest(folder, step)[1].items())[part::num_parts]:
         path = checkpoint / name
         found = digest_file(path) if path.is_file() else None
         if found != said:
@@ -138,12 +141,19 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def write_manifest(folder: Path, progress: Progress) -> None:
-    """Makes checkpoints/N count: writes the digest of each of its files, whole or not at all."""
-    files = {
-        path.relative_to(folder).as_posix(): digest_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+def digest_files(folder: Path, *, part: int = 0, num_parts: int = 1) -> dict[str, str]:
+    """Returns {file: sha256} of all below checkpoints/N, or of one of several parts of them."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): digest_file(path) for path in paths[part::num_parts]
     }
-    content = {"format_version": FORMAT_VERSION, "progress": asdict(progress), "sha256": files}
+
+
+def write_manifest(folder: Path, progress: Progress, digests: Mapping[str, str]) -> None:
+    """Makes checkpoints/N count: writes the digest of each of its files, whole or not at all."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "progress": asdict(progress),
+        "sha256": dict(sorted(digests.items())),
+    }
     write_json(folder / _MANIFEST, content)

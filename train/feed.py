@@ -39,6 +39,13 @@ def place(local: Batch, rows: list[int], sharding: NamedSharding, batch_size: in
     return jax.tree.map(put, local)
 
 
+def abstract_batch(sharding: NamedSharding, batch_size: int, sequence_len: int) -> Batch:
+    """Returns the shapes, dtypes and layout of every batch; no array is made."""
+    shape = (batch_size, sequence_len)
+    dtypes = Batch(np.int32, np.int32, np.float32, np.int32, np.int32)
+    return Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for dtype in dtypes))
+
+
 class Feed:
     """Batches in order, each already on the devices when it is asked for."""
 
@@ -64,15 +71,10 @@ class Feed:
         )
         self._host = iter(batches_of(self._rows).to_iter_dataset(options))
         self._placed: deque[Batch] = deque()
+        self.abstract_batch = abstract_batch(sharding, *self._shape)
+        """The shapes, dtypes and layout of every batch."""
         self.wait_sec = 0.0
         """Seconds that the last batch was waited for."""
-
-    def abstract_batch(self) -> Batch:
-        """Returns the shapes, dtypes and layout of every batch."""
-        dtypes = Batch(np.int32, np.int32, np.float32, np.int32, np.int32)
-        return Batch(
-            *(jax.ShapeDtypeStruct(self._shape, dtype, sharding=self._sharding) for dtype in dtypes)
-        )
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -29,18 +29,22 @@ def log_to_file(path: Path) -> None:
     logger.addHandler(handler)
 
 
-def log_to_console(console: Console) -> None:
-    """Prints every line of the log, above the live display where there is one."""
+def log_to_console(console: Console, *, process: int = 0) -> None:
+    """Prints every line of the log, above the live display where there is one.
+
+    Of a process that is not the first only warnings are printed, and say whose they are.
+    """
+    speaker = f"process {process}: " if process else ""
 
     class Printer(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             style = "bold yellow" if record.levelno >= logging.WARNING else ""
-            console.print(Text(record.getMessage(), style=style), soft_wrap=True)
+            console.print(Text(speaker + record.getMessage(), style=style), soft_wrap=True)
 
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers.clear()
-    logger.addHandler(Printer())
+    logger.addHandler(Printer(logging.WARNING if process else logging.NOTSET))
 
 
 class Display:

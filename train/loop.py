@@ -11,19 +11,19 @@ from configs.errors import Stopped
 from configs.run import RunConfig
 from data.batches import train_batches
 from data.mixture import Data
+from sharding.processes import Processes
 from sharding.rules import sharding
 from train.between import Between
 from train.checkpoint import Checkpoints, params_digest
 from train.checkpoint_files import Progress, checkpoint_steps, read_progress
 from train.feed import Feed
 from train.log import Display, logger
-from train.metrics import MetricsWriter
-from train.optimizer import make_optimizer
+from train.metrics import open_metrics
 from train.recorder import Recorder
 from train.run_folder import Record, RunFolder, read_metrics
-from train.state import TrainState, abstract_state, init_state
+from train.state import TrainState, abstract_state, in_model_order, in_stage_order, init_state
 from train.step import compile_train_step
-from train.stop import StopSignals
+from train.stop import SharedStop, StopSignals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,32 +40,33 @@ def train(
     folder: RunFolder,
     data: Data,
     mesh: jax.sharding.Mesh,
+    processes: Processes,
     stop: StopSignals,
     console: Console,
 ) -> Outcome:
     """Trains to train.num_steps, going on from the newest checkpoint in the folder.
 
     The caller holds the folder, has set the mesh (jax.set_mesh), and has checked that the newest
-    checkpoint continues with these settings and this data.
+    checkpoint continues with these settings and this data. Every process of the run calls it.
 
     Raises:
-        Stopped: a signal came; the state was saved.
+        Stopped: a signal came to a process; the state was saved.
         Diverged: too many steps in a row were not finite.
         IntegrityError: a checkpoint is not what its manifest says.
     """
     # The state: as it was left, or new.
-    checkpoints = Checkpoints(folder.checkpoints, config.checkpoint)
+    checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, processes)
     state, start = _restore_or_init(config, folder, data, mesh, checkpoints)
     if start.step == config.train.num_steps:
         logger.info(f"nothing is left to do: the run has reached train.num_steps={start.step}")
-        return _finish(folder, state)
+        return _finish(folder, in_model_order(state, config, mesh))
 
     # The data: the batches of the steps that are left.
     feed = _train_feed(config, data, mesh, start)
 
     # The step: compiled once, for these shapes and this layout.
     began = time.perf_counter()
-    train_step = compile_train_step(config, state, feed.abstract_batch())
+    train_step = compile_train_step(config, state, feed.abstract_batch)
     compile_sec = time.perf_counter() - began
     logger.info(f"compiled the step in {compile_sec:.1f} s")
     folder.add_event("compiled", compile_sec=round(compile_sec, 3))
@@ -73,9 +74,10 @@ def train(
     # The steps; a signal is acted on between two of them.
     with (
         stop.deferred(),
-        MetricsWriter(folder.metrics, folder.tensorboard, first_step=start.step) as writer,
+        open_metrics(folder, first_step=start.step) as writer,
         Display(console, first_step=start.step, num_steps=config.train.num_steps) as display,
         contextlib.closing(checkpoints),
+        processes.together(),
     ):
         recorder = Recorder(
             config,
@@ -86,18 +88,21 @@ def train(
             bytes_per_token=data.bytes_per_token(config.data),
         )
         between = Between(config, folder, data, mesh, start, checkpoints, recorder, writer)
+        shared_stop = SharedStop(stop, processes, mesh)
         for step in range(start.step + 1, config.train.num_steps + 1):
             state, metrics = train_step(state, next(feed))
             recorder.add(step, metrics, feed.wait_sec)
-            cause = stop.cause  # read once: a signal after this line is for the next step
-            between(state, step, stops=cause is not None)
-            if cause and step < config.train.num_steps:
+            wish = shared_stop.look()
+            between(state, step, stops=wish is not None)
+            if wish and step < config.train.num_steps:
                 checkpoints.wait()
-                folder.add_event("stopped", step=step, cause=cause)
+                folder.add_event("stopped", step=step, **wish)
+                where = f" of process {wish['process']}" if "process" in wish else ""
                 raise Stopped(
-                    f"stopped by {cause}; step {step} of {config.train.num_steps} is saved"
+                    f"stopped by {wish['cause']}{where}; step {step} of "
+                    f"{config.train.num_steps} is saved"
                 )
-    return _finish(folder, state)
+    return _finish(folder, in_model_order(state, config, mesh))
 
 
 def _train_feed(config: RunConfig, data: Data, mesh: jax.sharding.Mesh, start: Progress) -> Feed:
@@ -125,19 +130,16 @@ def _restore_or_init(
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, Progress]:
     """Returns the state and progress of the newest checkpoint, or those of step 0."""
-    tx = make_optimizer(config.optim)
     steps = checkpoint_steps(folder.checkpoints)
     if not steps:
         key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
         logger.info("starting at step 0")
-        return init_state(config.model, tx, key, mesh), Progress(
-            step=0, tokens=0, data_sha256=data.digest
-        )
+        return init_state(config, key, mesh), Progress(step=0, tokens=0, data_sha256=data.digest)
     progress = read_progress(folder.checkpoints, steps[-1])
-    state = checkpoints.restore(progress.step, abstract_state(config.model, tx, mesh))
+    saved = checkpoints.restore(progress.step, abstract_state(config, mesh))
     logger.info(f"resuming at step {progress.step} of {config.train.num_steps}")
     folder.add_event("resumed", step=progress.step)
-    return state, progress
+    return in_stage_order(saved, config, mesh), progress
 
 
 def _finish(folder: RunFolder, state: TrainState) -> Outcome:

@@ -13,7 +13,7 @@ from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from train.run_folder import Record, close_torn_line
+from train.run_folder import Record, RunFolder, close_torn_line
 
 
 def shortest(value: Any) -> float | None:
@@ -22,6 +22,13 @@ def shortest(value: Any) -> float | None:
     None stands for what is not finite, which JSON has no word for.
     """
     return float(str(np.float32(value))) if math.isfinite(value) else None
+
+
+def open_metrics(folder: RunFolder, *, first_step: int) -> "MetricsWriter":
+    """Returns what writes the metrics of a run from the step after first_step on."""
+    if not folder.is_writer:
+        return SilentWriter()
+    return MetricsWriter(folder.metrics, folder.tensorboard, first_step=first_step)
 
 
 class MetricsWriter:
@@ -76,6 +83,25 @@ class MetricsWriter:
         self.flush()
         self._file.close()
         self._events.close()
+
+
+class SilentWriter(MetricsWriter):
+    """Writes nothing: in the processes of a run that are not its first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, record: Record, time: float) -> None:
+        """Does nothing."""
+
+    def write_text(self, name: str, text: str, step: int, time: float) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 def _tag(name: str) -> str:

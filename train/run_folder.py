@@ -24,10 +24,14 @@ _LOCK_SEC = 1.0
 
 
 class RunFolder:
-    """Names and small files of one run; nothing is created until it is asked for."""
+    """Names and small files of one run; nothing is created until it is asked for.
 
-    def __init__(self, path: Path):
+    Of the processes of a run one writes. In the others, what would write does nothing.
+    """
+
+    def __init__(self, path: Path, *, is_writer: bool = True):
         self.path = path
+        self.is_writer = is_writer
         self.metrics = path / "metrics.jsonl"
         self.events = path / "events.jsonl"
         self.checkpoints = path / "checkpoints"
@@ -102,7 +106,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the folder against other processes; raises SettingsError if another has it."""
+        """Holds the folder against other runs; raises SettingsError if another has it."""
+        if not self.is_writer:
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with self._lock.open("a+") as file:
             if not _lock_within(file, _LOCK_SEC):
@@ -111,9 +118,14 @@ class RunFolder:
                     "stop it, or give another --run-dir"
                 )
             file.truncate(0)
-            file.write(str(os.getpid()))
+            file.write(f"{os.getpid()} {time.time_ns()}")
             file.flush()
+            os.fsync(file.fileno())
             yield
+
+    def mark(self) -> str:
+        """Returns what whoever holds the folder has written there, another text at every start."""
+        return self._lock.read_text() if self._lock.is_file() else ""
 
     def holder(self) -> int | None:
         """Returns the process that is training here now, or None."""
@@ -123,11 +135,13 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return int(file.read() or 0)
+                return int((file.read() or "0").split()[0])
         return None
 
     def begin(self, config: RunConfig, environment: dict[str, Any]) -> None:
         """Writes the settings (whole or not at all) and, at the first start, the environment."""
+        if not self.is_writer:
+            return
         write_json(self._config, flatten(config))
         if not self._environment.exists():
             write_json(self._environment, environment)
@@ -136,10 +150,21 @@ class RunFolder:
 
     def add_event(self, event: str, **details: Any) -> None:
         """Appends what happened, with the time."""
+        if not self.is_writer:
+            return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         close_torn_line(self.events)
         with self.events.open("a") as file:
             file.write(json.dumps({"time": now, "event": event, **details}) + "\n")
+
+    def write_sample(self, step: int, text: str) -> None:
+        """Writes the text that was sampled at a step."""
+        if self.is_writer:
+            self.sample_of(step).write_text(text)
+
+    def sample_of(self, step: int) -> Path:
+        """Returns where the sample of a step is."""
+        return self.samples / f"step-{step:06d}.txt"
 
     def read_events(self) -> list[dict[str, Any]]:
         """Returns all events, oldest first."""
