@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from sharding.rules import constrain, num_shards
 
@@ -49,7 +50,7 @@ def project(
     *,
     axes: tuple[str, ...],
     num_contracted: int = 1,
-    out_dtype: jnp.dtype | None = None,
+    out_dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Returns x[B, T, in...] times kernel[in..., out...] plus bias[out...].
 

@@ -168,7 +168,7 @@ def _open_mpi() -> _Place | None:
     from jax._src.clusters import OmpiCluster
 
     port = os.environ.get("JAX_COORDINATOR_PORT")
-    knows_host = OmpiCluster.is_env_present()  # Open MPI 5 no longer says where the first is
+    knows_host = "OMPI_MCA_orte_hnp_uri" in os.environ  # from version 5 on it does not say it
     return _Place(
         "Open MPI",
         OmpiCluster.get_coordinator_address(None, port) if knows_host else None,
