@@ -62,7 +62,7 @@ def describe_software() -> dict[str, str]:
     return {
         "code (sha256)": total.hexdigest()[:16],
         "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
+        **_versions(),
     }
 
 
@@ -85,7 +85,7 @@ def describe_environment(processes: "Processes") -> dict[str, Any]:
     hosts = processes.gather("host", platform.node())
     return {
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": _versions(),
         "platform": device.platform,
         "device_kind": device.device_kind,
         "num_devices": jax.device_count(),
@@ -96,6 +96,10 @@ def describe_environment(processes: "Processes") -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         **_commit(),
     }
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _PACKAGES}
 
 
 def _commit() -> dict[str, Any]:

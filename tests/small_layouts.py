@@ -33,7 +33,6 @@ from train.state import TrainState, in_model_order, in_stage_order, state_layout
 from train.step import make_train_step
 
 NUM_STEPS, B, T = 5, 16, SEQUENCE_LEN
-AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
 Cut = tuple[tuple[str, int], ...]
 """A layout: axes of more than one device and their sizes."""
 

@@ -3,15 +3,17 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from configs.data import DataConfig
+from configs.errors import SettingsError
 from configs.model import ModelConfig
 from configs.run import (
     CheckpointConfig,
@@ -138,3 +140,11 @@ def step_on_one_device(config: RunConfig) -> TrainStep:
             return step(state, batch)
 
     return run
+
+
+def refusal(call: Callable[..., Any], *arguments: Any, **settings: Any) -> str:
+    """Returns the words that a call refuses its settings with, as bad usage (exit code 2)."""
+    with pytest.raises(SettingsError) as error:
+        call(*arguments, **settings)
+    assert error.value.exit_code == 2
+    return str(error.value)

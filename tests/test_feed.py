@@ -1,6 +1,5 @@
 """Batches on the devices: each holds its rows, and each process reads only those of its own."""
 
-import socket
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from small_model import SEQUENCE_LEN, mesh_of, small_batch
+from small_processes import free_port
 
 from sharding.rules import num_shards, sharding
 from train.feed import place, rows_here
@@ -68,10 +68,7 @@ for sizes, num_rows in (((4, 1, 1), 4), ((1, 2, 2), 4), ((1, 1, 4), 8), ((2, 2, 
 
 
 def test_two_processes_place_one_batch_from_the_rows_that_each_has_read(environment):
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
-    command = (sys.executable, "-c", TWO_PROCESSES, str(port))
+    command = (sys.executable, "-c", TWO_PROCESSES, str(free_port()))
     processes = [
         subprocess.Popen((*command, number), env=environment, stderr=subprocess.PIPE, text=True)
         for number in "01"

@@ -3,18 +3,10 @@
 import dataclasses
 
 import pytest
-from small_model import small_model, small_run
+from small_model import refusal, small_model, small_run
 
-from configs.errors import SettingsError
 from configs.run import AXES, EvalConfig, MeshConfig
 from sharding.fit import check_fit, check_platform
-
-
-def refusal(call, *arguments, **settings) -> str:
-    with pytest.raises(SettingsError) as error:
-        call(*arguments, **settings)
-    assert error.value.exit_code == 2
-    return str(error.value)
 
 
 def sizes_of(**sizes: int) -> dict[str, int]:

@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
-from small_layouts import AXES, MODELS, Course, Cut, course, on_one_device, run_of
+from small_layouts import MODELS, Course, Cut, course, on_one_device, run_of
 
 from configs.errors import SettingsError
+from configs.run import AXES
 from sharding.fit import check_fit
 
 ALONE: list[Cut] = [((axis, size),) for axis in AXES for size in (2, 4, 8)]

@@ -2,18 +2,11 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from small_model import refusal
 
-from configs.errors import SettingsError
 from configs.run import MeshConfig
 from sharding.mesh import make_mesh, mesh_sizes, slices_along
 from sharding.rules import num_shards, spec
-
-
-def refusal(call, *arguments, **settings) -> str:
-    with pytest.raises(SettingsError) as error:
-        call(*arguments, **settings)
-    assert error.value.exit_code == 2
-    return str(error.value)
 
 
 @pytest.mark.parametrize(
