@@ -29,9 +29,21 @@ class Stopped(TesseraError):
 
 
 class Diverged(TesseraError):
-    """The run produced too many non-finite steps in a row."""
+    """The run diverged, and going back to a good checkpoint did not help."""
 
     exit_code = 76
+
+
+class Corrupted(TesseraError):
+    """A device computed another result from the same state and batch."""
+
+    exit_code = 1
+
+
+class Hung(TesseraError):
+    """Something took longer than its limit allows."""
+
+    exit_code = 124
 
 
 INTERNAL_ERROR, OUT_OF_MEMORY = 70, 71

@@ -137,6 +137,14 @@ class CheckpointConfig:
 
     every_steps: int
     """Steps between checkpoints."""
+    verify: Literal["full", "sizes"] = "full"
+    """What is compared with the manifest before a restore: all bytes, or only sizes of files."""
+    notice_sec: float | None = None
+    """Seconds from SIGTERM to the end of a machine that is taken away; None waits for the save."""
+    durable_dir: str | None = None
+    """Folder or URL (s3:// gs://) that some checkpoints are copied to, with metrics and events."""
+    durable_every_steps: int | None = None
+    """Copied are checkpoints at multiples of this many steps, and the last; None copies each."""
     num_last: int = 2
     """The newest checkpoints that are kept."""
     num_best: int = 1
@@ -149,6 +157,21 @@ class CheckpointConfig:
         require_at_least("checkpoint.num_last", self.num_last, 1)
         require_at_least("checkpoint.num_best", self.num_best, 0)
         require_at_least("checkpoint.keep_every_steps", self.keep_every_steps or 1, 1)
+        require(
+            self.notice_sec is None or self.notice_sec > 0,
+            f"checkpoint.notice_sec={self.notice_sec} must be above zero, or None to wait",
+        )
+        durable = self.durable_every_steps
+        require(
+            durable is None or self.durable_dir is not None,
+            f"checkpoint.durable_every_steps={durable} needs checkpoint.durable_dir="
+            f"{self.durable_dir}: give a folder or a URL",
+        )
+        require(
+            durable is None or (durable >= 1 and durable % self.every_steps == 0),
+            f"checkpoint.durable_every_steps={durable} must be a multiple of "
+            f"checkpoint.every_steps={self.every_steps}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,13 +212,54 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What happens when a step is not finite: its update is left out, always."""
+    """What happens when a run diverges, hangs, or a device computes wrongly.
+
+    A step whose loss or gradient is not finite leaves the state as it was, always.
+    """
 
     max_skipped_steps: int = 20
-    """Skipped steps in a row after which the run ends with exit code 76."""
+    """Skipped steps in a row after which the run goes back to the checkpoint before them."""
+    spike_deviations: float | None = 10.0
+    """A loss so many deviations above the median of the window is high; None looks at none."""
+    num_spike_steps: int = 4
+    """High losses in a row after which the run goes back."""
+    num_window_steps: int = 128
+    """Steps whose losses make the median and the deviation, skipped and high ones left out."""
+    max_rollbacks: int = 3
+    """How often the run goes back and passes over the batches that did it, before it ends (76)."""
+    start_limit_sec: float | None = 900.0
+    """Seconds that set-up may take, preparing data not counted; None waits for ever."""
+    compile_limit_sec: float | None = 3600.0
+    """Seconds that compilation may take."""
+    step_limit_sec: float | None = 600.0
+    """Seconds that a step may take, waiting for its data included."""
+    save_limit_sec: float | None = 3600.0
+    """Seconds that a step may wait for a save."""
+    eval_limit_sec: float | None = 3600.0
+    """Seconds that an evaluation or a sample may take."""
+    hang_factor: float = 30.0
+    """A limit falls to this multiple of the measured median, once there is one."""
+    min_limit_sec: float = 60.0
+    """No limit falls below this."""
+    replay_every_steps: int | None = None
+    """Every so many steps the step is computed twice and compared bit by bit; None never."""
 
     def __post_init__(self) -> None:
-        require_at_least("guard.max_skipped_steps", self.max_skipped_steps, 1)
+        for name in ("max_skipped_steps", "num_spike_steps"):
+            require_at_least(f"guard.{name}", getattr(self, name), 1)
+        require_at_least("guard.num_window_steps", self.num_window_steps, 8)
+        require_at_least("guard.max_rollbacks", self.max_rollbacks, 0)
+        require_at_least("guard.replay_every_steps", self.replay_every_steps or 1, 1)
+        require_at_least("guard.hang_factor", self.hang_factor, 1)
+        for name in ("spike_deviations", "min_limit_sec", *self.limits):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"guard.{name}={value} must be above zero, or None")
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Names of the limits that None switches off."""
+        phases = ("start", "compile", "step", "save", "eval")
+        return tuple(f"{phase}_limit_sec" for phase in phases)
 
 
 @dataclass(frozen=True, kw_only=True)

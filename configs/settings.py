@@ -77,6 +77,24 @@ def classify(name: str) -> Change:
     return "trajectory"
 
 
+def classify_change(name: str, old: RunConfig, new: RunConfig, step: int) -> Change:
+    """Says what changing a setting does to a run that has taken so many steps.
+
+    More or fewer steps are safe where the learning rates so far do not depend on them.
+    """
+    if name == "train.num_steps" and _keeps_rates(old, new, step):
+        return "safe"
+    return classify(name)
+
+
+def _keeps_rates(old: RunConfig, new: RunConfig, step: int) -> bool:
+    schedule = old.optim.schedule
+    if schedule == "wsd":  # the peak lasts up to the decay, which the number of steps places
+        starts = [c.train.num_steps - (c.optim.num_decay_steps or 0) for c in (old, new)]
+        return step <= min(starts)
+    return schedule in ("constant", "inverse_sqrt")
+
+
 def flatten(config: RunConfig) -> dict[str, Any]:
     """Returns {"group.field": value} for every setting, values as JSON has them."""
     return dict(_leaves(dataclasses.asdict(config), ""))

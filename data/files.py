@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,13 @@ def digest_file(path: Path) -> str:
 def file_entry(path: Path) -> dict[str, Any]:
     """Returns what a manifest says of a file."""
     return {"file": path.name, "sha256": digest_file(path), "size": path.stat().st_size}
+
+
+def stays_inside(name: str) -> bool:
+    """Says whether a name is that of a file below a folder, spelled in the one way there is."""
+    path = PurePosixPath(name)
+    is_plain = str(path) == name != "." and "\0" not in name
+    return is_plain and not path.is_absolute() and ".." not in path.parts
 
 
 @contextlib.contextmanager
@@ -56,6 +63,13 @@ def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a small text, whole or not at all, without waiting for the disk."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Prepared folders and raw text in object stores (s3:// gs:// ...), through fsspec.
+"""Object stores (s3:// gs:// ...) through fsspec, and the prepared folders and raw text in them.
 
 What is fetched is a local copy that is read like any folder. A file gets its name when all of its
 bytes are there, and a manifest comes last, in both directions: a folder without one is not whole.
@@ -14,14 +14,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from configs.check import require
 from configs.errors import IntegrityError, SettingsError, TesseraError
-from data.files import MANIFEST, digest_file, locked, no_space_is_told, write_json
+from data.files import MANIFEST, digest_file, locked, no_space_is_told, stays_inside, write_json
 from data.text.sources import before_wildcard
 
 _NUM_STREAMS = 4  # files at a time; s3fs splits a large one into parts besides
@@ -55,7 +55,7 @@ def manifest_files(manifest: Any) -> dict[str, str]:
             pending += node.values()
             if "file" in node and "sha256" in node:
                 name, sha256 = node["file"], str(node["sha256"])
-                if not isinstance(name, str) or not _stays_inside(name) or name == MANIFEST:
+                if not isinstance(name, str) or not stays_inside(name) or name == MANIFEST:
                     raise IntegrityError(f"a manifest must not name the file {name!r}")
                 if files.setdefault(name, sha256) != sha256:
                     raise IntegrityError(f"a manifest gives two digests of the file {name!r}")
@@ -64,7 +64,7 @@ def manifest_files(manifest: Any) -> dict[str, str]:
 
 def is_prepared(url: str) -> bool:
     """Says whether a prepared folder is at a URL; SettingsError if the store cannot be read."""
-    return not _MAGIC.search(url) and _Store(url).info(MANIFEST) is not None
+    return not _MAGIC.search(url) and Store(url).info(MANIFEST) is not None
 
 
 def fetch_folder(url: str, cache_dir: Path) -> Path:
@@ -77,7 +77,7 @@ def fetch_folder(url: str, cache_dir: Path) -> Path:
         SettingsError: the store cannot be reached or read.
         IntegrityError: a file is not what the manifest says; the copy then has no manifest.
     """
-    store = _Store(url)
+    store = Store(url)
     content = store.read(MANIFEST)
     files = _parse(content, store.address(MANIFEST))
     folder = cache_dir / f"remote-{hashlib.sha256(content).hexdigest()[:16]}"
@@ -90,7 +90,7 @@ def fetch_folder(url: str, cache_dir: Path) -> Path:
                 with store.getting(name, parts, path) as part:
                     _verify(part, store.address(name), files[name])
 
-        _each(fetch, files)
+        each(fetch, files)
         folder.mkdir(exist_ok=True)
         (parts / MANIFEST).write_bytes(content)
         os.replace(parts / MANIFEST, folder / MANIFEST)
@@ -111,7 +111,7 @@ def push_folder(folder: Path, url: str) -> None:
     require(path.is_file(), f"{folder} must be a prepared folder, but has no {MANIFEST}")
     content = path.read_bytes()
     files = _parse(content, str(path))
-    store = _Store(url)
+    store = Store(url)
     is_free = store.info(MANIFEST) is None or store.read(MANIFEST) == content
     require(is_free, f"{url} has another prepared folder; push this one to a place of its own")
 
@@ -121,7 +121,7 @@ def push_folder(folder: Path, url: str) -> None:
         if there is None or not _is_known_to_be(there, folder / name):
             store.put(name, folder / name)
 
-    _each(push, files)
+    each(push, files)
     store.put(MANIFEST, path)
 
 
@@ -135,7 +135,7 @@ def fetch_files(url: str, cache_dir: Path) -> Path:
     Raises:
         SettingsError: the store cannot be reached or read, or there is no file.
     """
-    store = _Store(url)
+    store = Store(url)
     home = cache_dir / f"files-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     folder, index_path = home / "files", home / "index.json"
     with _workspace(cache_dir, home.name) as parts:
@@ -153,27 +153,36 @@ def fetch_files(url: str, cache_dir: Path) -> Path:
                 return {**version, "sha256": digest_file(part)}
 
         _remove_others(folder, found)
-        write_json(index_path, dict(zip(found, _each(fetch, found), strict=True)))
+        write_json(index_path, dict(zip(found, each(fetch, found), strict=True)))
     return folder
 
 
-class _Store:
-    """What is below a URL, by relative name. What goes wrong is a SettingsError of one line."""
+class Store:
+    """What is below a URL or a folder, by relative name.
+
+    What goes wrong is a SettingsError of one line. A file that is written is there whole or not at
+    all.
+    """
 
     def __init__(self, url: str):
         # No caches: another process may have changed what is there, and the endpoint is read from
         # the environment when a file system is made.
-        no_caches: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+        options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+        self._is_local = not is_remote(url)
+        if self._is_local:
+            options = {"auto_mkdir": True}
         try:
-            self._fs, self._root = fsspec.url_to_fs(url, **no_caches)
+            self._fs, self._root = fsspec.url_to_fs(url, **options)
         except (ImportError, ValueError) as error:
             way_out = _INSTALL.get(url.partition("://")[0].lower(), "use s3:// or gs://")
             raise SettingsError(f"{url} cannot be opened: {error}; {way_out}") from None
 
     def address(self, name: str) -> str:
+        """Returns the whole URL of a file."""
         return self._fs.unstrip_protocol(f"{self._root}/{name}")
 
     def read(self, name: str) -> bytes:
+        """Returns the bytes of a file."""
         with _told(self.address(name), "read"):
             return self._fs.cat_file(f"{self._root}/{name}")
 
@@ -197,10 +206,38 @@ class _Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(part, path)
 
+    def names(self, below: str) -> list[str]:
+        """Returns the names of all files below a folder; none if it is not there."""
+        with _told(self.address(below), "read"), contextlib.suppress(FileNotFoundError):
+            found = self._fs.find(f"{self._root}/{below}")
+            return sorted(path.removeprefix(f"{self._root}/") for path in found)
+        return []
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        with _told(self.address(name), "removed"), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._root}/{name}")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a small file."""
+        with self._writing(name) as there:
+            self._fs.pipe_file(there, content)
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[str]:
+        """Yields where to write a file: an object appears at its end, a local file is renamed."""
+        with _told(self.address(name), "written"):
+            there = f"{self._root}/{name}"
+            if not self._is_local:
+                yield there
+                return
+            yield f"{there}.tmp"
+            os.replace(f"{there}.tmp", there)
+
     def put(self, name: str, path: Path) -> None:
         """Copies a local file into the store."""
-        with _told(self.address(name), "written"):
-            self._fs.put_file(str(path), f"{self._root}/{name}")
+        with self._writing(name) as there:
+            self._fs.put_file(str(path), there)
         size, found = path.stat().st_size, (self.info(name) or {"size": 0})["size"]
         if found != size:
             raise IntegrityError(f"{self.address(name)} has {found} bytes of {size}; push again")
@@ -226,7 +263,7 @@ class _Store:
         }
         require(bool(files), f"{url} has no files; give a file, a folder or a glob that has")
         for name in files:
-            require(_stays_inside(name), f"{url} must not have a file of the name {name!r}")
+            require(stays_inside(name), f"{url} must not have a file of the name {name!r}")
         return files
 
 
@@ -255,17 +292,10 @@ def _workspace(cache_dir: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(parts)
 
 
-def _each(work: Callable[[str], Any], names: Iterable[str]) -> list[Any]:
+def each(work: Callable[[str], Any], names: Iterable[str]) -> list[Any]:
     """Returns work(name) of each, some at a time; after an error none is begun any more."""
     with ThreadPoolExecutor(_NUM_STREAMS) as pool:
         return list(pool.map(work, names))
-
-
-def _stays_inside(name: str) -> bool:
-    """Says whether a name is that of a file below a folder, spelled in the one way there is."""
-    path = PurePosixPath(name)
-    is_plain = str(path) == name != "." and "\0" not in name
-    return is_plain and not path.is_absolute() and ".." not in path.parts
 
 
 def _parse(content: bytes, where: str) -> dict[str, str]:

@@ -13,6 +13,8 @@ from launch.arguments import did_you_mean
 COMMANDS = {
     "train": "train a preset, or go on with a run: ./tessera train quickstart",
     "status": "say whether a run is alive, where it is and how to go on: ./tessera status RUN",
+    "report": "write a page with the curves, events and time of a run: ./tessera report RUN",
+    "checkpoints": "list, pin and verify the checkpoints of a run: ./tessera checkpoints RUN",
     "prepare": "turn raw text into tokens: ./tessera prepare --data.path raw/ --out tokens/",
     "inspect": "show what a step saw, or what tokens there are: ./tessera inspect RUN --step 7",
     "eval": "evaluate a run on its validation split: ./tessera eval RUN",

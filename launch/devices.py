@@ -28,6 +28,8 @@ _PACKAGES = (
 _THREADS_PER_DEVICE = 16
 """A virtual device holds a thread in every exchange that waits for the others, and XLA starts those
 that do not depend on each other in any order: without a free thread they would wait for ever."""
+_SAYS_NOTHING = ("packages", "host", "hosts", "system", "cpu_count", "has_local_changes")
+"""What of an environment may be another one without a word."""
 _CODE = ("configs", "sharding", "model", "data", "train", "launch")
 
 
@@ -94,8 +96,17 @@ def describe_environment(processes: "Processes") -> dict[str, Any]:
         "hosts": list(dict.fromkeys(hosts)),
         "system": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS"),
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
         **_commit(),
     }
+
+
+def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns {name: (before, now)} of what may change the numbers of a run, or its speed."""
+    old, new = ({**e, **e.get("packages", {})} for e in (before, now))
+    names = [name for name in new if name not in _SAYS_NOTHING]
+    return {n: (old[n], new[n]) for n in names if n in old and old[n] != new[n]}
 
 
 def _versions() -> dict[str, str]:

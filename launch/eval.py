@@ -12,7 +12,7 @@ import tyro
 from configs.check import require
 from launch.arguments import parse_arguments
 from launch.devices import prepare_jax
-from launch.train import RUNS
+from launch.paths import RUNS
 
 
 @dataclass(frozen=True, kw_only=True)

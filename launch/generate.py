@@ -10,7 +10,7 @@ import tyro
 
 from launch.arguments import parse_arguments
 from launch.devices import prepare_jax
-from launch.train import RUNS
+from launch.paths import RUNS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from data.store import MANIFEST
 from launch.arguments import parse_arguments
 from launch.inspect_data import inspect_data
 from launch.inspect_run import compare_runs, inspect_run
-from launch.train import RUNS
+from launch.paths import RUNS
 from train.run_folder import RunFolder
 
 _OF_RUNS = ("step", "rows", "full", "diff")

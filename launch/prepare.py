@@ -22,8 +22,8 @@ from data.remote import is_prepared, is_remote, push_folder
 from data.store import MANIFEST, TokenStore, open_store
 from data.text.corpus import open_corpus
 from launch.arguments import parse_arguments
+from launch.paths import RUNS
 from launch.progress import Progress, duration
-from launch.train import RUNS
 
 
 @dataclass(frozen=True, kw_only=True)

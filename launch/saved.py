@@ -12,8 +12,8 @@ from configs.run import MeshConfig, RunConfig
 from data.mixture import Data
 from data.open_data import open_data
 from sharding.mesh import make_mesh
-from train.checkpoint import Checkpoints
-from train.checkpoint_files import checkpoint_steps, read_progress
+from train.checkpoint import restore_params
+from train.checkpoint_files import checkpoint_steps, read_progress, verify
 from train.optimizer import Params
 from train.run_folder import RunFolder
 from train.state import abstract_state
@@ -59,6 +59,6 @@ def open_run(run: Path, step: int | None, cache_dir: Path) -> SavedRun:
     config = dataclasses.replace(
         config, eval=dataclasses.replace(config.eval, batch_size=even), mesh=MeshConfig()
     )
-    checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, read_only=True)
-    state = checkpoints.restore(chosen, abstract_state(config, mesh))
-    return SavedRun(config=config, data=data, params=state.params, step=chosen, mesh=mesh)
+    verify(folder.checkpoints, chosen, config.checkpoint.verify)
+    params = restore_params(folder.checkpoints, chosen, abstract_state(config, mesh).params)
+    return SavedRun(config=config, data=data, params=params, step=chosen, mesh=mesh)

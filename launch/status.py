@@ -49,7 +49,7 @@ def read_status(folder: RunFolder) -> dict[str, Any]:
     process = folder.holder()
     last = events[-1] if events else {}
     is_finished = bool(steps) and steps[-1] >= config.train.num_steps
-    commands = [event["command"] for event in events if event["event"] == "started"]
+    commands = [event.get("command") for event in events if event.get("event") == "started"]
     if process is not None:
         state, way_on = f"alive (process {process})", "wait, or stop it with Ctrl-C or SIGTERM"
     elif is_finished:
@@ -63,7 +63,8 @@ def read_status(folder: RunFolder) -> dict[str, Any]:
         "step": max(record.get("step", 0), *steps[-1:], 0),
         "num_steps": config.train.num_steps,
         "loss": record.get("loss"),
+        "goodput": record.get("goodput/fraction"),
         "last_checkpoint": steps[-1] if steps else None,
-        "last_event": f"{last['event']} at {last['time']}" if last else None,
+        "last_event": f"{last.get('event')} at {last.get('time')}" if last else None,
         "to_go_on": way_on,
     }

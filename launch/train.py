@@ -1,83 +1,65 @@
 """`./tessera train PRESET`: from the words that were typed to the loop."""
 
 import contextlib
-import dataclasses
-import inspect
-import re
 import shlex
+import signal
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
 from rich.console import Console
 
 from configs.check import require
-from configs.data import named
-from configs.errors import SettingsError, Stopped
-from configs.presets import PRESETS
+from configs.errors import Hung, Stopped
 from configs.run import RunConfig
 from configs.settings import flatten
-from data.text.sources import before_wildcard
-from launch.arguments import did_you_mean, parse_arguments
 from launch.cli import guarded
 from launch.devices import (
     describe_devices,
     describe_environment,
     describe_software,
+    environment_changes,
     prepare_jax,
 )
-from launch.paths import RUNS, whole_path, with_whole_paths
+from launch.heartbeat import start_heartbeat
+from launch.paths import RUNS
 from launch.progress import Progress
+from launch.supervise import RestartPolicy, supervise
+from launch.train_settings import TrainArguments, default_run_dir, parse, resolve
 from launch.words import closing_words, opening_words
 from sharding.job import find_job
+from train.phases import Phases
+from train.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from data.mixture import Data
     from sharding.processes import Processes
-    from train.run_folder import RunFolder
+    from train.durable import DurableTier
+    from train.signals import Signals
 
 _SHARED_WITHIN_SEC = 15.0
 """How long a file may take to show up in another machine that shares the file system."""
 _DEVICES_WITHIN_SEC = 600.0
 """How much later than another process one may have found its devices."""
-_OWN_ARGUMENTS = (
-    *("run_dir", "allow_changes", "virtual_devices"),
-    *("coordinator", "num_processes", "process_id", "start_limit_sec"),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainArguments:
-    """Trains a preset. The same command again goes on with its run."""
-
-    config: Annotated[RunConfig, tyro.conf.arg(name="")]
-    run_dir: Path | None = None
-    """The run folder; None is runs/PRESET, or runs/PRESET-STEM once data.path is given."""
-    allow_changes: bool = False
-    """Go on with a run although a setting that changes its trajectory is another one."""
-    virtual_devices: int | None = None
-    """Split the CPU into this many devices, to try a mesh on one machine."""
-    coordinator: str | None = None
-    """HOST:PORT of process 0 of several; None finds it (SLURM, Open MPI, a TPU pod) or is alone."""
-    num_processes: int | None = None
-    """Processes that train together, each started with the same command."""
-    process_id: int | None = None
-    """Which of them this is, from 0; the one thing that differs between them."""
-    start_limit_sec: float = 60.0
-    """Seconds that the processes wait for one another when they start."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
+    if "--supervise" in arguments and not start_heartbeat():
+        return _supervise(arguments)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save
+    with contextlib.closing(Phases()) as phases:
+        return _join_and_train(arguments, phases)
+
+
+def _join_and_train(arguments: Sequence[str], phases: Phases) -> int:
     job = find_job(arguments)
     if job is None:
         preset, parsed = _prepare(arguments)
         from sharding.processes import ALONE
 
-        return _train(arguments, preset, parsed, ALONE)
+        return _train(arguments, preset, parsed, ALONE, phases)
 
     from sharding.processes import join
 
@@ -89,9 +71,25 @@ def main(arguments: Sequence[str]) -> int:
             same = {**describe_software(), **_flat(preset, parsed)}
             processes.agree("settings", same, job.start_limit_sec)
             processes.agree("devices", describe_devices(), _DEVICES_WITHIN_SEC)
-            return _train(arguments, preset, parsed, processes)
+            return _train(arguments, preset, parsed, processes, phases)
 
     return processes.end(guarded(run))
+
+
+def _supervise(arguments: Sequence[str]) -> int:
+    """Runs the same command in a process that is started again, and says how that ended."""
+    preset, parsed = parse(arguments)
+    job = find_job(arguments)
+    policy = RestartPolicy(
+        max_restarts=parsed.max_restarts,
+        wait_sec=parsed.restart_wait_sec,
+        frozen_limit_sec=parsed.frozen_limit_sec,
+    )
+    folder = RunFolder(
+        parsed.run_dir or default_run_dir(preset, parsed.config),
+        is_writer=job is None or job.process_id == 0,
+    )
+    return supervise([sys.executable, "-m", "launch", "train", *arguments], folder, policy)
 
 
 def _prepare(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
@@ -108,59 +106,49 @@ def _flat(preset: str, parsed: TrainArguments) -> dict[str, Any]:
         "preset": preset,
         "--run-dir": str(parsed.run_dir or default_run_dir(preset, parsed.config)),
         "--allow-changes": parsed.allow_changes,
+        "--init-from": parsed.init_from,
+        "--with-optimizer": parsed.with_optimizer,
         "--virtual-devices": parsed.virtual_devices,
         **flatten(parsed.config),
     }
 
 
 def _train(
-    arguments: Sequence[str], preset: str, parsed: TrainArguments, processes: "Processes"
+    arguments: Sequence[str],
+    preset: str,
+    parsed: TrainArguments,
+    processes: "Processes",
+    phases: Phases,
 ) -> int:
     started = time.perf_counter()
     command = shlex.join(("./tessera", "train", *arguments))
 
     import jax
 
-    from sharding.fit import check_fit, check_platform
-    from sharding.mesh import make_mesh
-    from train.checkpoint_files import checkpoint_steps, read_progress
+    from train.branch import check_source, find_init_from
     from train.log import log_to_console, log_to_file, logger
     from train.loop import train
-    from train.run_folder import RunFolder
-    from train.stop import StopSignals
+    from train.run import Run
 
-    stop = StopSignals()
-    stop.install()
+    folder = RunFolder(
+        parsed.run_dir or default_run_dir(preset, parsed.config), is_writer=processes.is_first
+    )
     log_to_console(Console(highlight=False), process=processes.index)
     console = Console(highlight=False, quiet=not processes.is_first)  # for what is live
+    signals = _watched(parsed.config, folder, processes, phases)
+    durable = _open_durable(parsed.config, folder, processes)
 
     # Everything that can be refused is refused here, before anything is compiled.
-    require(
-        jax.process_count() == processes.num,
-        f"the devices here are those of {jax.process_count()} processes, but this one knows of "
-        f"{processes.num}: give --coordinator, --num-processes and --process-id in each of them",
-    )
-    run_dir = parsed.run_dir or default_run_dir(preset, parsed.config)
-    folder = RunFolder(run_dir, is_writer=processes.is_first)
-    folder.check_free()
-    mesh = make_mesh(parsed.config.mesh)
-    check_platform(parsed.config, mesh.devices.flat[0].platform)
-    check_fit(parsed.config, dict(mesh.shape))
-    data = _open_data(parsed.config, processes, console)
-    config = resolve(parsed.config, data)
-    check_fit(config, dict(mesh.shape))  # again, now that the vocabulary is known
-    changed = (
-        folder.check_settings(config, allow_changes=parsed.allow_changes) if folder.exists else {}
-    )
-    newest = checkpoint_steps(folder.checkpoints)[-1:]
-    for step in newest:
-        read_progress(folder.checkpoints, step).check_continues(config, data.digest)
-    same = {"data (sha256)": data.digest, "newest checkpoint": newest, **flatten(config)}
-    processes.agree("data", same, limit_sec=None)
+    source = find_init_from(parsed.init_from, folder, with_optimizer=parsed.with_optimizer)
+    processes.agree("init from", source.described() if source else {}, limit_sec=None)
+    config, data, mesh, changed = _checked(parsed, folder, processes, phases, console)
+    if source is not None:
+        check_source(source, config)
 
-    with folder.held():
+    with folder.held(), durable.held(folder) if durable else contextlib.nullcontext():
         _check_shared(folder, processes)
         environment = describe_environment(processes)
+        before = folder.last_environment()
         folder.begin(config, environment)
         processes.wait("folder")
         log_to_file(folder.logs / f"process-{processes.index}.log")
@@ -169,18 +157,151 @@ def _train(
         if changed:
             logger.warning(f"going on with other settings: {', '.join(changed)}")
             folder.add_event("changed", settings=changed)
+        if before and (changes := environment_changes(before, environment)):
+            logger.warning(f"going on in another environment: {', '.join(changes)}")
+            folder.add_event("environment_changed", changes=changes)
+        if processes.is_first:
+            _keep_ledger(folder, phases)
         logger.info(opening_words(folder, config, data, mesh))
+        run = Run(
+            config=config,
+            folder=folder,
+            data=data,
+            mesh=mesh,
+            processes=processes,
+            phases=phases,
+            durable=durable,
+            init_from=source,
+        )
 
-        def run() -> int:
+        def go() -> int:
             with processes.together(), jax.set_mesh(mesh):
-                outcome = train(config, folder, data, mesh, processes, stop, console)
+                outcome = train(run, signals, console)
+            phases.ledger.is_finished = True
             logger.info(closing_words(folder, outcome, time.perf_counter() - started))
             return 0
 
-        code = guarded(run, go_on=command)
+        code = guarded(go, go_on=command)
         if code not in (0, Stopped.exit_code):
             folder.add_event("failed", exit_code=code)
+        phases.close()  # here, for of several processes none comes back from its end
         return code
+
+
+def _watched(
+    config: RunConfig, folder: RunFolder, processes: "Processes", phases: Phases
+) -> "Signals":
+    """Returns the signals of this process, which are caught from now on, as hangs are."""
+    from train.hang import write_stacks
+    from train.signals import Signals
+
+    def on_hang(what: str, seconds: float, limit_sec: float) -> None:
+        stacks = write_stacks(folder.logs, processes.index)
+        folder.add_event(
+            "hung", phase=what, seconds=round(seconds, 1), limit_sec=limit_sec, stacks=stacks
+        )
+        processes.abandon(
+            Hung(
+                f"hung: {what} has taken {seconds:.0f} s, guard.{what}_limit_sec and the steps so "
+                f"far allow {limit_sec:.0f}; the stacks of all threads are in {stacks}"
+            )
+        )
+
+    def on_notice_over(cause: str) -> None:
+        newest = folder.newest_step()
+        folder.add_event("stopped", step=newest, cause=cause, saved=False)
+        processes.abandon(
+            Stopped(
+                f"stopped by {cause}; checkpoint.notice_sec={config.checkpoint.notice_sec} was too "
+                "short to save, and the newest whole checkpoint is "
+                f"{f'that of step {newest}' if newest else 'none'}"
+            )
+        )
+
+    signals = Signals()
+    signals.install(config.checkpoint.notice_sec, on_notice_over)
+    phases.watch(config.guard, on_hang)
+    return signals
+
+
+def _open_durable(
+    config: RunConfig, folder: RunFolder, processes: "Processes"
+) -> "DurableTier | None":
+    """Returns where copies are, in the first process alone; a new machine gets its run from there.
+
+    Raises:
+        SettingsError: it cannot be read or written.
+    """
+    if config.checkpoint.durable_dir is None:
+        return None
+    durable = None
+    if processes.is_first:
+        from train.durable import DurableTier
+
+        durable = DurableTier(config.checkpoint.durable_dir)
+        durable.check_writable()
+        folder.check_free()
+        if not folder.exists:
+            durable.fetch_small(folder)
+    processes.wait("durable folder")
+    return durable
+
+
+def _checked(
+    parsed: TrainArguments,
+    folder: RunFolder,
+    processes: "Processes",
+    phases: Phases,
+    console: Console,
+) -> tuple[RunConfig, "Data", Any, dict[str, tuple]]:
+    """Returns settings, data and mesh that fit together, and which settings were changed.
+
+    Raises:
+        SettingsError: something does not fit, or processes differ.
+    """
+    import jax
+
+    from sharding.fit import check_fit, check_platform
+    from sharding.mesh import make_mesh
+    from train.checkpoint_files import newest_progress
+    from train.replay import check_can_replay
+
+    require(
+        jax.process_count() == processes.num,
+        f"the devices here are those of {jax.process_count()} processes, but this one knows of "
+        f"{processes.num}: give --coordinator, --num-processes and --process-id in each of them",
+    )
+    folder.check_free()
+    mesh = make_mesh(parsed.config.mesh)
+    platform = mesh.devices.flat[0].platform
+    check_platform(parsed.config, platform)
+    check_can_replay(parsed.config, platform)
+    check_fit(parsed.config, dict(mesh.shape))
+    with phases.phase("set_up", "unlimited"):
+        data = _open_data(parsed.config, processes, console)
+    config = resolve(parsed.config, data)
+    check_fit(config, dict(mesh.shape))  # again, now that the vocabulary is known
+    changed = (
+        folder.check_settings(config, allow_changes=parsed.allow_changes) if folder.exists else {}
+    )
+    progress = newest_progress(folder.checkpoints)
+    if progress is not None:
+        progress.check_continues(config, data.digest)
+    newest = progress and progress.step
+    same = {"data (sha256)": data.digest, "newest checkpoint": newest, **flatten(config)}
+    processes.agree("data", same, limit_sec=None)
+    return config, data, mesh, changed
+
+
+def _keep_ledger(folder: RunFolder, phases: Phases) -> None:
+    """Goes on with the ledger of the run's earlier starts."""
+    from train.log import logger
+
+    set_back_sec = phases.ledger.go_on(folder.ledger)
+    if set_back_sec > 1:
+        logger.warning(f"the clock was set back by {set_back_sec:.0f} s since the run's last start")
+        folder.add_event("clock_set_back", seconds=round(set_back_sec, 1))
+    phases.beat()
 
 
 def _open_data(config: RunConfig, processes: "Processes", console: Console) -> "Data":
@@ -197,7 +318,7 @@ def _open_data(config: RunConfig, processes: "Processes", console: Console) -> "
     return data
 
 
-def _check_shared(folder: "RunFolder", processes: "Processes") -> None:
+def _check_shared(folder: RunFolder, processes: "Processes") -> None:
     """Raises SettingsError unless this process sees the run folder that the first one holds."""
     mark = processes.from_first("mark of the run folder", folder.mark())
     deadline = time.monotonic() + _SHARED_WITHIN_SEC
@@ -209,84 +330,3 @@ def _check_shared(folder: "RunFolder", processes: "Processes") -> None:
         )
         time.sleep(0.1)
     processes.wait("shared folder")
-
-
-def parse(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
-    """Returns the preset's name and its settings with what was typed put in.
-
-    Raises:
-        SettingsError: there is no such preset, or the settings do not fit together.
-        SystemExit: tyro has shown the help (0) or a wrong field or value (2).
-    """
-    names = list(PRESETS)
-    if not arguments or arguments[0] in ("--help", "-h"):
-        print(_usage())
-        raise SystemExit(0 if arguments else SettingsError.exit_code)
-    preset, *rest = arguments
-    require(
-        preset in PRESETS,
-        f"preset {preset} is not known{did_you_mean(preset, names)}; there are: {', '.join(names)}",
-    )
-    config = PRESETS[preset]()
-    parsed = parse_arguments(
-        TrainArguments,
-        rest,
-        command=f"./tessera train {preset}",
-        default=TrainArguments(config=config),
-        description=inspect.getdoc(PRESETS[preset]),
-        names=[f"--{name}" for name in (*flatten(config), *_OWN_ARGUMENTS)],
-    )
-    return preset, parsed
-
-
-def default_run_dir(preset: str, config: RunConfig) -> Path:
-    """Returns runs/PRESET, or runs/PRESET-STEM where data.path is not the preset's own."""
-    path, mixture = config.data.path, config.data.mixture
-    if mixture:
-        return RUNS / "-".join((preset, *named(mixture, "data.mixture")))
-    if path is None or path == PRESETS[preset]().data.path:
-        return RUNS / preset
-    fixed = before_wildcard(path)  # of a glob the folder without wildcards
-    if fixed != path:
-        fixed = fixed.rpartition("/")[0] or "."
-    plain = re.sub(r"[^\w.-]+", "-", Path(whole_path(fixed)).stem).strip("-")
-    return RUNS / f"{preset}-{plain or 'data'}"
-
-
-def resolve(config: RunConfig, data: "Data") -> RunConfig:
-    """Returns the settings with whole paths, and with the vocabulary of the tokenizer put in.
-
-    Raises:
-        SettingsError: model.vocab_size is another, or the text is shorter than a row.
-    """
-    length = config.data.sequence_len
-    for name, store in data.sources:
-        num_tokens = store.train.num_tokens
-        require(
-            num_tokens > length,
-            f"data.path={store.manifest['source']} ({name}) is too small: its {num_tokens} "
-            f"training tokens must be more than data.sequence_len={length}; give more text or "
-            "shorter rows",
-        )
-    size = data.tokenizer.vocab_size
-    require(
-        config.model.vocab_size in ("tokenizer", size),
-        f"model.vocab_size={config.model.vocab_size} must be {size}, the vocabulary of "
-        f"data.tokenizer={config.data.tokenizer}: pass --model.vocab_size tokenizer, or a "
-        "tokenizer of that size",
-    )
-    model = dataclasses.replace(config.model, vocab_size=size)
-    return dataclasses.replace(config, data=with_whole_paths(config.data), model=model)
-
-
-def _usage() -> str:
-    width = max(map(len, PRESETS))
-    lines = [
-        f"  {name:<{width}}  {(preset.__doc__ or '').splitlines()[0]}"
-        for name, preset in PRESETS.items()
-    ]
-    return (
-        "usage: ./tessera train PRESET [--field.path value ...]\n\n"
-        + "\n".join(lines)
-        + "\n\nall settings of a preset: ./tessera train PRESET --help"
-    )

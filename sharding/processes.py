@@ -155,6 +155,16 @@ class Processes:
                 exit_code = ended.exit_code
         self._leave(exit_code)
 
+    def abandon(self, error: TesseraError) -> NoReturn:
+        """Ends this process and the others from any thread, though the main one may be stuck."""
+        self._is_leaving.set()
+        way_on = f"; to go on: {self.way_on}" if self.way_on else ""
+        _logger.error(f"{error} (exit code {error.exit_code}){way_on}")
+        if self.num == 1:
+            _exit(error.exit_code)
+        self._tell(error)
+        self._leave(error.exit_code)
+
     def _leave(self, exit_code: int) -> NoReturn:
         """Ends this process after an error, once all are about to end: JAX aborts those who stay.
 

@@ -114,16 +114,24 @@ S3FileSystem._put_file = stall(S3FileSystem._put_file)
 def start(
     function: str, *arguments: object, stall_after: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """Starts a process that calls a function of data.remote; what is no URL is a Path.
+    """Starts a process that calls a function of data.remote, as `start_code` does."""
+    code = f"from data.remote import {function}; {function}(*arguments)"
+    return start_code(code, *arguments, stall_after=stall_after)
+
+
+def start_code(
+    code: str, *arguments: object, stall_after: int | None = None
+) -> subprocess.Popen[bytes]:
+    """Starts a process that runs some code with `arguments`; what is no URL is a Path there.
 
     Args:
         stall_after: transfers after which the network delivers nothing any more.
     """
-    call = (
-        f"import sys; from pathlib import Path; from data.remote import {function}\n"
-        f"{function}(*(text if '://' in text else Path(text) for text in sys.argv[2:]))"
+    given = (
+        "import sys; from pathlib import Path\n"
+        "arguments = [text if '://' in text else Path(text) for text in sys.argv[2:]]\n"
     )
-    code = call if stall_after is None else _STALL + call
+    code = given + ("" if stall_after is None else _STALL) + code
     command = (sys.executable, "-c", code, str(stall_after), *map(str, arguments))
     return subprocess.Popen(command, cwd=ROOT)
 

@@ -8,8 +8,8 @@ from typing import Any
 from small_data import open_quietly
 from small_runs import call, tiny_run
 
-from launch.train import parse
-from train.checkpoint_files import Progress, digest_files, write_manifest
+from launch.train_settings import parse
+from train.checkpoint_files import Manifest, Progress, write_manifest
 from train.run_folder import RunFolder
 
 HOSTILE_NAME = "<script>alert(\"1\")<b onload='x'>.txt"
@@ -57,7 +57,7 @@ def begin_run(run: Path, *more: str, passed_over: tuple[int, ...] | None = None)
             data_folders=data.folders,
             passed_over=passed_over,
         )
-        write_manifest(checkpoint, progress, digest_files(checkpoint))
+        write_manifest(checkpoint, Manifest(progress=progress, settings={}, files={}))
     return folder
 
 

@@ -1,6 +1,9 @@
 """Checkpoints: what is restored is what was saved, and what is not whole never counts."""
 
 import dataclasses
+import hashlib
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,28 +11,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_checkpoints import CONFIG, RUN, flip_byte, progress, small_state
 from small_model import small_model, small_run
 
-from configs.errors import IntegrityError
+from configs.errors import IntegrityError, SettingsError
 from configs.run import CheckpointConfig, MeshConfig
+from configs.settings import flatten
 from sharding.mesh import make_mesh
-from train.checkpoint import Checkpoints, params_digest
-from train.checkpoint_files import Progress, checkpoint_steps, kept_steps, read_progress
+from train.checkpoint import Checkpoints, restore_params, restore_state
+from train.checkpoint_files import (
+    checkpoint_steps,
+    kept_steps,
+    pin,
+    read_manifest,
+    read_progress,
+    verify,
+)
+from train.digest import params_digest
+from train.recovery import Place, newest_whole
 from train.state import TrainState, abstract_state
-
-RUN = small_run(small_model(embed_dim=32))
-CONFIG = CheckpointConfig(every_steps=1, num_last=10)
 
 
 @pytest.fixture
-def checkpoints(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path, CONFIG)
+def events() -> list[tuple[str, dict]]:
+    """What `place` has told of."""
+    return []
+
+
+@pytest.fixture
+def place(tmp_path: Path, events) -> Place:
+    return Place(tmp_path, CONFIG, say=lambda event, **details: events.append((event, details)))
+
+
+@pytest.fixture
+def checkpoints(place: Place):
+    checkpoints = Checkpoints(place, flatten(RUN))
     yield checkpoints
     checkpoints.close()
-
-
-def progress(step: int, eval_loss: float | None = None) -> Progress:
-    return Progress(step=step, tokens=128 * step, data_sha256="d" * 64, eval_loss=eval_loss)
 
 
 def shapes(mesh: jax.sharding.Mesh) -> TrainState:
@@ -46,11 +64,6 @@ def random_state(mesh: jax.sharding.Mesh, rng: np.random.Generator) -> TrainStat
     return jax.tree.map(fill, shapes(mesh))
 
 
-def small_state(value: float = 1.0) -> TrainState:
-    params = {"a": jnp.full(3, value), "b": {"c": jnp.arange(5.0)}}
-    return TrainState(jnp.int32(0), params, ())
-
-
 def assert_identical(found: TrainState, expected: TrainState, layout: TrainState) -> None:
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     leaves = (jax.tree.leaves(tree) for tree in (found, expected, layout))
@@ -60,25 +73,25 @@ def assert_identical(found: TrainState, expected: TrainState, layout: TrainState
         assert a.sharding == where.sharding
 
 
-def test_a_restored_state_is_bit_identical_and_in_its_layout(checkpoints, mesh, rng):
+def test_a_restored_state_is_bit_identical_and_in_its_layout(checkpoints, tmp_path, mesh, rng):
     state = random_state(mesh, rng)
     checkpoints.save(state, progress(7))
     checkpoints.wait()
-    assert_identical(checkpoints.restore(7, shapes(mesh)), state, state)
+    assert_identical(restore_state(tmp_path, 7, shapes(mesh)), state, state)
 
 
 @pytest.mark.parametrize(
     "sizes", [MeshConfig(fsdp=8), MeshConfig(tensor=2), MeshConfig(data=2, fsdp=4)], ids=str
 )
-def test_a_state_is_restored_onto_another_mesh(checkpoints, mesh, rng, sizes):
+def test_a_state_is_restored_onto_another_mesh(checkpoints, tmp_path, mesh, rng, sizes):
     state = random_state(mesh, rng)
     checkpoints.save(state, progress(7))
     checkpoints.wait()
     other = make_mesh(sizes)
-    assert_identical(checkpoints.restore(7, shapes(other)), state, shapes(other))
+    assert_identical(restore_state(tmp_path, 7, shapes(other)), state, shapes(other))
 
 
-def test_a_save_holds_its_step_though_the_next_steps_reuse_the_memory(checkpoints):
+def test_a_save_holds_its_step_though_the_next_steps_reuse_the_memory(checkpoints, tmp_path):
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     like = TrainState(jnp.int32(0), {"w": jnp.arange(1 << 22, dtype=jnp.float32)}, ())
     state = step(jax.tree.map(jnp.copy, like))
@@ -88,7 +101,7 @@ def test_a_save_holds_its_step_though_the_next_steps_reuse_the_memory(checkpoint
         state = step(state)
     jax.block_until_ready(state)
     checkpoints.wait()
-    assert_identical(checkpoints.restore(1, like), saved, like)
+    assert_identical(restore_state(tmp_path, 1, like), saved, like)
     assert int(state.step) == 21
 
 
@@ -122,7 +135,7 @@ def test_last_best_and_every_nth_are_kept(losses, num_last, num_best, keep_every
 
 def test_a_save_removes_what_is_not_kept(tmp_path: Path):
     config = CheckpointConfig(every_steps=1, num_last=1, num_best=1)
-    checkpoints = Checkpoints(tmp_path, config)
+    checkpoints = Checkpoints(Place(tmp_path, config), {})
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None)):
         checkpoints.save(small_state(), progress(step, loss))
     checkpoints.close()
@@ -130,61 +143,264 @@ def test_a_save_removes_what_is_not_kept(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
 
 
-def test_a_checkpoint_without_a_manifest_is_ignored_then_removed(checkpoints, tmp_path: Path):
+def test_a_pinned_checkpoint_stays_until_it_is_let_go(tmp_path: Path):
+    checkpoints = Checkpoints(Place(tmp_path, CheckpointConfig(every_steps=1, num_last=1)), {})
     for step in (1, 2):
         checkpoints.save(small_state(), progress(step))
+        checkpoints.wait()
+        pin(tmp_path, step, pinned=True)
+    checkpoints.save(small_state(), progress(3))
     checkpoints.wait()
-    (tmp_path / "2" / "manifest.json").unlink()
-    assert checkpoint_steps(tmp_path) == [1]
-    Checkpoints(tmp_path, CONFIG, read_only=True).close()
-    assert (tmp_path / "2").exists()
-    Checkpoints(tmp_path, CONFIG).close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
+    assert checkpoint_steps(tmp_path) == [1, 2, 3]
+    verify(tmp_path, 1)
+    pin(tmp_path, 1, pinned=False)
+    checkpoints.save(small_state(), progress(4))
+    checkpoints.close()
+    assert checkpoint_steps(tmp_path) == [2, 4]
 
 
-def test_a_step_that_is_saved_again_replaces_what_was_there(checkpoints):
-    for value in (1.0, 2.0):
-        checkpoints.save(small_state(value), progress(1))
-    checkpoints.wait()
-    assert_identical(checkpoints.restore(1, small_state()), small_state(2.0), small_state())
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
-def test_a_damaged_file_is_named_and_never_restored(
-    checkpoints, tmp_path: Path, damage: Callable[[Path], None]
+def test_what_a_killed_process_left_half_done_is_removed_and_never_counts(
+    checkpoints, place, tmp_path: Path
 ):
     checkpoints.save(small_state(), progress(1))
     checkpoints.wait()
-    files = [p for p in (tmp_path / "1" / "state").rglob("*") if p.is_file() and p.stat().st_size]
-    assert files
-    for path in files:
+    for name in ("2.saving", "3.removing"):
+        shutil.copytree(tmp_path / "1", tmp_path / name)
+    assert checkpoint_steps(tmp_path) == [1]
+    Checkpoints(place, {}).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
+
+
+def test_a_step_that_is_saved_again_replaces_what_was_there(checkpoints, place):
+    for value in (1.0, 2.0):
+        checkpoints.save(small_state(value), progress(1))
+    checkpoints.wait()
+    assert_identical(restore_state(place.folder, 1, small_state()), small_state(2.0), small_state())
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def add_byte(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def replace_by_link(path: Path) -> None:
+    elsewhere = path.parent.parent.parent.parent / "elsewhere"
+    shutil.copy(path, elsewhere)
+    path.unlink()
+    path.symlink_to(elsewhere)
+
+
+DAMAGES = [flip_byte, truncate, Path.unlink, add_byte, replace_by_link]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named(checkpoints, tmp_path: Path, damage: Callable[[Path], None]):
+    checkpoints.save(small_state(), progress(1))
+    checkpoints.wait()
+    folder = tmp_path / "1"
+    names = [p for p in folder.rglob("*") if p.is_file() and p.stat().st_size]
+    assert folder / "manifest.json" in names
+    assert len(names) > 4
+    for path in names:
         whole = path.read_bytes()
         damage(path)
+        if path.name == "manifest.json" and damage is replace_by_link:
+            continue  # it is what it was
         with pytest.raises(IntegrityError) as refusal:
-            checkpoints.restore(1, small_state())
+            verify(tmp_path, 1)
         assert str(path) in str(refusal.value)
+        path.unlink(missing_ok=True)
         path.write_bytes(whole)
-    assert_identical(checkpoints.restore(1, small_state()), small_state(), small_state())
+    verify(tmp_path, 1)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 99}'])
+def test_sizes_alone_show_a_truncated_file_and_not_a_flipped_byte(checkpoints, tmp_path: Path):
+    checkpoints.save(small_state(), progress(1))
+    checkpoints.wait()
+    (largest, *_) = sorted((tmp_path / "1").rglob("d/*"), key=lambda p: -p.stat().st_size)
+    flip_byte(largest)
+    verify(tmp_path, 1, "sizes")
+    with pytest.raises(IntegrityError):
+        verify(tmp_path, 1, "full")
+    truncate(largest)
+    with pytest.raises(IntegrityError, match="bytes"):
+        verify(tmp_path, 1, "sizes")
+
+
+def test_a_file_that_no_manifest_names_is_refused(checkpoints, tmp_path: Path):
+    checkpoints.save(small_state(), progress(1))
+    checkpoints.wait()
+    (tmp_path / "1" / "state" / "more").write_text("x")
+    with pytest.raises(IntegrityError, match="more"):
+        verify(tmp_path, 1)
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "no manifest"])
+def test_a_damaged_checkpoint_is_quarantined_and_the_one_before_is_taken(
+    checkpoints, place, events, damage
+):
+    for step in (1, 2, 3):
+        checkpoints.save(small_state(step), progress(step))
+    checkpoints.wait()
+    (largest, *_) = sorted((place.folder / "3").rglob("d/*"), key=lambda p: -p.stat().st_size)
+    if damage == "no manifest":
+        (place.folder / "3" / "manifest.json").unlink()
+    else:
+        damage(largest)
+    events.clear()
+    manifest = newest_whole(place)
+    assert manifest is not None
+    assert manifest.progress == progress(2)
+    ((event, details),) = events
+    assert (event, details["step"], details["path"]) == (
+        "quarantined",
+        3,
+        str(place.folder / "3.bad"),
+    )
+    assert str(place.folder / "3") in details["cause"]
+    assert_identical(restore_state(place.folder, 2, small_state()), small_state(2), small_state())
+
+
+def test_where_no_checkpoint_is_whole_none_is_touched_and_all_are_named(checkpoints, place):
+    for step in (1, 2):
+        checkpoints.save(small_state(), progress(step))
+    checkpoints.wait()
+    for step in (1, 2):
+        (place.folder / str(step) / "manifest.json").unlink()
+    with pytest.raises(IntegrityError) as refusal:
+        newest_whole(place)
+    assert all(f"step {step}: " in str(refusal.value) for step in (1, 2))
+    assert sorted(path.name for path in place.folder.iterdir()) == ["1", "2"]
+
+
+def test_a_folder_without_checkpoints_has_no_newest(place):
+    assert newest_whole(place) is None
+
+
+def test_none_that_is_newer_than_asked_for_is_taken(checkpoints, place, events):
+    for step in (1, 2, 3):
+        checkpoints.save(small_state(), progress(step))
+    checkpoints.wait()
+    (place.folder / "3" / "manifest.json").unlink()
+    events.clear()
+    manifest = newest_whole(place, at_most=1)
+    assert manifest is not None
+    assert manifest.progress.step == 1
+    assert not events
+
+
+def rewrite(manifest: Path, **changes) -> None:
+    """Changes a manifest as someone would who knows how it is digested."""
+    said = json.loads(manifest.read_text())
+    said.pop("sha256")
+    said |= changes
+    content = json.dumps(said, sort_keys=True).encode()
+    manifest.write_text(json.dumps({**said, "sha256": hashlib.sha256(content).hexdigest()}))
+
+
+@pytest.mark.parametrize("version", [2, 4])
+def test_a_checkpoint_of_another_format_is_refused_and_left_alone(checkpoints, place, version):
+    for step in (1, 2):
+        checkpoints.save(small_state(), progress(step))
+    checkpoints.wait()
+    rewrite(place.folder / "2" / "manifest.json", format_version=version)
+    with pytest.raises(SettingsError, match=f"format_version={version} must be 3"):
+        newest_whole(place)
+    assert checkpoint_steps(place.folder) == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "state/../../x", "x", "state/./y"])
+def test_a_manifest_names_no_file_outside_the_state(checkpoints, tmp_path: Path, name: str):
+    checkpoints.save(small_state(), progress(1))
+    checkpoints.wait()
+    manifest = tmp_path / "1" / "manifest.json"
+    files = json.loads(manifest.read_text())["files"]
+    rewrite(manifest, files={**files, name: {"bytes": 1, "sha256": "0" * 64}})
+    with pytest.raises(IntegrityError) as refusal:
+        verify(tmp_path, 1)
+    assert repr(name) in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 3}'])
 def test_a_damaged_manifest_is_named(checkpoints, tmp_path: Path, content: str):
     checkpoints.save(small_state(), progress(1))
     checkpoints.wait()
     manifest = tmp_path / "1" / "manifest.json"
     manifest.write_text(content)
     with pytest.raises(IntegrityError, match=str(manifest)):
-        checkpoints.restore(1, small_state())
+        verify(tmp_path, 1)
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(
+    checkpoints, tmp_path: Path
+):
+    checkpoints.save(small_state(), progress(1))
+    checkpoints.wait()
+    other = small_run(small_model(embed_dim=64))
+    with pytest.raises(SettingsError, match=r"model\.embed_dim=32 there, 64 here"):
+        read_manifest(tmp_path, 1).check_model(tmp_path / "1", other)
+    read_manifest(tmp_path, 1).check_model(tmp_path / "1", RUN)
+
+
+def test_parameters_are_restored_without_the_moments(checkpoints, mesh, rng, tmp_path: Path):
+    state = random_state(mesh, rng)
+    checkpoints.save(state, progress(7))
+    checkpoints.wait()
+    params = restore_params(tmp_path, 7, abstract_state(RUN, mesh).params)
+    assert params_digest(params) == params_digest(state.params)
+
+
+def test_a_save_that_fails_is_told_of_and_the_next_one_counts(checkpoints, place, events):
+    checkpoints.save(small_state(), progress(1))
+    checkpoints.wait()
+
+    def refuse() -> None:
+        raise OSError(28, "No space left on device")
+
+    checkpoints.save(small_state(), progress(2), before=refuse)
+    assert "No space left" in (checkpoints.wait() or "")
+    (place.folder / "3.saving").write_text("in the way")
+    checkpoints.save(small_state(), progress(3))
+    assert checkpoints.wait()
+    (place.folder / "3.saving").unlink()
+    checkpoints.save(small_state(4.0), progress(4))
+    assert checkpoints.wait() is None
+    said = [(event, details["step"]) for event, details in events]
+    assert said == [("saved", 1), ("save_failed", 2), ("save_failed", 3), ("saved", 4)]
+    assert sorted(path.name for path in place.folder.iterdir()) == ["1", "4"]
+    assert_identical(restore_state(place.folder, 4, small_state()), small_state(4.0), small_state())
+
+
+def test_a_save_says_its_bytes_and_how_long_the_step_waited(checkpoints, place, events):
+    checkpoints.save(small_state(), progress(1))
+    checkpoints.wait()
+    ((_, details),) = events
+    files = [path for path in (place.folder / "1" / "state").rglob("*") if path.is_file()]
+    assert details["bytes"] == sum(path.stat().st_size for path in files)
+    assert details["stall_sec"] > 0
+    assert details["write_sec"] > 0
+
+
+def test_a_run_that_goes_back_leaves_nothing_of_later_steps_but_what_is_pinned(checkpoints, place):
+    for step in (1, 2, 3):
+        checkpoints.save(small_state(step), progress(step))
+    checkpoints.wait()
+    pin(place.folder, 3, pinned=True)
+    checkpoints.forget_after(1)
+    checkpoints.amend(dataclasses.replace(progress(1), passed_over=(5,), num_rollbacks=1))
+    assert sorted(path.name for path in place.folder.iterdir()) == ["1", "3.aside"]
+    assert verify(place.folder, 1).progress.passed_over == (5,)
+    assert_identical(restore_state(place.folder, 1, small_state()), small_state(1), small_state())
+
+
+def test_a_checkpoint_holds_the_digest_of_the_next_batch(place):
+    checkpoints = Checkpoints(place, {}, lambda at: f"of step {at.step + 1}")
+    checkpoints.save(small_state(), progress(1))
+    checkpoints.close()
+    assert read_progress(place.folder, 1).next_batch_sha256 == "of step 2"
 
 
 def test_the_digest_of_parameters_is_an_interface():

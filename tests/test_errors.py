@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from small_runs import call, content_of, tiny_run, write_text
 
-from launch.train import parse
+from launch.train_settings import parse
 from train.run_folder import RunFolder
 
 RUN_FILES = ("config.json", "events.jsonl", "metrics.jsonl", ".lock")

@@ -50,7 +50,8 @@ def test_what_is_not_finite_is_written_as_null(value: float):
 
 def test_tensorboard_shows_what_the_metrics_say(tmp_path: Path, rng):
     path = tmp_path / "metrics.jsonl"
-    writer = MetricsWriter(path, tmp_path / "tensorboard", first_step=0)
+    writer = MetricsWriter(path, tmp_path / "tensorboard")
+    writer.begin(first_step=0)
     for step in range(1, 6):
         loss, score = (shortest(x) for x in rng.standard_normal(2))
         record = {"step": step, "loss": loss, "eval/loss": score, "mfu_full": None}
@@ -65,7 +66,8 @@ def test_tensorboard_shows_what_the_metrics_say(tmp_path: Path, rng):
 
 
 def test_tensorboard_shows_a_sample_as_text(tmp_path: Path):
-    writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", first_step=0)
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    writer.begin(first_step=0)
     writer.write_text("sample", "# no heading\n*x*", step=7, time=1.0)
     writer.close()
     shown = read_tensorboard(tmp_path / "tensorboard")
@@ -78,11 +80,13 @@ def test_tensorboard_shows_a_sample_as_text(tmp_path: Path):
 
 def test_after_a_resume_tensorboard_shows_the_superseding_values(tmp_path: Path):
     path, tensorboard = tmp_path / "metrics.jsonl", tmp_path / "tensorboard"
-    killed = MetricsWriter(path, tensorboard, first_step=0)
+    killed = MetricsWriter(path, tensorboard)
+    killed.begin(first_step=0)
     for step in range(1, 7):
         killed.write({"step": step, "loss": 100.0 + step}, time=float(step))
     killed.flush()
-    resumed = MetricsWriter(path, tensorboard, first_step=3)
+    resumed = MetricsWriter(path, tensorboard)
+    resumed.begin(first_step=3)
     for step in range(4, 6):
         resumed.write({"step": step, "loss": 200.0 + step}, time=float(step))
     resumed.close()
@@ -93,7 +97,8 @@ def test_after_a_resume_tensorboard_shows_the_superseding_values(tmp_path: Path)
 
 def test_what_was_flushed_outlives_the_process(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
-    writer = MetricsWriter(path, tmp_path / "tensorboard", first_step=0)
+    writer = MetricsWriter(path, tmp_path / "tensorboard")
+    writer.begin(first_step=0)
     writer.write({"step": 1, "loss": 2.5}, time=0.0)
     writer.flush()
     assert read_metrics(path) == {1: {"step": 1, "loss": 2.5}}

@@ -55,10 +55,8 @@ def assert_same_run(run: RunFolder, reference: RunFolder) -> None:
 
 def unfinished(run: RunFolder) -> int:
     """Returns the step whose save is in progress, 0 if none is."""
-    saved = checkpoint_steps(run.checkpoints)
-    begun = run.checkpoints.iterdir() if run.checkpoints.exists() else ()
-    newest = max((int(path.name) for path in begun), default=0)
-    return 0 if newest in saved else newest
+    begun = run.checkpoints.glob("*.saving") if run.checkpoints.exists() else ()
+    return max((int(path.name.removesuffix(".saving")) for path in begun), default=0)
 
 
 def test_a_run_killed_at_a_random_step_goes_on_bit_for_bit(tmp_path, run, uninterrupted):

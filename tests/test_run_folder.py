@@ -150,7 +150,8 @@ def test_a_torn_line_of_metrics_is_closed_and_passed_over(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 3.5}\n{"step": 2, "lo')
     assert read_metrics(path) == {1: {"step": 1, "loss": 3.5}}
-    writer = MetricsWriter(path, tmp_path / "tensorboard", first_step=1)
+    writer = MetricsWriter(path, tmp_path / "tensorboard")
+    writer.begin(first_step=1)
     writer.write({"step": 2, "loss": 3.25}, time=0.0)
     writer.close()
     assert read_metrics(path) == {1: {"step": 1, "loss": 3.5}, 2: {"step": 2, "loss": 3.25}}

@@ -5,79 +5,114 @@ import time
 import jax
 import jax.numpy as jnp
 
-from configs.errors import Diverged
-from configs.run import RunConfig
-from data.mixture import Data
+from configs.errors import Stopped
 from train.checkpoint import Checkpoints
 from train.checkpoint_files import Progress
 from train.evaluate import Evaluator
 from train.generate import Sampler
+from train.guard import Trouble
+from train.log import logger
 from train.metrics import MetricsWriter
 from train.recorder import Recorder
-from train.run_folder import RunFolder
+from train.run import Run
+from train.signals import Wish
 from train.state import TrainState, in_model_order
+
+_RETRIES_SEC = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Waits before a save is tried again after which nothing would come."""
 
 
 class Between:
     """Evaluates, samples and saves when a step asks for it; the last step asks for all three."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        folder: RunFolder,
-        data: Data,
-        mesh: jax.sharding.Mesh,
-        start: Progress,
-        checkpoints: Checkpoints,
-        recorder: Recorder,
-        writer: MetricsWriter,
+        self, run: Run, checkpoints: Checkpoints, recorder: Recorder, writer: MetricsWriter
     ):
-        self._config, self._folder, self._data = config, folder, data
-        self._mesh, self._start = mesh, start
-        self._checkpoints, self._recorder, self._writer = checkpoints, recorder, writer
-        self._evaluate = Evaluator(config, data, mesh)
-        self._sample = Sampler(config, data.tokenizer, mesh)
+        self._run, self._checkpoints = run, checkpoints
+        self._recorder, self._writer = recorder, writer
+        self._evaluate = Evaluator(run.config, run.data, run.mesh)
+        self._sample = Sampler(run.config, run.data.tokenizer, run.mesh)
+        self._is_overdue = False
 
-    def __call__(self, state: TrainState, step: int, *, stops: bool) -> None:
+    def __call__(self, state: TrainState, step: int, wish: Wish) -> None:
         """Does what is due after a step; a run that stops is saved.
 
+        What would be saved while steps go wrong waits until the guard is calm again, or until the
+        run goes back.
+
         Raises:
-            Diverged: the state that should be saved is not finite.
+            Stopped: the run stops or ends here, but its state cannot be saved.
         """
-        config = self._config
+        config, phases = self._run.config, self._run.phases
         evaluates = self._is_due(step, config.eval.every_steps)
         samples = self._is_due(step, config.sample.every_steps)
-        saves = self._is_due(step, config.checkpoint.every_steps) or stops
-        if not (evaluates or samples or saves):
+        saves = self._is_due(step, config.checkpoint.every_steps) or self._is_overdue
+        is_last = wish.stop is not None or step == config.train.num_steps
+        if not (evaluates or samples or saves or wish.save or is_last):
             return
         with self._recorder.paused():
-            evaluation = self._evaluate(state.params) if evaluates and self._evaluate.sets else None
+            with phases.phase("evaluation", "eval"):
+                evaluation = (
+                    self._evaluate(state.params) if evaluates and self._evaluate.sets else None
+                )
             self._recorder.finish(evaluation and evaluation.record())
             if samples:
-                text = self._sample(state.params, step)
-                self._folder.write_sample(step, text)
-                self._writer.write_text("sample", text, step, time.time())
-            if saves:
-                self._save(state, step, evaluation and evaluation.loss)
+                with phases.phase("evaluation", "eval"):
+                    self._show(self._sample(state.params, step), step)
+            self._is_overdue = saves and self._recorder.is_worried and not is_last
+            if (saves or wish.save or is_last) and not self._is_overdue:
+                with phases.phase("save_stall", "save"):
+                    self._save(state, step, evaluation and evaluation.loss, is_last=is_last)
 
-    def _save(self, state: TrainState, step: int, eval_loss: float | None) -> None:
+    def _show(self, text: str, step: int) -> None:
+        if not self._run.folder.write_sample(step, text):
+            logger.warning(f"the sample of step {step} could not be written")
+        self._writer.write_text("sample", text, step, time.time())
+
+    def _save(
+        self, state: TrainState, step: int, eval_loss: float | None, *, is_last: bool
+    ) -> None:
+        if self._recorder.trouble is not None:
+            return
+        start = self._recorder.start
         if not _is_finite(state):
-            raise Diverged(
-                f"the state of step {step} is not finite; the checkpoint before it is kept"
-            )
-        self._writer.flush()  # a checkpoint never counts before the lines up to it are on disk
+            cause = f"the state of step {step} is not finite"
+            self._recorder.trouble = Trouble(start.step + 1, step, cause)
+            return
         progress = Progress(
             step=step,
             tokens=self._recorder.tokens,
-            data_sha256=self._data.digest,
-            data_folders=self._data.folders,
-            passed_over=self._start.passed_over,
+            data_sha256=self._run.data.digest,
+            passed_over=start.passed_over,
+            num_rollbacks=start.num_rollbacks,
+            guard=self._recorder.guard.memory(),
+            ledger=self._run.phases.ledger.snapshot(),
             eval_loss=eval_loss,
+            **self._run.position(),
         )
-        self._checkpoints.save(in_model_order(state, self._config, self._mesh), progress)
+        ordered = in_model_order(state, self._run.config, self._run.mesh)
+        # A checkpoint never counts before the lines up to it are on disk.
+        self._checkpoints.save(ordered, progress, before=self._writer.flush)
+        if is_last:
+            self._insist(ordered, progress)
+
+    def _insist(self, ordered: TrainState, progress: Progress) -> None:
+        """Returns when the save that was begun counts, which is tried again where it fails."""
+        for wait_sec in _RETRIES_SEC:
+            if self._checkpoints.wait() is None:
+                return
+            time.sleep(wait_sec)
+            self._checkpoints.save(ordered, progress, before=self._writer.flush)
+        cause = self._checkpoints.wait()
+        if cause is not None:
+            older = self._run.folder.newest_step()
+            raise Stopped(
+                f"step {progress.step} could not be saved ({cause}); the newest checkpoint is "
+                f"{f'that of step {older}' if older else 'none'}"
+            )
 
     def _is_due(self, step: int, period: int | None) -> bool:
-        is_last = step == self._config.train.num_steps
+        is_last = step == self._run.config.train.num_steps
         return is_last or (period is not None and step % period == 0)
 
 

@@ -1,147 +1,226 @@
 """Saves the state in the background and restores it, through Orbax."""
 
-import functools
-import hashlib
+import errno
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding, PartitionSpec
 
-from configs.run import CheckpointConfig
-from sharding.processes import ALONE, Processes
+from configs.errors import TesseraError
+from sharding.processes import EndedElsewhere
 from train.checkpoint_files import (
+    STATE,
+    FileEntry,
+    Manifest,
     Progress,
-    digest_files,
+    begin_save,
+    checkpoint_folders,
+    describe_files,
+    finish_save,
+    is_pinned,
+    read_manifest,
+    remove_checkpoint,
     remove_surplus,
     remove_unfinished,
-    verify,
+    set_aside,
     write_manifest,
 )
+from train.copies import Copies
+from train.optimizer import Params
+from train.recovery import Place, words
 from train.state import TrainState
 
 
 class Checkpoints:
-    """Writes the checkpoints of one run in the background, and restores them.
+    """Writes the checkpoints of one run in the background.
 
-    Of several processes each writes, digests and verifies its part; the first does the rest.
+    Of several processes each writes and digests its part; the first does the rest. A save that
+    fails is told as an event and leaves nothing behind; training goes on.
     """
 
     def __init__(
         self,
-        folder: Path,
-        config: CheckpointConfig,
-        processes: Processes = ALONE,
-        *,
-        read_only: bool = False,
+        place: Place,
+        settings: Mapping[str, Any],
+        next_batch: Callable[[Progress], str | None] = lambda progress: None,
     ):
-        self._folder = folder.absolute()
-        self._config = config
-        self._processes = processes
+        """Removes what a killed process left unfinished.
+
+        Args:
+            settings: of the run, by flat name; they go into every manifest.
+            next_batch: the digest of the batch that follows; it is computed in the background.
+        """
+        self._place, self._processes = place, place.processes
+        self._settings = dict(settings)
+        self._next_batch = next_batch
         self._saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._finished: Future[None] | None = None
-        if not read_only and processes.is_first:
-            remove_unfinished(self._folder)
-
-    def save(self, state: TrainState, progress: Progress) -> None:
-        """Begins to save a state, after waiting for the save before it."""
-        self.wait()
-        folder = self._folder / str(progress.step)
+        self._finished: Future[str | None] | None = None
+        self._copies = Copies(place)
         if self._processes.is_first:
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that went on from an older one
-            folder.mkdir(parents=True)
-        self._processes.wait("checkpoint folder")
-        if jax.default_backend() == "cpu":
-            # On a CPU Orbax writes from the arrays themselves, and the next step would reuse them.
-            state = jax.tree.map(jnp.copy, state)
-        self._saver.save(folder / "state", args=ocp.args.StandardSave(state))
-        self._finished = self._background.submit(self._finish, folder, progress)
+            remove_unfinished(place.folder)
 
-    def _finish(self, folder: Path, progress: Progress) -> None:
-        self._saver.wait_until_finished()  # in every process: all parts are on disk
-        own = digest_files(folder, part=self._processes.index, num_parts=self._processes.num)
-        parts = self._processes.gather("checkpoint digests", own)
-        if self._processes.is_first:
-            digests = {name: digest for part in parts for name, digest in part.items()}
-            write_manifest(folder, progress, digests)
-            remove_surplus(self._folder, self._config)
-        self._processes.wait("checkpoint written")
+    def save(
+        self,
+        state: TrainState,
+        progress: Progress,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begins to save a state, after waiting for the save before it.
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """Returns the state of a checkpoint, each leaf where `like` (shapes, shardings) wants it.
-
-        Raises:
-            IntegrityError: a file is missing or differs from what the manifest says.
+        Args:
+            before: called in the first process; the save fails if it raises OSError.
         """
-        verify(self._folder, step, part=self._processes.index, num_parts=self._processes.num)
-        self._processes.wait("checkpoint verified")
-        path = self._folder / str(step) / "state"
-        return self._saver.restore(path, args=ocp.args.StandardRestore(like))
+        began = time.perf_counter()
+        self.wait()
+        making, cause = None, None
+        if self._processes.is_first:
+            try:
+                before()
+                _check_space(self._place.folder, state)
+                making = begin_save(self._place.folder, progress.step)
+            except OSError as error:
+                cause = words(error)
+        making, cause = self._processes.from_first("save", [making and str(making), cause])
+        if cause is None:
+            try:
+                if jax.default_backend() == "cpu":
+                    # Orbax writes from a CPU's arrays themselves, which the next step would reuse.
+                    state = jax.tree.map(jnp.copy, state)
+                self._saver.save(Path(making) / STATE, args=ocp.args.StandardSave(state))
+            except (OSError, ValueError) as error:
+                cause = words(error)
+        stall_sec = time.perf_counter() - began
+        self._finished = self._background.submit(
+            self._finish, making and Path(making), progress, stall_sec, cause
+        )
 
-    def wait(self) -> None:
-        """Returns when the save that was begun counts; raises what went wrong in it."""
-        if self._finished is not None:
-            finished, self._finished = self._finished, None
-            finished.result()
+    def _finish(
+        self, making: Path | None, progress: Progress, stall_sec: float, cause: str | None
+    ) -> str | None:
+        """Makes a save that was begun count; returns why it does not, the same in every process."""
+        began = time.perf_counter()
+        files: dict[str, FileEntry] = {}
+        if cause is None:
+            assert making is not None
+            try:
+                self._saver.wait_until_finished()  # in every process: all parts are on disk
+                part, num_parts = self._processes.index, self._processes.num
+                files = describe_files(making, part=part, num_parts=num_parts)
+            except EndedElsewhere:
+                raise
+            except Exception as error:  # of whatever stands between Orbax and the disk
+                cause = words(error)
+        parts = self._processes.gather("saved parts", [cause, files])
+        if self._processes.is_first:
+            cause = next((cause for cause, _ in parts if cause), None)
+            files = {name: FileEntry(*entry) for _, part in parts for name, entry in part.items()}
+            cause = cause or self._make_whole(making, progress, files)
+            if cause is None:
+                self._place.say(
+                    "saved",
+                    step=progress.step,
+                    bytes=sum(entry.bytes for entry in files.values()),
+                    stall_sec=round(stall_sec, 4),
+                    write_sec=round(time.perf_counter() - began, 4),
+                )
+            else:
+                if making is not None:
+                    shutil.rmtree(making, ignore_errors=True)
+                self._place.say("save_failed", step=progress.step, cause=cause)
+        return self._processes.from_first("saved", cause)
+
+    def _make_whole(
+        self, making: Path | None, progress: Progress, files: Mapping[str, FileEntry]
+    ) -> str | None:
+        """Gives a checkpoint its manifest and its name; returns why that failed."""
+        assert making is not None
+        try:
+            progress = replace(progress, next_batch_sha256=self._next_batch(progress))
+            manifest = Manifest(progress=progress, settings=self._settings, files=dict(files))
+            whole = finish_save(making, manifest)
+            self._copies.begin(whole)
+            spared = self._copies.in_progress
+            remove_surplus(self._place.folder, self._place.config, spared=spared)
+        except (OSError, TesseraError) as error:
+            return words(error)
+        return None
+
+    def forget_after(self, step: int) -> None:
+        """Takes away the checkpoints of later steps, which the run has gone back from."""
+        self.wait()
+        if self._processes.is_first:
+            folder = self._place.folder
+            for later in checkpoint_folders(folder):
+                if later > step:
+                    (set_aside if is_pinned(folder, later) else remove_checkpoint)(folder, later)
+            self._copies.forget_after(step)
+        self._processes.wait("checkpoints forgotten")
+
+    def amend(self, progress: Progress) -> None:
+        """Says anew where the run stands at a checkpoint, whose arrays stay as they are."""
+        if self._processes.is_first:
+            folder, step = self._place.folder, progress.step
+            manifest = read_manifest(folder, step)
+            progress = replace(progress, next_batch_sha256=self._next_batch(progress))
+            write_manifest(folder / str(step), replace(manifest, progress=progress))
+        self._processes.wait("checkpoint amended")
+
+    def wait(self) -> str | None:
+        """Waits for the save that was begun; returns why it failed, None if it counts."""
+        if self._finished is None:
+            return None
+        finished, self._finished = self._finished, None
+        return finished.result()
 
     def close(self) -> None:
-        """Waits, then ends the background threads."""
+        """Waits for saves and copies, then ends the background threads."""
         try:
             self.wait()
         finally:
+            self._copies.close()
             self._background.shutdown()
             self._saver.close()
 
 
-def params_digest(params: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 over sorted paths, shapes, dtypes and little-endian bytes of arrays.
+def _check_space(folder: Path, state: TrainState) -> None:
+    """Raises OSError unless the disk has room for a state, before any of it is written."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC, f"{folder} has {free:,} bytes free, but a save needs {needed:,}"
+        )
 
-    Every process that holds a part of an array must call it; each gets the same digest.
+
+def restore_state(folder: Path, step: int, like: TrainState) -> TrainState:
+    """Returns the state of a verified checkpoint, each leaf where `like` wants it.
+
+    Args:
+        like: shapes, dtypes and shardings; it may be another layout than that of the save.
     """
-    total = hashlib.sha256()
-    leaves, _ = jax.tree.flatten_with_path(params)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
-    for name, array in sorted(named.items()):
-        total.update(f"{name}\0{array.shape}\0{array.dtype.name}\0".encode())
-        for piece in on_host(array):
-            total.update(piece.astype(piece.dtype.newbyteorder("<")).tobytes())
-    return total.hexdigest()
+    handler = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    path = folder.absolute() / str(step) / STATE
+    return handler.restore(path, args=ocp.args.StandardRestore(like))
 
 
-def on_host(array: Any) -> Iterator[np.ndarray]:
-    """Yields an array in order: at once where this process holds all of it, else in pieces."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        yield from gather_pieces(array)
-    else:
-        yield jax.device_get(array)
-
-
-def gather_pieces(array: jax.Array, piece_bytes: int = 1 << 26) -> Iterator[np.ndarray]:
-    """Yields whole rows of an array, each piece from all devices, of at most so many bytes.
-
-    A row is what the first dim counts, such as a layer; a piece has at least one.
-    """
-    assert isinstance(array.sharding, NamedSharding)
-    gather_rows = _row_gatherer(array.sharding.mesh)
-    num_rows = array.shape[0] if array.ndim else 1
-    num_together = max(1, piece_bytes * num_rows // max(array.nbytes, 1))
-    for first in range(0, num_rows, num_together):
-        yield np.asarray(gather_rows(array, first, min(num_together, num_rows - first)))
-
-
-@functools.cache
-def _row_gatherer(mesh: jax.sharding.Mesh) -> Any:
-    @functools.partial(
-        jax.jit, static_argnums=2, out_shardings=NamedSharding(mesh, PartitionSpec())
-    )
-    def gather_rows(array: jax.Array, first: jax.Array, size: int) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(array, first, size) if array.ndim else array
-
-    return gather_rows
+def restore_params(folder: Path, step: int, like: Params) -> Params:
+    """Returns the parameters of a verified checkpoint alone; its moments are not read."""
+    handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    wanted = {"params": like}
+    return handler.restore(
+        folder.absolute() / str(step) / STATE,
+        args=ocp.args.PyTreeRestore(
+            item=wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=True,
+        ),
+    )["params"]

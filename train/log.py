@@ -24,7 +24,12 @@ logger = logging.getLogger("tessera")
 
 def log_to_file(path: Path) -> None:
     """Appends every line of the log to a file, with its time."""
-    handler = logging.FileHandler(path)
+
+    class File(logging.FileHandler):
+        def handleError(self, record: logging.LogRecord) -> None:
+            """Leaves out a line that the disk does not take, where others would print why."""
+
+    handler = File(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
 

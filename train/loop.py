@@ -1,29 +1,33 @@
 """A run from its first step, or from where it was left, to its last."""
 
 import contextlib
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 from rich.console import Console
 
-from configs.errors import Stopped
-from configs.run import RunConfig
-from data.batches import train_batches
-from data.mixture import Data
-from sharding.processes import Processes
+from configs.errors import Diverged, IntegrityError, Stopped
+from configs.settings import flatten
+from data.batches import batch_digest, data_step, train_batches
 from sharding.rules import sharding
 from train.between import Between
-from train.checkpoint import Checkpoints, params_digest
-from train.checkpoint_files import Progress, checkpoint_steps, read_progress
-from train.feed import Feed
+from train.branch import InitFrom, branched_progress, check_source
+from train.checkpoint import Checkpoints, restore_params, restore_state
+from train.checkpoint_files import Manifest, Progress, verify
+from train.digest import params_digest
+from train.feed import Feed, abstract_batch
+from train.guard import Trouble
 from train.log import Display, logger
+from train.memory import check_memory
 from train.metrics import open_metrics
 from train.recorder import Recorder
-from train.run_folder import Record, RunFolder, read_metrics
+from train.recovery import Place, newest_whole
+from train.replay import step_twice
+from train.run import Run, generator_key
+from train.run_folder import Record, read_metrics
+from train.signals import SharedSignals, Signals
 from train.state import TrainState, abstract_state, in_model_order, in_stage_order, init_state
-from train.step import compile_train_step
-from train.stop import SharedStop, StopSignals
+from train.step import TrainStep, compile_train_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,115 +39,268 @@ class Outcome:
     params_sha256: str
 
 
-def train(
-    config: RunConfig,
-    folder: RunFolder,
-    data: Data,
-    mesh: jax.sharding.Mesh,
-    processes: Processes,
-    stop: StopSignals,
-    console: Console,
-) -> Outcome:
-    """Trains to train.num_steps, going on from the newest checkpoint in the folder.
+def train(run: Run, signals: Signals, console: Console) -> Outcome:
+    """Trains to train.num_steps, going on from the newest whole checkpoint of the run.
 
-    The caller holds the folder, has set the mesh (jax.set_mesh), and has checked that the newest
-    checkpoint continues with these settings and this data. Every process of the run calls it.
+    The caller holds the folder and has set the mesh (jax.set_mesh). Every process calls it.
 
     Raises:
-        Stopped: a signal came to a process; the state was saved.
-        Diverged: too many steps in a row were not finite.
-        IntegrityError: a checkpoint is not what its manifest says.
+        Stopped: a signal came to a process, and the state was saved; or its last save failed.
+        Diverged: steps were not finite or losses too high, and going back did not help.
+        Corrupted: a device computed a step in two ways.
+        IntegrityError: no checkpoint is whole, or the data gives another batch than before.
+        SettingsError: a checkpoint is of another model or format, or the state would not fit.
     """
+    config, folder, phases = run.config, run.folder, run.phases
+
     # The state: as it was left, or new.
-    checkpoints = Checkpoints(folder.checkpoints, config.checkpoint, processes)
-    state, start = _restore_or_init(config, folder, data, mesh, checkpoints)
+    place = Place(folder.checkpoints.absolute(), config.checkpoint, run.processes, run.durable)
+    place = replace(place, say=run.say)
+    checkpoints = Checkpoints(place, flatten(config), lambda at: _next_batch_digest(run, at))
+    state, start = _restore_or_init(run, place, checkpoints)
     if start.step == config.train.num_steps:
         logger.info(f"nothing is left to do: the run has reached train.num_steps={start.step}")
-        return _finish(folder, in_model_order(state, config, mesh))
-
-    # The data: the batches of the steps that are left.
-    feed = _train_feed(config, data, mesh, start)
+        return _finish(run, in_model_order(state, config, run.mesh))
 
     # The step: compiled once, for these shapes and this layout.
-    began = time.perf_counter()
-    train_step = compile_train_step(config, state, feed.abstract_batch)
-    compile_sec = time.perf_counter() - began
+    with phases.phase("compile", "compile"):
+        train_step = compile_train_step(config, state, _abstract_batch(run))
+    compile_sec = phases.last_sec("compile")
     logger.info(f"compiled the step in {compile_sec:.1f} s")
     folder.add_event("compiled", compile_sec=round(compile_sec, 3))
 
-    # The steps; a signal is acted on between two of them.
+    # The steps, in one leg, or in several where the run goes back; a signal is acted on between
+    # two of them.
     with (
-        stop.deferred(),
-        open_metrics(folder, first_step=start.step) as writer,
+        signals.deferred(),
+        open_metrics(folder) as writer,
         Display(console, first_step=start.step, num_steps=config.train.num_steps) as display,
         contextlib.closing(checkpoints),
-        processes.together(),
+        run.processes.together(),
+        phases.phase("step", "unlimited"),
     ):
-        recorder = Recorder(
-            config,
-            folder,
-            writer,
-            display,
-            tokens=start.tokens,
-            bytes_per_token=data.bytes_per_token(config.data),
-        )
-        between = Between(config, folder, data, mesh, start, checkpoints, recorder, writer)
-        shared_stop = SharedStop(stop, processes, mesh)
-        for step in range(start.step + 1, config.train.num_steps + 1):
-            state, metrics = train_step(state, next(feed))
-            recorder.add(step, metrics, feed.wait_sec)
-            wish = shared_stop.look()
-            between(state, step, stops=wish is not None)
-            if wish and step < config.train.num_steps:
-                checkpoints.wait()
-                folder.add_event("stopped", step=step, **wish)
-                where = f" of process {wish['process']}" if "process" in wish else ""
-                raise Stopped(
-                    f"stopped by {wish['cause']}{where}; step {step} of "
-                    f"{config.train.num_steps} is saved"
+        recorder = Recorder(run, writer, display)
+        between = Between(run, checkpoints, recorder, writer)
+        shared = SharedSignals(signals, run.processes, run.mesh)
+        while True:
+            writer.begin(start.step)
+            recorder.begin(start)
+            state = _leg(run, state, start, train_step, shared, recorder, between)
+            if recorder.trouble is None:
+                break
+            del state  # before another is made: there may be no room for two
+            state, start = _go_back(run, recorder.trouble, start, place, checkpoints)
+    return _finish(run, in_model_order(state, config, run.mesh))
+
+
+def _leg(
+    run: Run,
+    state: TrainState,
+    start: Progress,
+    train_step: TrainStep,
+    shared: SharedSignals,
+    recorder: Recorder,
+    between: Between,
+) -> TrainState:
+    """Takes steps until the last one is done, or until the recorder finds that they go wrong."""
+    config, phases = run.config, run.phases
+    num_steps, period = config.train.num_steps, config.guard.replay_every_steps
+    feed = _train_feed(run, start)
+    for step in range(start.step + 1, num_steps + 1):
+        with phases.phase("step", "step"):
+            with phases.phase("data_wait"):
+                batch = next(feed)
+            if period is not None and step % period == 0:
+                state, metrics = step_twice(
+                    train_step, state, batch, step=step, processes=run.processes
                 )
-    return _finish(folder, in_model_order(state, config, mesh))
+            else:
+                state, metrics = train_step(state, batch)
+            recorder.add(step, metrics, feed.wait_sec)
+        wish = shared.look()
+        between(state, step, wish)
+        if recorder.trouble is not None:
+            break
+        if wish.stop is not None and step < num_steps:
+            run.folder.add_event("stopped", step=step, **wish.stop)
+            where = f" of process {wish.stop['process']}" if "process" in wish.stop else ""
+            raise Stopped(
+                f"stopped by {wish.stop['cause']}{where}; step {step} of {num_steps} is saved"
+            )
+    return state
 
 
-def _train_feed(config: RunConfig, data: Data, mesh: jax.sharding.Mesh, start: Progress) -> Feed:
-    """Returns the batches of the steps after `start`, of which this process reads its rows."""
-    return Feed(
-        lambda rows: train_batches(
-            data,
-            config.data,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            rows=rows,
-            passed_over=start.passed_over,
-        )[start.step :],
-        config.data,
-        sharding=sharding(mesh, "act_batch", "act_len"),
-        batch_size=config.train.batch_size,
+def _go_back(
+    run: Run, trouble: Trouble, start: Progress, place: Place, checkpoints: Checkpoints
+) -> tuple[TrainState, Progress]:
+    """Returns an older state, and its progress with the batches passed over that did it.
+
+    Raises:
+        Diverged: the run went back guard.max_rollbacks times already.
+    """
+    allowed, first, last = run.config.guard.max_rollbacks, trouble.first_step, trouble.last_step
+    steps = f"step {first}" if first == last else f"steps {first} to {last}"
+    if start.num_rollbacks >= allowed:
+        raise Diverged(
+            f"{trouble.cause} ({steps}), after {start.num_rollbacks} rollbacks, as many as "
+            f"guard.max_rollbacks={allowed} allows: try a lower optim.peak_lr in a new run, or "
+            "look at the text with ./tessera inspect"
+        )
+    items = [data_step(step - 1, start.passed_over) for step in range(first, last + 1)]
+    changed = {
+        "passed_over": tuple(sorted({*start.passed_over, *items})),
+        "num_rollbacks": start.num_rollbacks + 1,
+    }
+    checkpoints.wait()
+    manifest = newest_whole(place, at_most=first - 1)
+    if manifest is None:
+        checkpoints.forget_after(0)
+        state, progress = _init(run)
+        progress = replace(progress, **changed)
+        checkpoints.save(in_model_order(state, run.config, run.mesh), progress)
+    else:
+        progress = replace(manifest.progress, **changed)
+        checkpoints.forget_after(progress.step)
+        checkpoints.amend(progress)
+        state = _restore(run, progress.step)
+    run.phases.ledger.lose_since(progress.ledger)
+    logger.warning(
+        f"{trouble.cause} ({steps}): going back to step {progress.step} and passing over "
+        f"{len(items)} of its batches (rollback {progress.num_rollbacks} of {allowed}); "
+        f"./tessera inspect {run.folder.path} --batch {items[0]} shows the text of the first"
     )
+    run.folder.add_event(
+        "rolled_back",
+        step=last,
+        to_step=progress.step,
+        cause=trouble.cause,
+        batches=[first, last],
+        passed_over=items,
+        rollbacks=progress.num_rollbacks,
+        layers=trouble.layers,
+    )
+    return state, progress
 
 
 def _restore_or_init(
-    config: RunConfig,
-    folder: RunFolder,
-    data: Data,
-    mesh: jax.sharding.Mesh,
-    checkpoints: Checkpoints,
+    run: Run, place: Place, checkpoints: Checkpoints
 ) -> tuple[TrainState, Progress]:
-    """Returns the state and progress of the newest checkpoint, or those of step 0."""
-    steps = checkpoint_steps(folder.checkpoints)
-    if not steps:
-        key = jax.random.fold_in(jax.random.key(config.train.seed), 0)
+    """Returns the state and progress of the newest whole checkpoint, or those of step 0."""
+    check_memory(run.config, run.mesh)
+    manifest = newest_whole(place)
+    if manifest is None:
+        run.phases.ledger.lose_since({})
+        if run.init_from is not None:
+            return _branch(run, run.init_from, checkpoints)
         logger.info("starting at step 0")
-        return init_state(config, key, mesh), Progress(step=0, tokens=0, data_sha256=data.digest)
-    progress = read_progress(folder.checkpoints, steps[-1])
-    saved = checkpoints.restore(progress.step, abstract_state(config, mesh))
-    logger.info(f"resuming at step {progress.step} of {config.train.num_steps}")
-    folder.add_event("resumed", step=progress.step)
-    return in_stage_order(saved, config, mesh), progress
+        return _init(run)
+    progress = manifest.progress
+    manifest.check_model(place.folder / str(progress.step), run.config)
+    progress.check_continues(run.config, run.data.digest)
+    _check_next_batch(run, manifest)
+    state = _restore(run, progress.step)
+    logger.info(f"resuming at step {progress.step} of {run.config.train.num_steps}")
+    run.folder.add_event("resumed", step=progress.step)
+    run.phases.ledger.lose_since(progress.ledger)
+    return state, progress
 
 
-def _finish(folder: RunFolder, state: TrainState) -> Outcome:
+def _branch(run: Run, source: InitFrom, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
+    """Returns the state that a new run takes over from another one, saved as its own by then."""
+    config, like = run.config, abstract_state(run.config, run.mesh)
+    manifest = check_source(source, config)
+    verify(source.checkpoints, source.step, config.checkpoint.verify)
+    state, progress = _init(run)
+    if source.with_optimizer:
+        del state  # there may be no room for two
+        state = restore_state(source.checkpoints, source.step, like)
+        progress = replace(progress, **branched_progress(manifest, run.data.digest))
+    else:
+        state = state._replace(params=restore_params(source.checkpoints, source.step, like.params))
+    checkpoints.save(state, progress)
+    what = "weights, moments and place" if source.with_optimizer else "weights"
+    logger.info(f"starting at step {progress.step} with the {what} of {source.run}@{source.step}")
+    run.folder.add_event("branched", **source.described())
+    return in_stage_order(state, config, run.mesh), progress
+
+
+def _init(run: Run) -> tuple[TrainState, Progress]:
+    key = jax.random.fold_in(jax.random.key(run.config.train.seed), 0)
+    progress = Progress(step=0, tokens=0, data_sha256=run.data.digest, **run.position())
+    return init_state(run.config, key, run.mesh), progress
+
+
+def _restore(run: Run, step: int) -> TrainState:
+    folder, like = run.folder.checkpoints, abstract_state(run.config, run.mesh)
+    return in_stage_order(restore_state(folder, step, like), run.config, run.mesh)
+
+
+def _check_next_batch(run: Run, manifest: Manifest) -> None:
+    """Raises IntegrityError unless the next batch and generator are those that the run would have.
+
+    Where settings were changed on purpose that decide the batches there is nothing to compare.
+    """
+    progress, cause = manifest.progress, None
+    if not manifest.gives_batches_of(run.config):
+        return
+    key = generator_key(run.config.train.seed)
+    if progress.generator_key not in (None, key):
+        raise IntegrityError(
+            f"the generator of random numbers is {key}, the run has {progress.generator_key}: "
+            "start with the environment (JAX_DEFAULT_PRNG_IMPL, JAX_THREEFRY_PARTITIONABLE) and "
+            "the JAX of the run, or give another --run-dir"
+        )
+    if run.processes.is_first and progress.next_batch_sha256 is not None:
+        found = _next_batch_digest(run, progress)
+        if found != progress.next_batch_sha256:
+            cause = (
+                f"the batch of step {progress.step + 1} has sha256 {found[:12]}, but the run "
+                f"would have taken {progress.next_batch_sha256[:12]}: its data or the order of it "
+                "is another one; restore the prepared data and the version of Tessera and Grain, "
+                "or give another --run-dir"
+            )
+    cause = run.processes.from_first("next batch", cause)
+    if cause is not None:
+        raise IntegrityError(cause)
+
+
+def _batches(run: Run, start: Progress, rows: list[int] | None):
+    """Returns the batches of the steps after `start`, or just some rows of them."""
+    train = run.config.train
+    return train_batches(
+        run.data,
+        run.config.data,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        rows=rows,
+        passed_over=start.passed_over,
+    )[start.step :]
+
+
+def _next_batch_digest(run: Run, at: Progress) -> str:
+    batch = _batches(run, at, rows=None)[0]
+    assert batch is not None  # the dataset goes on for ever
+    return batch_digest(batch)
+
+
+def _train_feed(run: Run, start: Progress) -> Feed:
+    """Returns the batches of the steps after `start`, of which this process reads its rows."""
+    return Feed(
+        lambda rows: _batches(run, start, rows),
+        run.config.data,
+        sharding=sharding(run.mesh, "act_batch", "act_len"),
+        batch_size=run.config.train.batch_size,
+    )
+
+
+def _abstract_batch(run: Run):
+    config = run.config
+    layout = sharding(run.mesh, "act_batch", "act_len")
+    return abstract_batch(layout, config.train.batch_size, config.data.sequence_len)
+
+
+def _finish(run: Run, state: TrainState) -> Outcome:
     step = int(state.step)
     digest = params_digest(state.params)
-    folder.add_event("finished", step=step, params_sha256=digest)
-    return Outcome(record=read_metrics(folder.metrics)[step], params_sha256=digest)
+    run.folder.add_event("finished", step=step, params_sha256=digest)
+    return Outcome(record=read_metrics(run.folder.metrics)[step], params_sha256=digest)

@@ -1,8 +1,7 @@
 """What a run says of itself at each logged step: metrics.jsonl and the same for TensorBoard."""
 
-import json
+import contextlib
 import math
-import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +12,7 @@ from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from train.run_folder import Record, RunFolder, close_torn_line
+from train.run_folder import Lines, Record, RunFolder
 
 
 def shortest(value: Any) -> float | None:
@@ -24,34 +23,37 @@ def shortest(value: Any) -> float | None:
     return float(str(np.float32(value))) if math.isfinite(value) else None
 
 
-def open_metrics(folder: RunFolder, *, first_step: int) -> "MetricsWriter":
-    """Returns what writes the metrics of a run from the step after first_step on."""
-    if not folder.is_writer:
-        return SilentWriter()
-    return MetricsWriter(folder.metrics, folder.tensorboard, first_step=first_step)
+def open_metrics(folder: RunFolder) -> "MetricsWriter":
+    """Returns what writes the metrics of a run."""
+    return MetricsWriter(folder.metrics, folder.tensorboard) if folder.is_writer else SilentWriter()
 
 
 class MetricsWriter:
-    """Appends records to metrics.jsonl and to TensorBoard's event file."""
+    """Appends records to metrics.jsonl and to TensorBoard's event file.
 
-    def __init__(self, path: Path, tensorboard: Path, *, first_step: int):
-        close_torn_line(path)
-        self._file = path.open("a")
-        self._events = EventFileWriter(str(tensorboard), flush_secs=10)
-        # Tells TensorBoard that a restarted run begins here: what it had beyond is superseded.
+    Where the disk is full records are kept and written later; what TensorBoard would have shown
+    meanwhile is left out.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path):
+        self._lines = Lines(path)
+        self._tensorboard = tensorboard
+        self._events: EventFileWriter | None = None
+
+    def begin(self, first_step: int) -> None:
+        """Tells TensorBoard that a run goes on here: what it had beyond is superseded."""
         start = SessionLog(status=SessionLog.START)
-        self._events.add_event(Event(step=first_step + 1, session_log=start))
+        self._add(Event(step=first_step + 1, session_log=start))
 
     def write(self, record: Record, time: float) -> None:
         """Appends one record; `time` is the wall clock of its step, in seconds."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._lines.add(record)
         values = [
             Summary.Value(tag=_tag(name), simple_value=value)
             for name, value in record.items()
             if value is not None and name != "step"
         ]
-        self._add(Summary(value=values), record["step"], time)
+        self._add(Event(step=record["step"], wall_time=time, summary=Summary(value=values)))
 
     def write_text(self, name: str, text: str, step: int, time: float) -> None:
         """Shows a text in TensorBoard, as it is and not as markup."""
@@ -61,16 +63,22 @@ class MetricsWriter:
             metadata=create_summary_metadata(display_name=name, description=""),
             tensor=make_tensor_proto(indented),
         )
-        self._add(Summary(value=[value]), step, time)
+        self._add(Event(step=step, wall_time=time, summary=Summary(value=[value])))
 
-    def _add(self, summary: Summary, step: int, time: float) -> None:
-        self._events.add_event(Event(step=step, wall_time=time, summary=summary))
+    def _add(self, event: Event) -> None:
+        try:
+            if self._events is None:
+                self._events = EventFileWriter(str(self._tensorboard), flush_secs=10)
+            self._events.add_event(event)
+        except OSError:  # its thread has ended: begin another file when there is room
+            self._events = None
 
     def flush(self) -> None:
-        """Returns when everything that was written is on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._events.flush()
+        """Returns when everything that was written is on disk; OSError if it does not take it."""
+        self._lines.flush()
+        with contextlib.suppress(OSError):
+            if self._events is not None:
+                self._events.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -79,10 +87,12 @@ class MetricsWriter:
         self.close()
 
     def close(self) -> None:
-        """Flushes and closes both files."""
-        self.flush()
-        self._file.close()
-        self._events.close()
+        """Writes what is left, as far as the disk takes it, and closes both files."""
+        with contextlib.suppress(OSError):
+            self.flush()
+        with contextlib.suppress(OSError):
+            if self._events is not None:
+                self._events.close()
 
 
 class SilentWriter(MetricsWriter):
@@ -90,6 +100,9 @@ class SilentWriter(MetricsWriter):
 
     def __init__(self) -> None:
         pass
+
+    def begin(self, first_step: int) -> None:
+        """Does nothing."""
 
     def write(self, record: Record, time: float) -> None:
         """Does nothing."""

@@ -1,20 +1,24 @@
 """Turns what the device says of each step into records: counts, speeds, and the guard."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from configs.counts import count
-from configs.errors import Diverged
 from configs.hardware import peak_flops
-from configs.run import RunConfig
+from data.batches import data_step
+from train.checkpoint_files import Progress
+from train.guard import Guard, Trouble
 from train.log import Display, logger
 from train.metrics import MetricsWriter, shortest
-from train.run_folder import Record, RunFolder
+from train.run import Run
+from train.run_folder import Record
 from train.step import Metrics
 
 
@@ -25,29 +29,31 @@ class Recorder:
     before, without evaluation, sampling and waiting for saves.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        folder: RunFolder,
-        writer: MetricsWriter,
-        display: Display,
-        *,
-        tokens: int,
-        bytes_per_token: float,
-    ):
-        self.tokens = tokens
-        self._config = config
-        self._folder = folder
+    def __init__(self, run: Run, writer: MetricsWriter, display: Display):
+        config = run.config
+        self._run, self._config = run, config
         self._writer = writer
         self._display = display
-        self._bits_per_nat = 1 / math.log(2) / bytes_per_token
+        self._bits_per_nat = 1 / math.log(2) / run.data.bytes_per_token(config.data)
         self._counts = count(config.model, config.data.sequence_len)
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = peak and peak * jax.device_count()
+        self._phase_starts = [step + 1 for step, _ in config.data.weight_phases()[1:]]
+
+    def begin(self, start: Progress) -> None:
+        """Begins after a step: that of a checkpoint, or 0."""
+        self.start, self.tokens = start, start.tokens
+        self.guard = Guard(self._config.guard, self._phase_starts, start.guard)
+        self.trouble: Trouble | None = None
+        """What the run goes back from."""
         self._pending: tuple[int, Metrics, float | None] | None = None
-        self._num_skipped = 0
         self._paused_at: float | None = None
         self._restart_clock(time.perf_counter())
+
+    @property
+    def is_worried(self) -> bool:
+        """Whether the last steps went wrong, though not yet so often that the run goes back."""
+        return self.trouble is None and self.guard.is_worried
 
     def _restart_clock(self, now: float) -> None:
         self._since, self._steps = now, 0
@@ -69,7 +75,8 @@ class Recorder:
     def paused(self) -> Iterator[None]:
         """Waits for the last step; what is done inside does not count for the speeds."""
         if self._pending is not None:
-            jax.block_until_ready(self._pending[1])
+            with self._run.phases.phase("step", "step"):
+                jax.block_until_ready(self._pending[1])
         self._paused_at = time.perf_counter()
         yield
         self._since += time.perf_counter() - self._paused_at
@@ -82,7 +89,8 @@ class Recorder:
         step, metrics, ended_at = self._pending
         self._pending = None
         metrics = jax.device_get(metrics)
-        now = self._now() if ended_at is None else ended_at
+        # Where the step before was seen to end later than that, this one is seen to end now.
+        now = ended_at if ended_at is not None and ended_at > self._since else self._now()
         self.tokens += int(metrics.num_tokens)
         self._step_tokens += int(metrics.num_tokens)
         self._steps += 1
@@ -97,22 +105,24 @@ class Recorder:
         return step % train.log_every_steps == 0 or step == train.num_steps
 
     def _watch(self, step: int, metrics: Metrics) -> None:
-        if metrics.finite:
-            self._num_skipped = 0
-            return
-        self._num_skipped += 1
-        logger.warning(
-            f"step {step} was skipped: loss {metrics.loss}, gradient norm {metrics.grad_norm}"
-        )
-        self._folder.add_event(
-            "skipped", step=step, loss=str(metrics.loss), grad_norm=str(metrics.grad_norm)
-        )
-        if self._num_skipped >= self._config.guard.max_skipped_steps:
-            raise Diverged(
-                f"{self._num_skipped} steps in a row were not finite, as many as "
-                f"guard.max_skipped_steps={self._config.guard.max_skipped_steps} allows; the last "
-                "checkpoint is from before: try a lower optim.peak_lr in a new run"
+        finite = bool(metrics.finite)
+        layers = {} if finite else striking(metrics.layer_norms)
+        if not finite:
+            logger.warning(
+                f"step {step} was skipped: loss {metrics.loss}, gradient norm {metrics.grad_norm}"
             )
+            self._run.folder.add_event(
+                "skipped",
+                step=step,
+                batch=data_step(step - 1, self.start.passed_over),
+                loss=str(metrics.loss),
+                grad_norm=str(metrics.grad_norm),
+                layers=layers,
+            )
+        trouble = self.guard.look(step, float(metrics.loss), finite)
+        if trouble is not None and self.trouble is None:
+            layers = layers or striking(metrics.layer_norms)
+            self.trouble = dataclasses.replace(trouble, layers=layers)
 
     def _write(self, step: int, metrics: Metrics, extra: Record, now: float) -> None:
         seconds = now - self._since
@@ -133,8 +143,31 @@ class Recorder:
             "mfu_full": self._peak and speed * self._counts.flops_full / self._peak,
             "device_memory_bytes": stats.get("peak_bytes_in_use"),
             **{name: shortest(value) for name, value in metrics.moe.items()},
+            **self._ledger(),
             **extra,
         }
         self._writer.write(record, time.time())
         self._display.show_record(record)
         self._restart_clock(now)
+
+    def _ledger(self) -> Record:
+        self._run.phases.settle()
+        return self._run.phases.ledger.record()
+
+
+def striking(layer_norms: dict[str, Any], num: int = 8) -> dict[str, str]:
+    """Returns gradient norms of the arrays that are not finite, else of the largest ones.
+
+    Names are "path" or, of an array that is stacked over layers, "path[layer]".
+    """
+    norms: dict[str, float] = {}
+    for path, norm in layer_norms.items():
+        values = np.asarray(norm)
+        if values.ndim == 0:
+            norms[path] = float(values)
+        else:
+            norms |= {f"{path}[{layer}]": float(value) for layer, value in enumerate(values)}
+    broken = {name: value for name, value in norms.items() if not math.isfinite(value)}
+    largest = sorted(norms, key=lambda name: norms[name], reverse=True)
+    names = list(broken) if broken else largest
+    return {name: str(norms[name]) for name in names[:num]}

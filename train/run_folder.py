@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import IO, Any
 from configs.check import require
 from configs.errors import SettingsError
 from configs.run import RunConfig
-from configs.settings import classify, differences, flatten, unflatten
+from configs.settings import classify_change, differences, flatten, unflatten
 from data.files import write_json
+from train.checkpoint_files import checkpoint_steps
 
 Record = dict[str, Any]
 """One line of metrics.jsonl: a number or None by name, `step` among them."""
 
+FORMAT_VERSION = 2
+"""Of run folders, in config.json: 1 is without a number there."""
 _LOCK_SEC = 1.0
 """A look at the lock (`holder`) takes it for a moment; a run keeps it."""
 
@@ -38,14 +42,21 @@ class RunFolder:
         self.samples = path / "samples"
         self.tensorboard = path / "tensorboard"
         self.logs = path / "logs"
-        self._config = path / "config.json"
-        self._environment = path / "environment.json"
+        self.ledger = path / ".ledger.json"
+        self.config = path / "config.json"
+        self.environment = path / "environment.json"
         self._lock = path / ".lock"
+        self._untold = Lines(self.events)
 
     @property
     def exists(self) -> bool:
         """Whether a run has begun here."""
-        return self._config.is_file()
+        return self.config.is_file()
+
+    @property
+    def small_files(self) -> tuple[Path, ...]:
+        """What makes, beside checkpoints, a run: whoever has these can go on and look back."""
+        return (self.environment, self.metrics, self.events, self.config)
 
     def read_config(self) -> RunConfig:
         """Returns the settings of the run; raises SettingsError if this is not a run folder."""
@@ -55,10 +66,19 @@ class RunFolder:
             "such as runs/quickstart",
         )
         try:
-            return unflatten(json.loads(self._config.read_text()))
+            flat = json.loads(self.config.read_text())
+            version = flat.pop("format_version", 1)
+            require(
+                version <= FORMAT_VERSION,
+                f"{self.config}: format_version={version} must be at most {FORMAT_VERSION}; the "
+                "run was made by a newer version of Tessera: go on with that one",
+            )
+            return unflatten(flat)
+        except SettingsError:
+            raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SettingsError(
-                f"{self._config} cannot be read as settings of this version of Tessera: {error}"
+                f"{self.config} cannot be read as settings of this version of Tessera: {error}"
             ) from None
 
     def check_free(self) -> None:
@@ -66,9 +86,11 @@ class RunFolder:
         if self.exists or not self.path.exists():
             return
         require(self.path.is_dir(), f"--run-dir {self.path} is a file; give a folder")
-        strange = sorted(p.name for p in self.path.iterdir() if p.name != self._lock.name)
+        # A process killed as it began has left no more than its lock and half a config.json.
+        own = (self._lock.name, f"{self.config.name}.tmp")
+        strange = sorted(p.name for p in self.path.iterdir() if not p.name.startswith(own))
         require(
-            not strange or strange == [f"{self._config.name}.tmp"],
+            not strange,
             f"--run-dir {self.path} is not a run folder, but holds {', '.join(strange[:3])}: give "
             "another --run-dir, or an empty one",
         )
@@ -80,8 +102,9 @@ class RunFolder:
             SettingsError: one of them would not fit the run, or would change its trajectory and
                 allow_changes is not given.
         """
-        changed = differences(flatten(self.read_config()), flatten(config))
-        kinds = {name: classify(name) for name in changed}
+        old, step = self.read_config(), self.newest_step() or 0
+        changed = differences(flatten(old), flatten(config))
+        kinds = {name: classify_change(name, old, config, step) for name in changed}
         refused = {
             name: kind
             for name, kind in kinds.items()
@@ -110,8 +133,15 @@ class RunFolder:
         if not self.is_writer:
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("a+") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = self._lock.open("a+")
+        except OSError as error:
+            raise SettingsError(
+                f"--run-dir {self.path} cannot be written ({error.strerror}): make it writable, or "
+                "give another --run-dir"
+            ) from None
+        with lock as file:
             if not _lock_within(file, _LOCK_SEC):
                 raise SettingsError(
                     f"--run-dir {self.path} is in use by process {self.holder()}; wait for it, "
@@ -142,25 +172,37 @@ class RunFolder:
         """Writes the settings (whole or not at all) and, at the first start, the environment."""
         if not self.is_writer:
             return
-        write_json(self._config, flatten(config))
-        if not self._environment.exists():
-            write_json(self._environment, environment)
+        write_json(self.config, {"format_version": FORMAT_VERSION, **flatten(config)})
+        if not self.environment.exists():
+            write_json(self.environment, environment)
         for folder in (self.checkpoints, self.samples, self.tensorboard, self.logs):
             folder.mkdir(exist_ok=True)
 
     def add_event(self, event: str, **details: Any) -> None:
-        """Appends what happened, with the time."""
+        """Appends what happened, with the time; where the disk is full it is appended later."""
         if not self.is_writer:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        close_torn_line(self.events)
-        with self.events.open("a") as file:
-            file.write(json.dumps({"time": now, "event": event, **details}) + "\n")
+        self._untold.add({"time": now, "event": event, **details})
 
-    def write_sample(self, step: int, text: str) -> None:
-        """Writes the text that was sampled at a step."""
-        if self.is_writer:
+    def last_environment(self) -> dict[str, Any] | None:
+        """Returns the environment of the last start, None before the first."""
+        starts = [event for event in self.read_events() if event.get("event") == "started"]
+        return starts[-1].get("environment") if starts else None
+
+    def newest_step(self) -> int | None:
+        """Returns the step of the newest checkpoint that is whole by its name and manifest."""
+        return next(reversed(checkpoint_steps(self.checkpoints)), None)
+
+    def write_sample(self, step: int, text: str) -> bool:
+        """Writes the text that was sampled at a step; says whether the disk took it."""
+        if not self.is_writer:
+            return True
+        try:
             self.sample_of(step).write_text(text)
+        except OSError:
+            return False
+        return True
 
     def sample_of(self, step: int) -> Path:
         """Returns where the sample of a step is."""
@@ -169,6 +211,46 @@ class RunFolder:
     def read_events(self) -> list[dict[str, Any]]:
         """Returns all events, oldest first."""
         return read_json_lines(self.events)
+
+
+class Lines:
+    """Appends objects to a .jsonl file, a line each.
+
+    What the disk does not take is kept, in order, and written with the next line that it takes.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._unwritten = b""
+        self._lock = threading.Lock()
+
+    def add(self, content: Record) -> None:
+        """Appends a line, now or when that is possible again."""
+        with self._lock:
+            self._unwritten += json.dumps(content).encode() + b"\n"
+            with contextlib.suppress(OSError):
+                self._write()
+
+    def flush(self) -> None:
+        """Returns when all lines are on the disk; OSError if it does not take them."""
+        with self._lock:
+            self._write(sync=True)
+
+    def _write(self, *, sync: bool = False) -> None:
+        if not self._unwritten and not (sync and self._path.exists()):
+            return
+        close_torn_line(self._path)
+        with self._path.open("ab", buffering=0) as file:
+            start, rest = file.tell(), memoryview(self._unwritten)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                file.truncate(start)
+                raise
+            self._unwritten = b""
+            if sync:
+                os.fsync(file.fileno())
 
 
 def _lock_within(file: IO[str], seconds: float) -> bool:

@@ -54,6 +54,14 @@ class ModelShape(NamedTuple):
         """Returns the logical axes that every parameter was made with."""
         return _nest({path: tuple(leaf.axes) for path, leaf in nnx.to_flat_state(self.state)})
 
+    def is_stacked(self) -> Params:
+        """Returns for every parameter whether its first dim counts layers."""
+        return jax.tree.map(
+            lambda axes: axes[0] == "layers",
+            self.axes(),
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
+
     def layout(
         self, mesh: jax.sharding.Mesh, rules: Rules = RULES, *, memory: str | None = None
     ) -> Params:
@@ -178,10 +186,6 @@ def _reordered(
 
 def _take_layers(state: TrainState, order_L: np.ndarray, config: RunConfig) -> TrainState:
     shape = shape_of(config.model)
-    is_stacked = jax.tree.map(
-        lambda axes: axes[0] == "layers",
-        shape.axes(),
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
+    is_stacked = shape.is_stacked()
     stacked = TrainState(False, is_stacked, _for_moments(config, shape, is_stacked, False))
     return jax.tree.map(lambda x, yes: x[order_L] if yes else x, state, stacked)

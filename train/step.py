@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 from configs.run import RunConfig
 from data.batch import Batch
@@ -19,7 +19,7 @@ from train.state import TrainState, gradient_layout, on_devices, shape_of, state
 
 
 class Metrics(NamedTuple):
-    """What a step says of itself; all scalars."""
+    """What a step says of itself; all scalars, but for the norms of layers."""
 
     loss: jax.Array
     """Cross entropy in nats per token, before the update."""
@@ -33,6 +33,8 @@ class Metrics(NamedTuple):
     moe: dict[str, jax.Array]
     """What the routers did, where there are experts: the load-balance loss, 1 where the load is
     even, and the fraction of their choices that no expert had a place for."""
+    layer_norms: dict[str, jax.Array]
+    """Norm of the gradient by path of the parameter; [L] in model order where it has layers."""
 
 
 Rows = tuple[Batch, jax.Array | None]
@@ -48,7 +50,10 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
     leaves parameters and optimizer as they were; the step counter advances.
     """
     model = config.model
-    shape = shape_of(model, pipeline_of(config, mesh))
+    pipeline = pipeline_of(config, mesh)
+    shape = shape_of(model, pipeline)
+    is_stacked = shape.is_stacked()
+    model_order_L = pipeline.layer_order(model.num_layers).argsort()
     layout, grads_layout = state_layout(config, mesh), gradient_layout(config, mesh)
     tx = make_optimizer(config.optim)
     schedule = make_schedule(config.optim, config.train.num_steps)
@@ -77,7 +82,8 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
 
         sums, grads = _add_up(sums_and_grads, (batch, keys_B), config.train.num_microbatches)
         loss = sums.nats / weight
-        grad_norm = optax.tree.norm(grads)
+        layer_norms = _layer_norms(grads, is_stacked, model_order_L)
+        grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(norm)) for norm in layer_norms.values()))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
@@ -100,6 +106,7 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
             num_tokens=jnp.sum(batch.weights_BT > 0, dtype=jnp.int32),
             finite=finite,
             moe=_router_means(sums.routers, num_routed, model.num_active_experts),
+            layer_norms=layer_norms,
         )
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -125,6 +132,22 @@ def _add_up(
     shapes = jax.eval_shape(sums_and_grads, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, zeros, parts)[0]
+
+
+def _layer_norms(
+    grads: Params, is_stacked: Params, model_order_L: np.ndarray
+) -> dict[str, jax.Array]:
+    """Returns the norm of each array, or of each of its layers, by path; they are replicated."""
+
+    def norm(grad: jax.Array, stacked: bool) -> jax.Array:
+        squares = jnp.square(grad.astype(jnp.float32))
+        if not stacked:
+            return jnp.sqrt(jnp.sum(squares))
+        sums_L = constrain(jnp.sum(squares, axis=range(1, grad.ndim)), None)
+        return jnp.sqrt(sums_L)[model_order_L]
+
+    norms, _ = jax.tree.flatten_with_path(jax.tree.map(norm, grads, is_stacked))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in norms}
 
 
 def _router_means(

@@ -1,0 +1,255 @@
+"""`./tessera report RUN`: one page that tells the whole story of a run, running or not."""
+
+import contextlib
+import datetime
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from configs.check import require
+from configs.errors import IntegrityError, SettingsError
+from data.files import whole_file
+from launch.arguments import parse_arguments
+from launch.event_words import Event, name_of
+from launch.status import read_status
+from launch.visible import visible
+from train.checkpoint_files import checkpoint_folders, is_pinned, verify
+from train.phases import CLASSES
+from train.run_folder import Record, RunFolder, read_metrics
+
+_PAGE = "report.html"
+_NUM_SAMPLES = 3
+_SAMPLE_CHARACTERS = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArguments:
+    """Writes a page about a run: curves, where the time went, what happened, samples, settings."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    out: Path | None = None
+    """The page; None writes RUN/report.html."""
+    json: bool = False
+    """End with one JSON object on one line, and show nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedCheckpoint:
+    """What there is to know of a checkpoint without reading its state."""
+
+    step: int
+    tokens: int | None = None
+    bytes: int | None = None
+    eval_loss: float | None = None
+    is_pinned: bool = False
+    damage: str | None = None
+    """What is wrong with it; None if its manifest and the sizes of its files are right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WallClock:
+    """A check of the ledger: what it sums to, and what the clock says."""
+
+    counted_sec: float
+    passed_sec: float
+    """From the first start to when the ledger was last written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """All that the page shows of a run."""
+
+    run: str
+    """The folder, as it was given."""
+    written: datetime.datetime
+    status: dict[str, Any]
+    records: dict[int, Record]
+    """{step: record} without what a resume has superseded."""
+    events: list[Event]
+    checkpoints: list[SavedCheckpoint]
+    set_aside: list[str]
+    """Folders beside the checkpoints that do not count: being saved, damaged."""
+    samples: dict[int, str]
+    """{step: text} of the last few, long ones cut."""
+    settings: dict[str, Any]
+    environments: tuple[dict[str, Any], dict[str, Any]]
+    """Of the first and of the last start."""
+    wall_clock: WallClock | None
+
+    @property
+    def last_record(self) -> Record:
+        """The last line of metrics; {} before the first."""
+        return next(reversed(self.records.values()), {})
+
+    @property
+    def ledger(self) -> dict[str, float]:
+        """Seconds by class at the last record; {} where the run keeps no ledger."""
+        said = {kind: self.last_record.get(f"goodput/{kind}_sec") for kind in CLASSES}
+        return {kind: sec for kind, value in said.items() if (sec := finite(value)) is not None}
+
+    @property
+    def goodput(self) -> float | None:
+        """The part of the run's life that went into steps, from 0 to 1."""
+        return finite(self.last_record.get("goodput/fraction"))
+
+    def curve(self, name: str) -> list[tuple[int, float | None]]:
+        """Returns (step, value) of the records that have a key; None is what was not finite."""
+        return [(s, finite(record[name])) for s, record in self.records.items() if name in record]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the numbers of the report as JSON can hold them."""
+        clock = self.wall_clock
+        return {
+            **{name: self.status[name] for name in ("run", "state", "step", "num_steps")},
+            "ledger": self.ledger,
+            "goodput": self.goodput,
+            "wall_clock_sec": clock and clock.passed_sec,
+            "unaccounted_sec": clock and round(clock.passed_sec - clock.counted_sec, 3),
+            "events": dict(Counter(map(name_of, self.events))),
+            "last_record": {k: _without_nan(v) for k, v in self.last_record.items()},
+        }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    parsed = parse_arguments(ReportArguments, arguments, command="./tessera report")
+    folder = RunFolder(parsed.run)
+    report = read_report(folder)
+    page = write_page(report, folder, parsed.out)
+    if parsed.json:
+        print(json.dumps({**report.to_json(), "page": str(page)}))
+        return 0
+    goodput = "" if report.goodput is None else f", goodput {report.goodput:.1%}"
+    status = report.status
+    steps = f"{status['step']:,} of {status['num_steps']:,} steps"
+    print(f"wrote {visible(str(page))}: {status['state']}, {steps}{goodput}")
+    return 0
+
+
+def read_report(folder: RunFolder) -> RunReport:
+    """Returns all there is to tell of a run, which is not touched and may be running.
+
+    Raises:
+        SettingsError: the folder is not a run folder.
+    """
+    status = read_status(folder)
+    events = folder.read_events()
+    first = _read_object(folder.environment)
+    checkpoints = folder.checkpoints
+    return RunReport(
+        run=str(folder.path),
+        written=datetime.datetime.now(datetime.UTC),
+        status=status,
+        records=read_metrics(folder.metrics),
+        events=events,
+        checkpoints=list(_saved(checkpoints)),
+        set_aside=sorted(
+            path.name
+            for path in (checkpoints.iterdir() if checkpoints.is_dir() else ())
+            if not path.name.isdigit()
+        ),
+        samples=_last_samples(folder.samples),
+        settings={k: v for k, v in _read_object(folder.config).items() if k != "format_version"},
+        environments=(first, folder.last_environment() or first),
+        wall_clock=_read_wall_clock(folder.ledger),
+    )
+
+
+def write_page(report: RunReport, folder: RunFolder, out: Path | None) -> Path:
+    """Writes the page, whole or not at all, and returns where it is.
+
+    Raises:
+        SettingsError: it cannot be written there, or would take the place of a file of the run.
+    """
+    from launch.pages.run_page import run_page
+
+    page = folder.path / _PAGE if out is None else out.expanduser()
+    run = folder.path.resolve()
+    require(
+        page.resolve() == run / _PAGE or run not in page.resolve().parents,
+        f"--out={page} is in the run folder, where only {_PAGE} may be written; give a file "
+        "elsewhere, or leave --out away",
+    )
+    content = run_page(report)
+    try:
+        with whole_file(page) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    except OSError as error:
+        way_out = "give --out FILE" if out is None else "give a file in a folder that is there"
+        raise SettingsError(
+            f"{'--out=' if out else ''}{page} cannot be written ({error.strerror}): {way_out}"
+        ) from None
+    return page
+
+
+def finite(value: Any) -> float | None:
+    """Returns a value that is a finite number, None for all others."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
+
+
+def _without_nan(value: Any) -> Any:
+    return finite(value) if isinstance(value, float) else value
+
+
+def _saved(folder: Path) -> Iterator[SavedCheckpoint]:
+    """Yields the checkpoints, oldest first; one that a run removes meanwhile is left out."""
+    for step in checkpoint_folders(folder):
+        try:
+            manifest = verify(folder, step, "sizes")
+        except (IntegrityError, SettingsError, OSError) as error:
+            if (folder / str(step)).is_dir():
+                yield SavedCheckpoint(
+                    step=step, is_pinned=is_pinned(folder, step), damage=str(error)
+                )
+            continue
+        yield SavedCheckpoint(
+            step=step,
+            tokens=manifest.progress.tokens,
+            bytes=sum(entry.bytes for entry in manifest.files.values()),
+            eval_loss=manifest.progress.eval_loss,
+            is_pinned=is_pinned(folder, step),
+        )
+
+
+def _last_samples(folder: Path) -> dict[int, str]:
+    """Returns {step: text}; a link is no sample, for it may lead anywhere."""
+    paths = {
+        int(number): path
+        for path in folder.glob("step-*.txt")
+        if (number := path.stem.removeprefix("step-")).isdecimal() and not path.is_symlink()
+    }
+    texts = {}
+    for step in sorted(paths)[-_NUM_SAMPLES:]:
+        with contextlib.suppress(OSError), paths[step].open(errors="replace") as file:
+            text = file.read(_SAMPLE_CHARACTERS + 1)
+            is_cut = len(text) > _SAMPLE_CHARACTERS
+            texts[step] = f"{text[:_SAMPLE_CHARACTERS]}…" if is_cut else text
+    return texts
+
+
+def _read_wall_clock(ledger: Path) -> WallClock | None:
+    """Returns the check of the ledger; None where the run has left no ledger to check."""
+    said = _read_object(ledger)
+    try:
+        counted = sum(map(float, said["seconds"].values()))
+        passed = float(said["beat"]) - float(said["first_start"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return WallClock(counted_sec=counted, passed_sec=round(passed, 3))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; {} where there is none, or none that can be read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,40 @@
+"""Checkpoints of a few numbers."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+from small_model import small_model, small_run
+
+from configs.run import CheckpointConfig
+from configs.settings import flatten
+from train.checkpoint import Checkpoints
+from train.checkpoint_files import Progress
+from train.recovery import Place
+from train.state import TrainState
+
+RUN = small_run(small_model(embed_dim=32))
+CONFIG = CheckpointConfig(every_steps=1, num_last=10)
+
+
+def progress(step: int, eval_loss: float | None = None) -> Progress:
+    return Progress(step=step, tokens=128 * step, data_sha256="d" * 64, eval_loss=eval_loss)
+
+
+def small_state(value: float = 1.0) -> TrainState:
+    params = {"a": jnp.full(3, value, jnp.float32), "b": {"c": jnp.arange(5.0)}}
+    return TrainState(jnp.int32(0), params, ())
+
+
+def write_checkpoint(folder: Path, step: int, eval_loss: float | None = None) -> Path:
+    """Saves a small state, other numbers at each step, and returns its checkpoint."""
+    checkpoints = Checkpoints(Place(folder, CONFIG), flatten(RUN))
+    checkpoints.save(small_state(float(step)), progress(step, eval_loss))
+    checkpoints.close()
+    return folder / str(step)
+
+
+def flip_byte(path: Path) -> None:
+    """Changes one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

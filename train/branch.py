@@ -1,0 +1,135 @@
+"""A new run that begins with the weights of another one, or goes on where that one stood."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.check import require
+from configs.errors import SettingsError
+from configs.run import RunConfig
+from configs.settings import differences, flatten
+from train.checkpoint_files import Manifest, checkpoint_steps, read_manifest
+from train.run_folder import RunFolder
+
+_SHAPES_WEIGHTS = (
+    *("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
+    *("vocab_size", "norm", "position", "num_positions", "qk_norm", "mlp", "num_experts"),
+    *("tied_head", "bias"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitFrom:
+    """What a run begins with."""
+
+    run: Path
+    step: int
+    with_optimizer: bool
+    """Moments, step and place in the data too, and not the weights alone."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder with its checkpoint."""
+        return RunFolder(self.run).checkpoints.absolute()
+
+    def described(self) -> dict[str, Any]:
+        """Returns the details of the event."""
+        return {
+            "run": str(self.run.absolute()),
+            "step": self.step,
+            "with_optimizer": self.with_optimizer,
+        }
+
+
+def find_init_from(
+    words: str | None, folder: RunFolder, *, with_optimizer: bool
+) -> InitFrom | None:
+    """Returns what RUN or RUN@STEP names, which without a step is its newest checkpoint.
+
+    None if nothing is named, or the run in the folder has begun with it already: then the other
+    run need not be there any more.
+
+    Raises:
+        SettingsError: there is no such run or checkpoint, or the run began with something else.
+    """
+    if words is None:
+        require(
+            not with_optimizer,
+            "--with-optimizer=True needs --init-from=None to be a run: give --init-from RUN@STEP",
+        )
+        return None
+    path, at, number = words.rpartition("@") if "@" in words else (words, "", "")
+    require(
+        not at or number.isdigit(),
+        f"--init-from={words} must be RUN or RUN@STEP, such as runs/quickstart@400",
+    )
+    run, step = Path(path).expanduser(), int(number) if number else None
+    if folder.newest_step() is not None:
+        _check_began_with(folder, run, step, with_optimizer=with_optimizer)
+        return None
+    source = RunFolder(run)
+    source.read_config()  # it is a run folder
+    steps = checkpoint_steps(source.checkpoints)
+    require(bool(steps), f"--init-from={words} has no checkpoint yet")
+    require(
+        step is None or step in steps,
+        f"--init-from={words}: step {step} must be a checkpoint of {path}: "
+        f"{', '.join(map(str, steps))}",
+    )
+    chosen = steps[-1] if step is None else step
+    return InitFrom(run=run, step=chosen, with_optimizer=with_optimizer)
+
+
+def _check_began_with(
+    folder: RunFolder, run: Path, step: int | None, *, with_optimizer: bool
+) -> None:
+    events = [event for event in folder.read_events() if event.get("event") == "branched"]
+    before = {"run": None, "step": None, "with_optimizer": False, **(events[0] if events else {})}
+    found = (before["run"], before["with_optimizer"])
+    wanted = (str(run.absolute()), with_optimizer)
+    began = f"from {before['run']}@{before['step']}" if events else "with random weights"
+    require(
+        found == wanted and step in (None, before["step"]),
+        f"--init-from={run}{'' if step is None else f'@{step}'} --with-optimizer={with_optimizer} "
+        f"does not fit --run-dir={folder.path}, which began {began} with_optimizer="
+        f"{before['with_optimizer']}: give another --run-dir, or leave it out to go on",
+    )
+
+
+def check_source(source: InitFrom, config: RunConfig) -> Manifest:
+    """Returns the manifest of the checkpoint that a run of these settings can begin with.
+
+    Raises:
+        SettingsError: its arrays have other shapes or meanings, or the run would be over.
+        IntegrityError: its manifest is damaged.
+    """
+    manifest = read_manifest(source.checkpoints, source.step)
+    own = [f"model.{name}" for name in _SHAPES_WEIGHTS]
+    if source.with_optimizer:
+        own.append("optim.optimizer")
+    changed = differences(manifest.settings, flatten(config))
+    wrong = {name: changed[name] for name in own if name in changed}
+    require(
+        not wrong,
+        f"--init-from={source.run}@{source.step} is another model: "
+        + "; ".join(f"{name}={old} there, {new} here" for name, (old, new) in wrong.items())
+        + "; give the settings of that run",
+    )
+    if source.with_optimizer and source.step >= config.train.num_steps:
+        raise SettingsError(
+            f"train.num_steps={config.train.num_steps} must be above {source.step}, the step of "
+            f"--init-from={source.run}@{source.step}"
+        )
+    return manifest
+
+
+def branched_progress(manifest: Manifest, data_sha256: str) -> dict[str, Any]:
+    """Returns what a run with the optimizer of another one takes over of its progress."""
+    progress = manifest.progress
+    same_data = progress.data_sha256 == data_sha256
+    return {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "passed_over": progress.passed_over if same_data else (),
+        "guard": progress.guard if same_data else {},
+    }

@@ -1,0 +1,167 @@
+"""Checkpoints of a run in durable storage: a folder of another disk, or a URL (s3:// gs://).
+
+URL/ has the small files of the run, checkpoints/N/ as a run folder has them, and lease.json, which
+says who writes here. Everything goes through a local copy. The manifest of a checkpoint is the last
+of its files to come and the first to go, so that one half copied or half removed never counts.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from configs.check import require
+from configs.errors import IntegrityError, TesseraError
+from configs.run import CheckpointConfig
+from data.files import digest_file
+from data.remote import Store, each
+from train.checkpoint_files import (
+    MANIFEST,
+    Manifest,
+    begin_save,
+    finish_save,
+    kept_steps,
+    parse_manifest,
+    verify,
+)
+from train.lease import Lease
+from train.run_folder import RunFolder
+
+_PROBE = ".can-be-written"
+
+
+class DurableTier:
+    """The copies of one run's checkpoints."""
+
+    def __init__(self, url: str):
+        """Raises SettingsError if there is no such kind of storage."""
+        self.url = url
+        self._store = Store(url)
+        self._lease: Lease | None = None
+
+    def check_writable(self) -> None:
+        """Raises SettingsError unless files can be written here."""
+        self._store.write(_PROBE, b"")
+        self._store.remove(_PROBE)
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all whole checkpoints, oldest first."""
+        found = (Path(name).parts for name in self._store.names("checkpoints"))
+        return sorted(
+            int(parts[1])
+            for parts in found
+            if len(parts) == 3 and parts[2] == MANIFEST and parts[1].isdigit()
+        )
+
+    def read_manifest(self, step: int) -> Manifest:
+        """Returns what a checkpoint says of itself; raises as `parse_manifest` does."""
+        name = _file(step, MANIFEST)
+        return parse_manifest(self._store.read(name), self._store.address(name))
+
+    def copy(self, checkpoint: Path) -> None:
+        """Copies a local checkpoint here, in place of one of the same step.
+
+        Raises:
+            IntegrityError: it is damaged, so that nothing is copied, or a copy is.
+            SettingsError: the storage does not take it, or another run writes here now.
+        """
+        self._check_lease()
+        step = int(checkpoint.name)
+        manifest = verify(checkpoint.parent, step)
+        self.remove(step)
+        each(lambda name: self._store.put(_file(step, name), checkpoint / name), manifest.files)
+        self._store.put(_file(step, MANIFEST), checkpoint / MANIFEST)
+
+    def copy_small(self, folder: RunFolder) -> None:
+        """Copies the small files of a run as they are now; raises SettingsError as `copy`."""
+        self._check_lease()
+        for path in folder.small_files:
+            if path.exists():
+                self._store.write(path.name, path.read_bytes())
+
+    def fetch(self, step: int, folder: Path) -> None:
+        """Makes a local checkpoint of a copy, in folder/N.
+
+        Raises:
+            IntegrityError: the copy is damaged; nothing is left in the folder.
+            SettingsError: the storage cannot be read, or the disk is full.
+        """
+        manifest = self.read_manifest(step)
+        making = begin_save(folder, step)
+
+        def get(name: str) -> None:
+            with self._store.getting(_file(step, name), making / ".parts", making / name) as part:
+                _check(part, self._store.address(_file(step, name)), manifest, name)
+
+        try:
+            each(get, manifest.files)
+            shutil.rmtree(making / ".parts", ignore_errors=True)
+            finish_save(making, manifest)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+
+    def fetch_small(self, folder: RunFolder) -> None:
+        """Begins a run folder with the small files that are here; none is no error."""
+        if self._store.info(folder.config.name) is None:
+            return
+        folder.path.mkdir(parents=True, exist_ok=True)
+        for path in folder.small_files:  # the settings last: they make it a run
+            if self._store.info(path.name) is not None:
+                path.write_bytes(self._store.read(path.name))
+
+    def remove(self, step: int) -> None:
+        """Removes a checkpoint, or what is left of one; its manifest first."""
+        self._check_lease()
+        self._store.remove(_file(step, MANIFEST))
+        each(self._store.remove, self._store.names(f"checkpoints/{step}"))
+
+    def keep(self, config: CheckpointConfig) -> None:
+        """Removes the checkpoints that the settings do not keep."""
+        losses = {}
+        for step in self.steps():
+            with contextlib.suppress(TesseraError):  # not ours to judge here: it stays
+                losses[step] = self.read_manifest(step).progress.eval_loss
+        for step in set(losses) - kept_steps(losses, config):
+            self.remove(step)
+
+    @contextlib.contextmanager
+    def held(self, folder: RunFolder) -> Iterator[None]:
+        """Holds the storage for the run of a folder, which this process holds already.
+
+        Raises:
+            SettingsError: another process holds it, or the copies are those of another run.
+        """
+        self._check_same_run(folder)
+        with Lease(self._store, folder) as self._lease:
+            yield
+
+    def _check_same_run(self, folder: RunFolder) -> None:
+        """Raises SettingsError unless the events here begin as those of the run do."""
+        name = folder.events.name
+        if not folder.events.exists() or self._store.info(name) is None:
+            return
+        here, there = folder.events.read_bytes(), self._store.read(name)
+        require(
+            here.partition(b"\n")[0] == there.partition(b"\n")[0],
+            f"checkpoint.durable_dir={self.url} holds the copies of another run than --run-dir "
+            f"{folder.path}: give another one of the two",
+        )
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
+
+
+def _file(step: int, name: str) -> str:
+    return f"checkpoints/{step}/{name}"
+
+
+def _check(path: Path, where: str, manifest: Manifest, name: str) -> None:
+    """Raises IntegrityError unless a fetched file is what the manifest says."""
+    said, size = manifest.files[name], path.stat().st_size
+    if size != said.bytes:
+        raise IntegrityError(f"{where} has {size} bytes; its manifest says {said.bytes}")
+    if (found := digest_file(path)) != said.sha256:
+        raise IntegrityError(
+            f"{where} is changed: it has sha256 {found[:12]}, its manifest says {said.sha256[:12]}"
+        )
