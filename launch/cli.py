@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": "show what a step saw, or what tokens there are: ./tessera inspect RUN --step 7",
     "eval": "evaluate a run on its validation split: ./tessera eval RUN",
     "generate": "write text with a run: ./tessera generate RUN --prompt 'def '",
+    "chaos": "harm small runs in every way and see that none is lost: ./tessera chaos quickstart",
     "test": "run the tests, lint and types of this checkout: ./tessera test",
 }
 """Each is a module of `launch` with a function `main(arguments) -> exit code`."""

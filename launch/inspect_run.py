@@ -50,8 +50,11 @@ class RunData:
         )
 
 
-def open_run_data(path: Path, step: int, cache_dir: Path) -> RunData:
+def open_run_data(path: Path, cache_dir: Path, *, step: int | None = None) -> RunData:
     """Returns the data of a run, which need not have a checkpoint yet.
+
+    Args:
+        step: one that the run must have.
 
     Raises:
         SettingsError: it is not a run folder, has no such step, or its text is another by now.
@@ -60,7 +63,7 @@ def open_run_data(path: Path, step: int, cache_dir: Path) -> RunData:
     folder = RunFolder(path)
     config = folder.read_config()
     require(
-        1 <= step <= config.train.num_steps,
+        step is None or 1 <= step <= config.train.num_steps,
         f"--step={step} must be a step of {path}, from 1 to train.num_steps="
         f"{config.train.num_steps}",
     )
@@ -90,16 +93,40 @@ def inspect_run(
     as_json: bool,
 ) -> None:
     """Shows the rows that a step of a run saw."""
-    run = open_run_data(path, step, cache_dir)
+    run = open_run_data(path, cache_dir, step=step)
     report = run.report(step, rows)
     if as_json:
         print(json.dumps({"run": str(path), **dataclasses.asdict(report)}))
         return
+    where = f"step {step} of {visible(str(path))}: batch {report.item} of the sequence"
+    _show(run, report, where, full=full)
+
+
+def inspect_batch(
+    path: Path,
+    cache_dir: Path,
+    *,
+    item: int,
+    rows: Sequence[int] | None,
+    full: bool,
+    as_json: bool,
+) -> None:
+    """Shows the rows of a batch of the sequence, though a run has passed it over."""
+    run = dataclasses.replace(open_run_data(path, cache_dir), passed_over=())
+    report = run.report(item + 1, rows)  # of a run that passes nothing over
+    if as_json:
+        said = dataclasses.asdict(report)
+        print(json.dumps({"run": str(path), **said, "step": None}))
+        return
+    where = f"batch {item} of the sequence of {visible(str(path))}"
+    _show(run, report, where, full=full)
+
+
+def _show(run: RunData, report: StepReport, where: str, *, full: bool) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     length = run.config.data.sequence_len
     console.print(
-        f"step {step} of {visible(str(path))}: batch {report.item} of the sequence, "
-        f"{report.num_rows} rows of {length} tokens, sha256 {report.batch_sha256[:16]}",
+        f"{where}, {report.num_rows} rows of {length} tokens, sha256 {report.batch_sha256[:16]}",
         style="bold",
         soft_wrap=True,
     )
@@ -168,7 +195,8 @@ def compare_runs(
     as_json: bool,
 ) -> bool:
     """Says whether two runs saw the same batch at a step, and shows what differs."""
-    runs = open_run_data(paths[0], step, cache_dir), open_run_data(paths[1], step, cache_dir)
+    one, two = (open_run_data(path, cache_dir, step=step) for path in paths)
+    runs = one, two
     reports = runs[0].report(step, rows), runs[1].report(step, rows)
     pairs = itertools.zip_longest(reports[0].rows, reports[1].rows)
     comparison = Comparison(

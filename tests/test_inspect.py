@@ -127,6 +127,19 @@ def test_batches_that_were_passed_over_are_not_seen(folder: Path):
     assert found["batch_sha256"] == inspect_json("plain", "--step", "4")["batch_sha256"]
 
 
+def test_a_batch_is_shown_though_it_was_passed_over(folder: Path):
+    begin_run(folder / "plain", passed_over=())
+    begin_run(folder / "moved", passed_over=(0, 2))
+    for item in (0, 1, 2, 3):
+        wanted = inspect_json("plain", "--step", str(item + 1))
+        for run in ("plain", "moved"):
+            found = inspect_json(run, "--batch", str(item))
+            assert found == {**wanted, "run": run, "step": None}
+    code, output = call("inspect", "moved", "--batch", "2")
+    assert code == 0
+    assert "batch 2 of the sequence" in output
+
+
 def test_a_run_is_shown_without_its_text_and_without_a_device(
     folder: Path, environment: dict[str, str]
 ):
@@ -249,6 +262,9 @@ def test_every_character_is_shown_so_that_it_does_nothing():
         ("run --step 10", ("--step=10", "from 1", "train.num_steps=9")),
         ("run --step 1 --rows 3 8", ("--rows=8", "train.batch_size=8", "from 0 to 7")),
         ("run --step 1 --rows -1", ("--rows=-1", "train.batch_size=8", "from 0 to 7")),
+        ("run --batch -1", ("--batch=-1", "at least 0")),
+        ("run --batch 1 --step 2", ("--batch=1", "--step=2")),
+        ("run --batch 1 --diff run", ("--batch=1", "--diff=run")),
         ("run --diff run", ("--diff=run needs --step", "train.num_steps=9")),
         ("run --step 1 --diff nowhere", ("nowhere", "not a run folder")),
         ("run --step 1 --diff data", ("data", "not a run folder")),

@@ -18,7 +18,7 @@ from train.run import Run
 from train.signals import Wish
 from train.state import TrainState, in_model_order
 
-_RETRIES_SEC = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+_RETRIES_SEC = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0)
 """Waits before a save is tried again after which nothing would come."""
 
 

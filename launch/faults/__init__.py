@@ -1,0 +1,1 @@
+"""Real faults for real runs, put in from outside: what `./tessera chaos` tries, and how."""

@@ -1,0 +1,115 @@
+"""Faults of numbers: not finite, bad batches, a spike, a device that computes wrongly."""
+
+import json
+
+from launch.faults.trial import NUM_STEPS, SAVE_STEPS, Broken, Result, Trial
+
+_GUARD = ("--guard.num_window_steps", "16", "--guard.max_skipped_steps", "4")
+_SPIKING = (
+    *("--optim.optimizer", "sgd", "--optim.max_grad_norm", "None", "--optim.peak_lr", "0.1"),
+    *("--guard.num_spike_steps", "3"),
+)
+_REPLAY_STEPS = 5
+_LATE = NUM_STEPS * 6 // 10
+"""Where losses fall no longer so fast that a window of them is wide."""
+
+
+def nan_in_a_gradient(trial: Trial) -> Result:
+    """The gradient of one array is NaN in one step: skipped, and the array is named."""
+    event = _skip(trial, "nan_gradient")
+    if list(event["layers"]) != ["norm/scale"] or event["loss"] == "nan":
+        raise Broken(f"the event says {event}")
+    return Result()
+
+
+def infinite_loss(trial: Trial) -> Result:
+    """The loss of one step is infinite: skipped."""
+    event = _skip(trial, "infinite_loss")
+    if event["loss"] != "inf":
+        raise Broken(f"the event says {event}")
+    return Result()
+
+
+def _skip(trial: Trial, fault: str) -> dict:
+    item = trial.draw.randrange(SAVE_STEPS, NUM_STEPS - SAVE_STEPS)
+    trial.start(*_GUARD, fault=f"{fault} {item} {item}").expect(0)
+    event = trial.expect_event("skipped", step=item + 1, batch=item)
+    if trial.events("rolled_back"):
+        raise Broken("the run went back for a single step")
+    _expect_text(trial, item)
+    _expect_finite(trial)
+    return event
+
+
+def steps_that_are_not_finite(trial: Trial) -> Result:
+    """Several steps in a row are not finite: the run goes back and passes their batches over."""
+    return _go_back(trial, "nan_gradient", 4)
+
+
+def burst_of_bad_batches(trial: Trial) -> Result:
+    """Some batches in a row are noise: the run goes back and passes them over."""
+    return _go_back(trial, "bad_batches", 5)
+
+
+def spike(trial: Trial) -> Result:
+    """One huge update, and the losses after it are far too high: the run goes back before it."""
+    return _go_back(trial, "spike", 1, *_SPIKING)
+
+
+def _go_back(trial: Trial, fault: str, num_batches: int, *more: str) -> Result:
+    first = trial.draw.randrange(_LATE, NUM_STEPS - 2 * SAVE_STEPS)
+    last = first + num_batches - 1
+    trial.start(*_GUARD, *more, fault=f"{fault} {first} {last}").expect(0)
+    event = trial.expect_event("rolled_back", rollbacks=1)
+    if not (event["to_step"] <= first and first in event["passed_over"] and event["layers"]):
+        raise Broken(f"the event says {event}")
+    for item in event["passed_over"]:
+        _expect_text(trial, item)
+    _expect_finite(trial)
+    return Result(steps_lost=trial.steps_lost())
+
+
+def no_end_of_bad_batches(trial: Trial) -> Result:
+    """All batches from one on are bad: after its budget the run ends with 76, its state finite."""
+    first = trial.draw.randrange(SAVE_STEPS, NUM_STEPS // 2)
+    more = ("--guard.max_rollbacks", "2")
+    trial.start(*_GUARD, *more, fault=f"nan_gradient {first} {10 * NUM_STEPS}").expect(76)
+    if len(trial.events("rolled_back")) != 2:
+        raise Broken(f"the run went back {len(trial.events('rolled_back'))} times, not twice")
+    _expect_finite(trial)
+    return Result(steps_lost=trial.steps_lost())
+
+
+def flip_a_bit_in_a_device(trial: Trial) -> Result:
+    """A device computes one step wrongly: found by the replay (1), named, and nothing is kept."""
+    more = ("--guard.replay_every_steps", str(_REPLAY_STEPS))
+    step = trial.draw.randrange(1, NUM_STEPS // _REPLAY_STEPS) * _REPLAY_STEPS
+    call = step + step // _REPLAY_STEPS  # the second of this step
+    started = trial.start(*more, fault=f"flipped_bit {call} {call}")
+    started.expect(1)
+    if "cpu:0" not in started.said().lower() and "device" not in started.said().lower():
+        raise Broken(f"no device is named: {started.said()}")
+    trial.finish(*more)
+    return trial.exact()
+
+
+def _expect_text(trial: Trial, item: int) -> None:
+    """Raises Broken unless the text of a batch is shown, a part of what was trained on."""
+    said = json.loads(trial.call("inspect", trial.name, "--batch", str(item), "--json"))
+    texts = [piece["text"] for row in said["rows"] for piece in row["pieces"]]
+    if said["item"] != item or not texts or not all(text in trial.place.text for text in texts):
+        raise Broken(f"the text of batch {item} is shown as {texts[:2]}")
+
+
+def _expect_finite(trial: Trial) -> None:
+    """Raises Broken unless everything in the newest checkpoint is finite."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    path = trial.run.checkpoints.absolute() / str(trial.saved()) / "state"
+    state = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+        raise Broken(f"the checkpoint of step {trial.saved()} is not finite")

@@ -1,0 +1,316 @@
+"""One small real run that is harmed and goes on, and what became of it."""
+
+import contextlib
+import itertools
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from configs.errors import IntegrityError
+from launch.devices import ROOT
+from train.checkpoint_files import checkpoint_steps, read_progress
+from train.run_folder import RunFolder, read_json_lines, read_metrics
+
+NUM_STEPS, SAVE_STEPS = 100, 10
+LIMIT_SEC = 240.0
+"""How long anything may take: a run that hangs must not hang the table."""
+ORPHAN_SEC = 10.0
+"""No process outlives a killed run by more than this."""
+_MARK = "TESSERA_TRIAL"
+"""The variable that all processes of a trial have, those too that they start themselves."""
+SMALL = f"""
+    --data.tokenizer bytes --data.sequence_len 16
+    --model.num_layers 2 --model.num_unrolled_layers 2 --model.embed_dim 32 --model.mlp_dim 64
+    --model.num_heads 2 --model.num_kv_heads 1 --model.head_dim 16 --model.dropout 0.1
+    --optim.num_warmup_steps 0 --train.batch_size 8 --train.num_microbatches 1
+    --train.num_steps {NUM_STEPS} --train.log_every_steps 1
+    --checkpoint.every_steps {SAVE_STEPS} --checkpoint.keep_every_steps {SAVE_STEPS}
+    --eval.every_steps None --eval.batch_size 8 --sample.every_steps None --sample.num_tokens 1
+""".split()
+
+
+class Broken(Exception):
+    """What was promised did not come true."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How one try ended, if the promise was kept."""
+
+    steps_lost: tuple[int, ...] = ()
+    """Steps that were done again, each time that the run went back."""
+    is_exact: bool | None = None
+    """Whether losses and parameters were those of the undisturbed run; None where they may not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What a run computed."""
+
+    losses: Mapping[int, float | None]
+    params_sha256: str
+    next_batches: Mapping[int, str | None]
+    """Digest of the next batch at each checkpoint."""
+
+
+class Workplace:
+    """A folder with a text, the runs of all trials, and the undisturbed ones beside them."""
+
+    def __init__(self, folder: Path, preset: str, more: Sequence[str]):
+        self.folder, self.preset, self.more = folder, preset, tuple(more)
+        folder.mkdir(parents=True, exist_ok=True)
+        draw = random.Random(0)
+        lines = (f"{draw.randrange(1000)} sheep crossed the bridge.\n" for _ in range(400))
+        self.text = "".join(lines)
+        (folder / "text.txt").write_text(self.text)
+        self._lock = threading.Lock()
+        self._references: dict[int, Course] = {}
+
+    def command(self, run: Path, *more: str) -> list[str]:
+        """Returns the arguments of `./tessera` that train a small run of the preset."""
+        text = ("--data.path", "text.txt", "--run-dir", str(run))
+        return ["train", self.preset, *text, *SMALL, *self.more, *more]
+
+    def reference(self, num_processes: int = 1) -> Course:
+        """Returns the course of a run that nothing happens to."""
+        with self._lock:
+            if num_processes not in self._references:
+                trial = Trial(self, f"undisturbed-{num_processes}")
+                trial.finish(num_processes=num_processes)
+                self._references[num_processes] = trial.course()
+            return self._references[num_processes]
+
+
+@dataclass
+class Started:
+    """Processes of one start of a run."""
+
+    trial: "Trial"
+    processes: "list[subprocess.Popen[bytes]]"
+    logs: list[Path]
+
+    def wait_until(self, holds: Callable[[], bool], what: str) -> None:
+        """Returns as soon as something holds; Broken if a process ends before, or it never does."""
+        deadline = time.monotonic() + LIMIT_SEC
+        while not holds():
+            for i, process in enumerate(self.processes):
+                if process.poll() is not None:
+                    raise Broken(f"ended with {process.returncode} before {what}: {self.said(i)}")
+            if time.monotonic() > deadline:
+                raise Broken(f"no {what} within {LIMIT_SEC:.0f} s")
+            time.sleep(0.001)
+
+    def send(self, number: int, process: int = 0) -> None:
+        """Sends a signal to one process."""
+        self.processes[process].send_signal(number)
+
+    def codes(self, within_sec: float = LIMIT_SEC) -> list[int]:
+        """Returns all exit codes as a shell shows them; Broken if one has not ended by then."""
+        deadline = time.monotonic() + within_sec
+        codes = []
+        for i, process in enumerate(self.processes):
+            try:
+                code = process.wait(max(deadline - time.monotonic(), 0.01))
+            except subprocess.TimeoutExpired:
+                raise Broken(f"process {i} goes on after {within_sec:.0f} s") from None
+            codes.append(code if code >= 0 else 128 - code)
+        return codes
+
+    def expect(self, *allowed: int, within_sec: float = LIMIT_SEC) -> None:
+        """Raises Broken unless every process ends with one of these codes."""
+        for i, code in enumerate(self.codes(within_sec)):
+            if code not in allowed:
+                raise Broken(f"exit code {code} instead of {allowed}: {self.said(i)}")
+
+    def kill(self, process: int = 0) -> None:
+        """Kills one process with SIGKILL, and reads its end."""
+        self.send(signal.SIGKILL, process)
+        self.processes[process].wait()
+
+    def said(self, process: int = 0) -> str:
+        """Returns the last of what a process printed."""
+        return " | ".join(self.logs[process].read_text(errors="replace").splitlines()[-4:])
+
+
+@dataclass
+class Trial:
+    """A run folder of its own, its processes, and what it lost."""
+
+    place: Workplace
+    name: str
+    draw: random.Random = field(default_factory=random.Random)
+
+    def __post_init__(self) -> None:
+        self._mark = uuid.uuid4().hex
+        self._num_starts = 0
+
+    @cached_property
+    def run(self) -> RunFolder:
+        """The folder of the run."""
+        return RunFolder(self.place.folder / self.name)
+
+    def start(
+        self,
+        *more: str,
+        num_processes: int = 1,
+        fault: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> Started:
+        """Starts the run, or goes on with it.
+
+        Args:
+            more: arguments beside those of every trial.
+            fault: "NAME FIRST LAST", something wrong in the process (`launch.faults.worker`).
+            prefix: a command that the process is started through.
+        """
+        self._num_starts += 1
+        module = ["launch"] if fault is None else ["launch.faults.worker", *fault.split(), "--"]
+        arguments = [*prefix, sys.executable, "-m", *module]
+        arguments += self.place.command(Path(self.name), *more)
+        address = f"localhost:{_free_port()}"
+        processes, logs = [], []
+        for i in range(num_processes):
+            job: list[str] = []
+            if num_processes > 1:
+                job = f"--coordinator {address} --num-processes {num_processes}".split()
+                job += ["--process-id", str(i), "--virtual-devices", "1"]
+            logs.append(self.place.folder / f"{self.name}-start-{self._num_starts}-{i}.log")
+            with logs[-1].open("w") as log:
+                processes.append(
+                    subprocess.Popen(
+                        [*arguments, *job],
+                        cwd=self.place.folder,
+                        env=self._environment(environment or {}),
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
+                )
+        return Started(self, processes, logs)
+
+    def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(ROOT), _MARK: self._mark, **more}
+
+    def finish(self, *more: str, num_processes: int = 1) -> None:
+        """Goes on to the end, which must be good."""
+        self.start(*more, num_processes=num_processes).expect(0)
+
+    def call(self, *arguments: str) -> str:
+        """Returns what another command prints; Broken if it does not end with 0."""
+        ended = subprocess.run(
+            [sys.executable, "-m", "launch", *arguments],
+            cwd=self.place.folder,
+            env=self._environment({}),
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_SEC,
+        )
+        if ended.returncode:
+            raise Broken(f"{arguments[0]} ended with {ended.returncode}: {ended.stderr}")
+        return ended.stdout
+
+    def reached(self) -> int:
+        """Returns the last step that metrics.jsonl has."""
+        return max(read_metrics(self.run.metrics), default=0)
+
+    def saving(self) -> list[int]:
+        """Returns the steps whose saves are in progress, or were when the run was killed."""
+        begun = self.run.checkpoints.glob("*.saving") if self.run.checkpoints.exists() else ()
+        return sorted(int(path.name.removesuffix(".saving")) for path in begun)
+
+    def saved(self) -> int:
+        """Returns the step of the newest checkpoint, 0 if there is none."""
+        return max(checkpoint_steps(self.run.checkpoints), default=0)
+
+    def events(self, name: str) -> list[dict]:
+        """Returns the events of one name, oldest first."""
+        return [event for event in self.run.read_events() if event.get("event") == name]
+
+    def expect_event(self, name: str, **details: object) -> dict:
+        """Returns the last event of a name that has these details; Broken if there is none."""
+        for event in reversed(self.events(name)):
+            if details.items() <= event.items():
+                return event
+        found = [event["event"] for event in self.run.read_events()]
+        raise Broken(f"no event {name} with {details}; there are {', '.join(found)}")
+
+    def course(self) -> Course:
+        """Returns what the run computed; Broken if it has not finished."""
+        losses = {step: line["loss"] for step, line in read_metrics(self.run.metrics).items()}
+        next_batches = {}
+        for step in checkpoint_steps(self.run.checkpoints):
+            with contextlib.suppress(IntegrityError):
+                progress = read_progress(self.run.checkpoints, step)
+                next_batches[step] = progress.next_batch_sha256
+        return Course(
+            losses=losses,
+            params_sha256=self.expect_event("finished")["params_sha256"],
+            next_batches=next_batches,
+        )
+
+    def exact(self, num_processes: int = 1) -> Result:
+        """Returns a good result; Broken unless all was computed as in the undisturbed run."""
+        found, wanted = self.course(), self.place.reference(num_processes)
+        for step, loss in wanted.losses.items():
+            if found.losses.get(step) != loss:
+                raise Broken(f"the loss of step {step} is {found.losses.get(step)}, not {loss}")
+        if found.params_sha256 != wanted.params_sha256:
+            raise Broken("the parameters are others than those of the undisturbed run")
+        return Result(steps_lost=self.steps_lost(), is_exact=True)
+
+    def steps_lost(self) -> tuple[int, ...]:
+        """Returns, for each time that the run went back, how many steps it did again."""
+        steps = [line["step"] for line in read_json_lines(self.run.metrics) if "step" in line]
+        return tuple(
+            before - after + 1 for before, after in itertools.pairwise(steps) if after <= before
+        )
+
+    def expect_nobody(self, within_sec: float = ORPHAN_SEC) -> None:
+        """Raises Broken if a process of the trial is still there after so long."""
+        deadline = time.monotonic() + within_sec
+        while left := list(self._alive()):
+            if time.monotonic() > deadline:
+                raise Broken(f"processes {left} outlive the run by {within_sec:.0f} s")
+            time.sleep(0.1)
+
+    def child_of(self, supervisor: int) -> int | None:
+        """Returns the process that a supervisor watches over, None where none runs."""
+        for pid in self._alive():
+            with contextlib.suppress(OSError, ValueError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                if int(fields[1]) == supervisor:
+                    return pid
+        return None
+
+    def end(self) -> None:
+        """Kills what is left of the trial."""
+        for pid in list(self._alive()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _alive(self) -> Iterator[int]:
+        mark = f"{_MARK}={self._mark}".encode()
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                is_ours = mark in (path / "environ").read_bytes().split(b"\0")
+                state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+                if is_ours and state not in "ZX":
+                    yield int(path.name)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,168 @@
+"""A process of ours with something wrong in it: `python -m launch.faults.worker FAULT -- COMMAND`.
+
+The product has no switch for any of this. What is wrong is put around its functions from outside,
+and tied to batches of the sequence, so that a run that passes those over is rid of it.
+"""
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import train.loop
+import train.step
+from data.batch import Batch
+from data.batches import data_step
+from launch.cli import main
+from model.decoder import Decoder
+
+_MARK = np.nextafter(np.float32(1), np.float32(2))
+"""The weight of one token, a little more than 1, that tells the compiled step of a bad batch."""
+HUGE = 1e4
+"""What the gradient of a spike is multiplied by."""
+
+
+def _marked(batch: Batch) -> Batch:
+    weights_BT = np.array(batch.weights_BT)
+    weights_BT[0, 0] = _MARK
+    return batch._replace(weights_BT=weights_BT)
+
+
+def _scrambled(batch: Batch) -> Batch:
+    """Returns a batch of noise: ids that are as likely as any other, in no order."""
+    draw = np.random.default_rng(0)
+    noise = {
+        name: draw.integers(0, ids_BT.max() + 1, ids_BT.shape, ids_BT.dtype)
+        for name in ("tokens_BT", "targets_BT")
+        for ids_BT in (np.asarray(getattr(batch, name)),)
+    }
+    return batch._replace(**noise)
+
+
+def _stalled(batch: Batch) -> Batch:
+    time.sleep(3600)
+    return batch
+
+
+def in_batches(spoil: Callable[[Batch], Batch], first: int, last: int) -> None:
+    """Spoils some batches of the sequence, wherever a run meets them."""
+    original = train.loop.train_batches
+
+    def train_batches(*args: Any, passed_over: Sequence[int] = (), **kwargs: Any) -> Any:
+        def maybe(step: int, batch: Batch) -> Batch:
+            return spoil(batch) if first <= data_step(step, passed_over) <= last else batch
+
+        batches = original(*args, passed_over=passed_over, **kwargs)
+        return batches.map_with_index(maybe)
+
+    train.loop.train_batches = train_batches
+
+
+def in_gradients(factor: float, array: str | None = None) -> None:
+    """Multiplies gradients where a batch is marked: all of them, or those of one array.
+
+    The loss stays as it is, as with an operation whose backward pass alone overflows.
+    """
+    original = train.step.batch_sums
+
+    def batch_sums(decoder: Decoder, batch: Batch, keys_B: jax.Array | None = None) -> Any:
+        is_marked = jnp.any(batch.weights_BT > 1)
+
+        def touch(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+            is_hit = array in (None, path[0].key)
+            return _scaled(x, is_marked, factor) if is_hit else x
+
+        graph, state = nnx.split(decoder)
+        return original(nnx.merge(graph, jax.tree.map_with_path(touch, state)), batch, keys_B)
+
+    train.step.batch_sums = batch_sums
+
+
+def in_losses(factor: float) -> None:
+    """Multiplies the loss of a batch that is marked."""
+    original = train.step.batch_sums
+
+    def batch_sums(decoder: Decoder, batch: Batch, keys_B: jax.Array | None = None) -> Any:
+        sums = original(decoder, batch, keys_B)
+        return sums._replace(nats=sums.nats * jnp.where(jnp.any(batch.weights_BT > 1), factor, 1.0))
+
+    train.step.batch_sums = batch_sums
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _scaled(x: jax.Array, is_marked: jax.Array, factor: float) -> jax.Array:
+    """Returns x; what comes back through it is multiplied."""
+    return x
+
+
+def _scaled_forward(x: jax.Array, is_marked: jax.Array, factor: float) -> Any:
+    return x, is_marked
+
+
+def _scaled_backward(factor: float, is_marked: jax.Array, grad: jax.Array) -> Any:
+    return jnp.where(is_marked, grad * factor, grad), None
+
+
+_scaled.defvjp(_scaled_forward, _scaled_backward)
+
+
+def in_a_device(step: int) -> None:
+    """Lets the last device flip a bit of the parameters in one call of the compiled step."""
+    original = train.loop.compile_train_step
+    calls = 0
+
+    def flip(array: jax.Array) -> jax.Array:
+        pieces = []
+        for shard in array.addressable_shards:
+            piece = np.array(shard.data)
+            if shard.device == jax.local_devices()[-1]:
+                piece.view(np.uint8).reshape(-1)[0] ^= 1
+            pieces.append(jax.device_put(piece, shard.device))
+        return jax.make_array_from_single_device_arrays(array.shape, array.sharding, pieces)
+
+    def compile_train_step(*args: Any, **kwargs: Any) -> Any:
+        compiled = original(*args, **kwargs)
+
+        def train_step(state: Any, batch: Batch) -> Any:
+            nonlocal calls
+            calls += 1
+            state, metrics = compiled(state, batch)
+            if calls == step:
+                norm = jax.tree.map(flip, state.params["norm"])
+                state = state._replace(params={**state.params, "norm": norm})
+            return state, metrics
+
+        return train_step
+
+    train.loop.compile_train_step = compile_train_step
+
+
+def compose(fault: str, first: int, last: int) -> None:
+    """Puts one fault around the functions of the product.
+
+    Args:
+        first, last: batches of the sequence from 0, or, of flipped_bit, the call of the step.
+    """
+    if fault == "flipped_bit":
+        in_a_device(first)
+        return
+    spoil = {"bad_batches": _scrambled, "stalled_data": _stalled}.get(fault, _marked)
+    if fault == "nan_gradient":
+        in_gradients(float("nan"), "norm")
+    elif fault == "spike":
+        in_gradients(HUGE)
+    elif fault == "infinite_loss":
+        in_losses(float("inf"))
+    in_batches(spoil, first, last)
+
+
+if __name__ == "__main__":
+    name, first, last, separator, *command = sys.argv[1:]
+    compose(name, int(first), int(last))
+    sys.exit(main(command))
