@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -35,14 +35,14 @@ class CheckpointsArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A checkpoint in the list."""
+class SavedCheckpoint:
+    """What there is to say of a checkpoint."""
 
     step: int
     tokens: int | None
     bytes: int | None
     eval_loss: float | None
-    pinned: bool
+    is_pinned: bool
     damage: str | None
     """What is wrong with it, None if nothing was found."""
 
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str]) -> int:
                 f"{', '.join(map(str, steps)) or 'there is none'}",
             )
             pin(folder.checkpoints, step, pinned=name == "pin")
-    entries = [_look(folder.checkpoints, step, every_byte=parsed.verify) for step in steps]
+    how = "full" if parsed.verify else "sizes"
+    entries = [look(folder.checkpoints, step, how) for step in steps]
     aside = sorted(
         path.name
         for path in (folder.checkpoints.iterdir() if folder.checkpoints.is_dir() else ())
@@ -79,25 +80,26 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if any(entry.damage for entry in entries) else 0
 
 
-def _look(folder: Path, step: int, *, every_byte: bool) -> Entry:
+def look(folder: Path, step: int, how: Literal["full", "sizes"]) -> SavedCheckpoint:
+    """Returns what a checkpoint says of itself, and whether its files are as it says."""
     manifest, damage = None, None
     try:
         manifest = read_manifest(folder, step)
-        verify(folder, step, "full" if every_byte else "sizes")
-    except (IntegrityError, SettingsError) as error:
+        verify(folder, step, how)
+    except (IntegrityError, SettingsError, OSError) as error:
         damage = str(error)
     progress = manifest and manifest.progress
-    return Entry(
+    return SavedCheckpoint(
         step=step,
         tokens=progress and progress.tokens,
         bytes=manifest and sum(entry.bytes for entry in manifest.files.values()),
         eval_loss=progress and progress.eval_loss,
-        pinned=is_pinned(folder, step),
+        is_pinned=is_pinned(folder, step),
         damage=damage,
     )
 
 
-def _show(entries: list[Entry], aside: list[str], *, every_byte: bool) -> None:
+def _show(entries: list[SavedCheckpoint], aside: list[str], *, every_byte: bool) -> None:
     console = Console(highlight=False, markup=False)
     if not entries:
         console.print("no checkpoint yet")
@@ -113,7 +115,7 @@ def _show(entries: list[Entry], aside: list[str], *, every_byte: bool) -> None:
                 "" if entry.tokens is None else f"{entry.tokens:,}",
                 "" if entry.bytes is None else f"{entry.bytes / 1e6:.1f}",
                 "" if entry.eval_loss is None else f"{entry.eval_loss:.4f}",
-                f"{entry.damage or whole}{', pinned' if entry.pinned else ''}",
+                f"{entry.damage or whole}{', pinned' if entry.is_pinned else ''}",
             )
         console.print(table, soft_wrap=True)
     if aside:

@@ -13,13 +13,14 @@ from typing import Annotated, Any
 import tyro
 
 from configs.check import require
-from configs.errors import IntegrityError, SettingsError
+from configs.errors import SettingsError
 from data.files import whole_file
 from launch.arguments import parse_arguments
+from launch.checkpoints import SavedCheckpoint, look
 from launch.event_words import Event, name_of
 from launch.status import read_status
 from launch.visible import visible
-from train.checkpoint_files import checkpoint_folders, is_pinned, verify
+from train.checkpoint_files import checkpoint_folders
 from train.phases import CLASSES
 from train.run_folder import Record, RunFolder, read_metrics
 
@@ -38,19 +39,6 @@ class ReportArguments:
     """The page; None writes RUN/report.html."""
     json: bool = False
     """End with one JSON object on one line, and show nothing else."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SavedCheckpoint:
-    """What there is to know of a checkpoint without reading its state."""
-
-    step: int
-    tokens: int | None = None
-    bytes: int | None = None
-    eval_loss: float | None = None
-    is_pinned: bool = False
-    damage: str | None = None
-    """What is wrong with it; None if its manifest and the sizes of its files are right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,21 +190,9 @@ def _without_nan(value: Any) -> Any:
 def _saved(folder: Path) -> Iterator[SavedCheckpoint]:
     """Yields the checkpoints, oldest first; one that a run removes meanwhile is left out."""
     for step in checkpoint_folders(folder):
-        try:
-            manifest = verify(folder, step, "sizes")
-        except (IntegrityError, SettingsError, OSError) as error:
-            if (folder / str(step)).is_dir():
-                yield SavedCheckpoint(
-                    step=step, is_pinned=is_pinned(folder, step), damage=str(error)
-                )
-            continue
-        yield SavedCheckpoint(
-            step=step,
-            tokens=manifest.progress.tokens,
-            bytes=sum(entry.bytes for entry in manifest.files.values()),
-            eval_loss=manifest.progress.eval_loss,
-            is_pinned=is_pinned(folder, step),
-        )
+        found = look(folder, step, "sizes")
+        if (folder / str(step)).is_dir():
+            yield found
 
 
 def _last_samples(folder: Path) -> dict[int, str]:

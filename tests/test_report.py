@@ -255,7 +255,7 @@ def test_checkpoints_are_shown_as_they_are(tmp_path: Path):
     found = read_report(folder).checkpoints
     assert [(c.step, c.is_pinned, c.eval_loss, c.bytes) for c in found] == [
         (5, True, 2.25, 1000),
-        (10, False, None, None),
+        (10, False, None, 1000),
         (15, False, None, None),
     ]
     assert [c.damage is None for c in found] == [True, False, False]

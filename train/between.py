@@ -13,6 +13,7 @@ from train.generate import Sampler
 from train.guard import Trouble
 from train.log import logger
 from train.metrics import MetricsWriter
+from train.pace import Own, slow_processes
 from train.recorder import Recorder
 from train.run import Run
 from train.signals import Wish
@@ -33,6 +34,7 @@ class Between:
         self._evaluate = Evaluator(run.config, run.data, run.mesh)
         self._sample = Sampler(run.config, run.data.tokenizer, run.mesh)
         self._is_overdue = False
+        self._slow: dict[int, str] = {}
 
     def __call__(self, state: TrainState, step: int, wish: Wish) -> None:
         """Does what is due after a step; a run that stops is saved.
@@ -56,6 +58,7 @@ class Between:
                     self._evaluate(state.params) if evaluates and self._evaluate.sets else None
                 )
             self._recorder.finish(evaluation and evaluation.record())
+            self._name_slow_processes(step)
             if samples:
                 with phases.phase("evaluation", "eval"):
                     self._show(self._sample(state.params, step), step)
@@ -63,6 +66,20 @@ class Between:
             if (saves or wish.save or is_last) and not self._is_overdue:
                 with phases.phase("save_stall", "save"):
                     self._save(state, step, evaluation and evaluation.loss, is_last=is_last)
+
+    def _name_slow_processes(self, step: int) -> None:
+        """Says which processes the others wait for; one that stays slow is said once."""
+        processes = self._run.processes
+        if processes.num == 1:
+            return
+        measured = processes.gather("pace", list(self._recorder.pace.look()))
+        slow = slow_processes([Own(*own) for own in measured], self._recorder.step_sec)
+        for process in slow.keys() - self._slow.keys():
+            logger.warning(f"process {process} holds the others up: {slow[process]}")
+            self._run.folder.add_event(
+                "slow_process", step=step, process=process, cause=slow[process]
+            )
+        self._slow = slow
 
     def _show(self, text: str, step: int) -> None:
         if not self._run.folder.write_sample(step, text):

@@ -23,7 +23,10 @@ logger = logging.getLogger("tessera")
 
 
 def log_to_file(path: Path) -> None:
-    """Appends every line of the log to a file, with its time."""
+    """Appends every line of the log to a file, with its time.
+
+    So do the libraries (Orbax, Grain), whose words and traces would drown ours on a screen.
+    """
 
     class File(logging.FileHandler):
         def handleError(self, record: logging.LogRecord) -> None:
@@ -32,6 +35,9 @@ def log_to_file(path: Path) -> None:
     handler = File(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
+    of_libraries = logging.getLogger("absl")
+    of_libraries.propagate = False
+    of_libraries.handlers = [handler]
 
 
 def log_to_console(console: Console, *, process: int = 0) -> None:

@@ -17,6 +17,7 @@ from train.checkpoint_files import Progress
 from train.guard import Guard, Trouble
 from train.log import Display, logger
 from train.metrics import MetricsWriter, shortest
+from train.pace import Pace
 from train.run import Run
 from train.run_folder import Record
 from train.step import Metrics
@@ -38,6 +39,9 @@ class Recorder:
         self._counts = count(config.model, config.data.sequence_len)
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = peak and peak * jax.device_count()
+        self.pace = Pace()
+        self.step_sec = 0.0
+        """How long a step took in the last record."""
         self._phase_starts = [step + 1 for step, _ in config.data.weight_phases()[1:]]
 
     def begin(self, start: Progress) -> None:
@@ -70,6 +74,7 @@ class Recorder:
         self.finish()
         self._pending = (step, metrics, ended_at)
         self._data_wait += data_wait_sec
+        self.pace.add(data_wait_sec)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -126,6 +131,7 @@ class Recorder:
 
     def _write(self, step: int, metrics: Metrics, extra: Record, now: float) -> None:
         seconds = now - self._since
+        self.step_sec = seconds / self._steps
         speed = self._step_tokens / seconds
         loss = shortest(metrics.loss)
         stats = jax.local_devices()[0].memory_stats() or {}
@@ -137,7 +143,7 @@ class Recorder:
             "grad_norm": shortest(metrics.grad_norm),
             "learning_rate": shortest(metrics.learning_rate),
             "tokens_per_second": speed,
-            "step_sec": seconds / self._steps,
+            "step_sec": self.step_sec,
             "data_wait_sec": self._data_wait / self._steps,
             "mfu_causal": self._peak and speed * self._counts.flops_causal / self._peak,
             "mfu_full": self._peak and speed * self._counts.flops_full / self._peak,

@@ -83,6 +83,12 @@ svg .grid { stroke: var(--grid); fill: none; }
 svg .axis { stroke: var(--soft); fill: none; }
 svg .curve { stroke: var(--accent); stroke-width: 2; fill: none; stroke-linejoin: round; }
 svg .note { fill: var(--soft); }
+@media print {
+  body { padding: 0; }
+  .cards { grid-template-columns: 1fr 1fr; }
+  .card { break-inside: avoid; }
+  h2 { break-after: avoid; }
+}
 """
 
 
