@@ -3,11 +3,12 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from configs.run import GuardConfig
-from train.phases import CLASSES, Ledger, Phases, process_age_sec
+from train.phases import CLASSES, Ledger, Limit, Phases, process_age_sec
 
 
 @pytest.fixture
@@ -184,10 +185,13 @@ def watched(config: GuardConfig) -> tuple[Phases, list[tuple]]:
 
 
 @pytest.mark.parametrize("limit", ["start", "compile", "step", "save", "eval"])
-def test_each_kind_has_a_limit_of_its_own(limit: str, monkeypatch):
+def test_each_kind_has_a_limit_of_its_own(limit: Limit, monkeypatch):
     monkeypatch.setattr("train.phases._LOOK_SEC", 0.01)
-    limits = {f"{name}_limit_sec": 60.0 for name in ("start", "compile", "step", "save", "eval")}
-    config = GuardConfig(**{**limits, f"{limit}_limit_sec": 0.05})
+    limits: dict[str, Any] = {
+        f"{name}_limit_sec": 60.0 for name in ("start", "compile", "step", "save", "eval")
+    }
+    limits = {**limits, f"{limit}_limit_sec": 0.05}
+    config = GuardConfig(**limits)
     phases, said = watched(config)
     if limit == "start":
         wait(0.2)

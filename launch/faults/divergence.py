@@ -1,6 +1,7 @@
 """Faults of numbers: not finite, bad batches, a spike, a device that computes wrongly."""
 
 import json
+import warnings
 
 from launch.faults.trial import NUM_STEPS, SAVE_STEPS, Broken, Result, Trial
 
@@ -109,6 +110,7 @@ def _expect_finite(trial: Trial) -> None:
     import numpy as np
     import orbax.checkpoint as ocp
 
+    warnings.filterwarnings("ignore", message="Sharding info not provided")  # it is not needed
     path = trial.run.checkpoints.absolute() / str(trial.saved()) / "state"
     state = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):

@@ -50,6 +50,14 @@ def _stalled(batch: Batch) -> Batch:
     return batch
 
 
+def _slow(batch: Batch) -> Batch:
+    time.sleep(0.2)
+    return batch
+
+
+_SPOILT = {"bad_batches": _scrambled, "stalled_data": _stalled, "slow_data": _slow}
+
+
 def in_batches(spoil: Callable[[Batch], Batch], first: int, last: int) -> None:
     """Spoils some batches of the sequence, wherever a run meets them."""
     original = train.loop.train_batches
@@ -152,7 +160,7 @@ def compose(fault: str, first: int, last: int) -> None:
     if fault == "flipped_bit":
         in_a_device(first)
         return
-    spoil = {"bad_batches": _scrambled, "stalled_data": _stalled}.get(fault, _marked)
+    spoil = _SPOILT.get(fault, _marked)
     if fault == "nan_gradient":
         in_gradients(float("nan"), "norm")
     elif fault == "spike":
