@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,8 @@ def test_a_wish_to_save_that_comes_too_early_ends_nothing(tmp_path, run):
 def test_a_second_interrupt_ends_a_run_at_once(tmp_path, run):
     """The first one is waiting for a batch that does not come."""
     process = start_with(tmp_path, "stalled_data 12 12", *tiny_run(*QUIET))
-    wait_until(lambda: has_reached(run.path, 9), process)
+    wait_until(lambda: checkpoint_steps(run.checkpoints) == [5, 10], process)
+    time.sleep(1)  # for the two batches that are left
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)
