@@ -118,7 +118,8 @@ class Between:
         for wait_sec in _RETRIES_SEC:
             if self._checkpoints.wait() is None:
                 return
-            time.sleep(wait_sec)
+            with self._run.phases.phase("save_stall", "unlimited"):  # nothing hangs meanwhile
+                time.sleep(wait_sec)
             self._checkpoints.save(ordered, progress, before=self._writer.flush)
         cause = self._checkpoints.wait()
         if cause is not None:

@@ -18,6 +18,7 @@ from train.checkpoint_files import checkpoint_steps
 from train.run_folder import RunFolder
 
 _SIZE = "256m"
+_FULL_SEC = 10.0
 _LIMIT_SEC = 240
 
 
@@ -37,8 +38,10 @@ def main() -> int:
         process.send_signal(signal.SIGSTOP)  # or it would write into the room that is measured
         _fill(ballast, spare_bytes=halfway if request["fails"] == "halfway" else 0)
         process.send_signal(signal.SIGCONT)
-        log = run.logs / "process-0.log"
-        _wait_until(lambda: "could not be saved" in log.read_text() or process.poll() is not None)
+        log, deadline = run.logs / "process-0.log", time.monotonic() + _FULL_SEC
+        _wait_until(  # the log is on that disk too, which may not take the line
+            lambda: "could not be saved" in log.read_text() or time.monotonic() > deadline
+        )
         time.sleep(0.2)
         ballast.unlink()
         return process.wait(_LIMIT_SEC)
