@@ -1,16 +1,17 @@
 """A step computed twice: the same run as without, and a device that computes wrongly is named."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from small_model import small_batch, small_model, small_run
 
 from configs.errors import Corrupted, SettingsError
 from configs.run import GuardConfig
+from launch.faults.worker import flip_bit
 from sharding.processes import ALONE
 from sharding.rules import sharding
 from train.digest import params_digest
@@ -42,16 +43,7 @@ def test_a_step_computed_twice_is_the_step(run):
 
 def wrong_at(step, number: int, where: int) -> Any:
     """Returns a step that flips one bit on one device in its call of that number."""
-    calls = 0
-
-    def flip(array: jax.Array) -> jax.Array:
-        pieces = []
-        for shard in array.addressable_shards:
-            piece = np.array(shard.data)
-            if shard.device.id == where:
-                piece.view(np.uint8).reshape(-1)[0] ^= 1
-            pieces.append(jax.device_put(piece, shard.device))
-        return jax.make_array_from_single_device_arrays(array.shape, array.sharding, pieces)
+    calls, flip = 0, functools.partial(flip_bit, device=jax.devices()[where])
 
     def wrong(state: TrainState, batch: Any) -> Any:
         nonlocal calls

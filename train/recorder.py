@@ -176,4 +176,4 @@ def striking(layer_norms: dict[str, Any], num: int = 8) -> dict[str, str]:
     broken = {name: value for name, value in norms.items() if not math.isfinite(value)}
     largest = sorted(norms, key=lambda name: norms[name], reverse=True)
     names = list(broken) if broken else largest
-    return {name: str(norms[name]) for name in names[:num]}
+    return {name: f"{norms[name]:.4g}" for name in names[:num]}

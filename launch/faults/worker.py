@@ -120,22 +120,25 @@ def _scaled_backward(factor: float, is_marked: jax.Array, grad: jax.Array) -> An
 _scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
+def flip_bit(array: jax.Array, device: Any) -> jax.Array:
+    """Returns an array of which one device holds another bit than before."""
+    pieces = []
+    for shard in array.addressable_shards:
+        piece = np.array(shard.data)
+        if shard.device == device:
+            piece.view(np.uint8).reshape(-1)[0] ^= 1
+        pieces.append(jax.device_put(piece, shard.device))
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, pieces)
+
+
 def in_a_device(step: int) -> None:
     """Lets the last device flip a bit of the parameters in one call of the compiled step."""
     original = train.loop.compile_train_step
     calls = 0
 
-    def flip(array: jax.Array) -> jax.Array:
-        pieces = []
-        for shard in array.addressable_shards:
-            piece = np.array(shard.data)
-            if shard.device == jax.local_devices()[-1]:
-                piece.view(np.uint8).reshape(-1)[0] ^= 1
-            pieces.append(jax.device_put(piece, shard.device))
-        return jax.make_array_from_single_device_arrays(array.shape, array.sharding, pieces)
-
     def compile_train_step(*args: Any, **kwargs: Any) -> Any:
         compiled = original(*args, **kwargs)
+        flip = functools.partial(flip_bit, device=jax.local_devices()[-1])
 
         def train_step(state: Any, batch: Batch) -> Any:
             nonlocal calls
