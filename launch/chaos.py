@@ -20,7 +20,40 @@ from rich.console import Console
 from configs.check import require, require_at_least
 from configs.presets import PRESETS
 from launch.arguments import did_you_mean, parse_arguments
-from launch.faults import divergence, processes, storage
+from launch.faults.divergence import (
+    burst_of_bad_batches,
+    flip_a_bit_in_a_device,
+    infinite_loss,
+    nan_in_a_gradient,
+    no_end_of_bad_batches,
+    spike,
+    steps_that_are_not_finite,
+)
+from launch.faults.processes import (
+    freeze_one_of_two,
+    kill_as_it_starts,
+    kill_at_a_step,
+    kill_in_a_save,
+    kill_one_of_two,
+    kill_the_supervised,
+    kill_the_supervisor,
+    stall,
+    stop,
+    stop_one_of_two,
+)
+from launch.faults.storage import (
+    change_the_layout,
+    fill_the_disk,
+    flip_a_byte,
+    lose_the_manifest,
+    needs_faketime,
+    needs_unshare,
+    refuse_copies,
+    refuse_writes,
+    set_the_clock_back,
+    start_twice,
+    truncate_a_file,
+)
 from launch.faults.trial import Broken, Result, Trial, Workplace
 from launch.paths import RUNS
 
@@ -92,34 +125,34 @@ class Row:
 
 def faults(*, refused_sec: float) -> list[Fault]:
     """Returns all faults, in the order of the table."""
-    refuse_writes = functools.partial(storage.refuse_writes, seconds=refused_sec)
+    refusal = functools.partial(refuse_writes, seconds=refused_sec)
     return [
-        Fault("SIGKILL as it starts", processes.kill_as_it_starts, 0.2),
-        Fault("SIGKILL at a step", processes.kill_at_a_step, 0.5),
-        Fault("SIGKILL in a save", processes.kill_in_a_save, 0.3),
-        Fault("SIGTERM or Ctrl-C", processes.stop, 0.2),
-        Fault("SIGTERM, one of two", processes.stop_one_of_two, 0.2),
-        Fault("SIGKILL, one of two", processes.kill_one_of_two, 0.2),
-        Fault("frozen, one of two", processes.freeze_one_of_two, 0.2),
-        Fault("SIGKILL, supervised", processes.kill_the_supervised, 0.1),
-        Fault("SIGKILL, supervisor", processes.kill_the_supervisor, 0.1),
-        Fault("data never comes", processes.stall, 0.05),
-        Fault("byte flipped", storage.flip_a_byte, 0.1),
-        Fault("file truncated", storage.truncate_a_file, 0.1),
-        Fault("manifest missing", storage.lose_the_manifest, 0.1),
-        Fault("disk full", storage.fill_the_disk, 0.1, storage.needs_unshare),
-        Fault("writes refused", refuse_writes, 0.03),
-        Fault("copies refused", storage.refuse_copies, 0.05),
-        Fault("two in one folder", storage.start_twice, 0.05),
-        Fault("clock set back", storage.set_the_clock_back, 0.1, storage.needs_faketime),
-        Fault("other layouts", storage.change_the_layout, 0.05),
-        Fault("NaN in a gradient", divergence.nan_in_a_gradient, 0.05),
-        Fault("infinite loss", divergence.infinite_loss, 0.05),
-        Fault("steps not finite", divergence.steps_that_are_not_finite, 0.05),
-        Fault("burst of bad batches", divergence.burst_of_bad_batches, 0.05),
-        Fault("spike", divergence.spike, 0.05),
-        Fault("bad batches, no end", divergence.no_end_of_bad_batches, 0.05),
-        Fault("bit flipped in a device", divergence.flip_a_bit_in_a_device, 0.05),
+        Fault("SIGKILL as it starts", kill_as_it_starts, 0.2),
+        Fault("SIGKILL at a step", kill_at_a_step, 0.5),
+        Fault("SIGKILL in a save", kill_in_a_save, 0.3),
+        Fault("SIGTERM or Ctrl-C", stop, 0.2),
+        Fault("SIGTERM, one of two", stop_one_of_two, 0.2),
+        Fault("SIGKILL, one of two", kill_one_of_two, 0.2),
+        Fault("frozen, one of two", freeze_one_of_two, 0.2),
+        Fault("SIGKILL, supervised", kill_the_supervised, 0.1),
+        Fault("SIGKILL, supervisor", kill_the_supervisor, 0.1),
+        Fault("data never comes", stall, 0.05),
+        Fault("byte flipped", flip_a_byte, 0.1),
+        Fault("file truncated", truncate_a_file, 0.1),
+        Fault("manifest missing", lose_the_manifest, 0.1),
+        Fault("disk full", fill_the_disk, 0.1, needs_unshare),
+        Fault("writes refused", refusal, 0.03),
+        Fault("copies refused", refuse_copies, 0.05),
+        Fault("two in one folder", start_twice, 0.05),
+        Fault("clock set back", set_the_clock_back, 0.1, needs_faketime),
+        Fault("other layouts", change_the_layout, 0.05),
+        Fault("NaN in a gradient", nan_in_a_gradient, 0.05),
+        Fault("infinite loss", infinite_loss, 0.05),
+        Fault("steps not finite", steps_that_are_not_finite, 0.05),
+        Fault("burst of bad batches", burst_of_bad_batches, 0.05),
+        Fault("spike", spike, 0.05),
+        Fault("bad batches, no end", no_end_of_bad_batches, 0.05),
+        Fault("bit flipped in a device", flip_a_bit_in_a_device, 0.05),
     ]
 
 

@@ -17,7 +17,7 @@ from train.state import abstract_state
 
 CONSTANT = (
     *("--optim.schedule", "constant", "--eval.every_steps", "None", "--sample.every_steps", "None"),
-    *("--checkpoint.keep_every_steps", "5", "--virtual-devices", "1"),
+    *("--checkpoint.keep_every_steps", "5"),
 )
 
 
