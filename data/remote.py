@@ -112,7 +112,7 @@ def push_folder(folder: Path, url: str) -> None:
     content = path.read_bytes()
     files = _parse(content, str(path))
     store = Store(url)
-    is_free = store.info(MANIFEST) is None or store.read(MANIFEST) == content
+    is_free = store.read_if_there(MANIFEST) in (None, content)
     require(is_free, f"{url} has another prepared folder; push this one to a place of its own")
 
     def push(name: str) -> None:
@@ -185,6 +185,12 @@ class Store:
         """Returns the bytes of a file."""
         with _told(self.address(name), "read"):
             return self._fs.cat_file(f"{self._root}/{name}")
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """Returns the bytes of a file; None if it is not there."""
+        with _told(self.address(name), "read"), contextlib.suppress(FileNotFoundError):
+            return self._fs.cat_file(f"{self._root}/{name}")
+        return None
 
     def info(self, name: str) -> dict[str, Any] | None:
         """Returns the version of a file, its size and ETag; None if it is not there."""

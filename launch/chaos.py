@@ -18,7 +18,6 @@ import tyro
 from rich.console import Console
 
 from configs.check import require, require_at_least
-from configs.presets import PRESETS
 from launch.arguments import did_you_mean, parse_arguments
 from launch.faults.divergence import (
     burst_of_bad_batches,
@@ -56,6 +55,7 @@ from launch.faults.storage import (
 )
 from launch.faults.trial import Broken, Result, Trial, Workplace
 from launch.paths import RUNS
+from launch.train_settings import require_preset
 
 _PROOF = 100
 """So many kills are a proof; storage then refuses for a whole minute."""
@@ -162,11 +162,7 @@ def main(arguments: Sequence[str]) -> int:
     if "--" in own:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
     parsed = parse_arguments(ChaosArguments, own, command="./tessera chaos")
-    require(
-        parsed.preset in PRESETS,
-        f"preset {parsed.preset} is not known{did_you_mean(parsed.preset, list(PRESETS))}; there "
-        f"are: {', '.join(PRESETS)}",
-    )
+    require_preset(parsed.preset)
     require_at_least("--times", parsed.times, 1)
     require_at_least("--jobs", parsed.jobs or 1, 1)
     chosen = _chosen(parsed)

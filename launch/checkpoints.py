@@ -14,7 +14,14 @@ from rich.table import Table
 from configs.check import require
 from configs.errors import IntegrityError, SettingsError
 from launch.arguments import parse_arguments
-from train.checkpoint_files import checkpoint_folders, is_pinned, pin, read_manifest, verify
+from train.checkpoint_files import (
+    check_files,
+    checkpoint_folders,
+    is_pinned,
+    other_names,
+    pin,
+    read_manifest,
+)
 from train.run_folder import RunFolder
 
 
@@ -63,11 +70,7 @@ def main(arguments: Sequence[str]) -> int:
             pin(folder.checkpoints, step, pinned=name == "pin")
     how = "full" if parsed.verify else "sizes"
     entries = [look(folder.checkpoints, step, how) for step in steps]
-    aside = sorted(
-        path.name
-        for path in (folder.checkpoints.iterdir() if folder.checkpoints.is_dir() else ())
-        if not path.name.isdigit()
-    )
+    aside = other_names(folder.checkpoints)
     if parsed.json:
         content: dict[str, Any] = {
             "run": str(parsed.run),
@@ -85,7 +88,7 @@ def look(folder: Path, step: int, how: Literal["full", "sizes"]) -> SavedCheckpo
     manifest, damage = None, None
     try:
         manifest = read_manifest(folder, step)
-        verify(folder, step, how)
+        check_files(folder / str(step), manifest, how)
     except (IntegrityError, SettingsError, OSError) as error:
         damage = str(error)
     progress = manifest and manifest.progress

@@ -20,7 +20,7 @@ from launch.checkpoints import SavedCheckpoint, look
 from launch.event_words import Event, name_of
 from launch.status import read_status
 from launch.visible import visible
-from train.checkpoint_files import checkpoint_folders
+from train.checkpoint_files import checkpoint_folders, other_names
 from train.phases import CLASSES
 from train.run_folder import Record, RunFolder, read_metrics
 
@@ -138,11 +138,7 @@ def read_report(folder: RunFolder) -> RunReport:
         records=read_metrics(folder.metrics),
         events=events,
         checkpoints=list(_saved(checkpoints)),
-        set_aside=sorted(
-            path.name
-            for path in (checkpoints.iterdir() if checkpoints.is_dir() else ())
-            if not path.name.isdigit()
-        ),
+        set_aside=other_names(checkpoints),
         samples=_last_samples(folder.samples),
         settings={k: v for k, v in _read_object(folder.config).items() if k != "format_version"},
         environments=(first, folder.last_environment() or first),

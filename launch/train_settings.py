@@ -65,15 +65,11 @@ def parse(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
         SettingsError: there is no such preset, or the settings do not fit together.
         SystemExit: tyro has shown the help (0) or a wrong field or value (2).
     """
-    names = list(PRESETS)
     if not arguments or arguments[0] in ("--help", "-h"):
         print(_usage())
         raise SystemExit(0 if arguments else SettingsError.exit_code)
     preset, *rest = arguments
-    require(
-        preset in PRESETS,
-        f"preset {preset} is not known{did_you_mean(preset, names)}; there are: {', '.join(names)}",
-    )
+    require_preset(preset)
     config = PRESETS[preset]()
     own = [field.name for field in dataclasses.fields(TrainArguments) if field.name != "config"]
     parsed = parse_arguments(
@@ -86,6 +82,15 @@ def parse(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
     )
     config = _with_whole_durable_dir(parsed.config)
     return preset, dataclasses.replace(parsed, config=config)
+
+
+def require_preset(name: str) -> None:
+    """Raises SettingsError unless there is a preset of this name."""
+    names = list(PRESETS)
+    require(
+        name in PRESETS,
+        f"preset {name} is not known{did_you_mean(name, names)}; there are: {', '.join(names)}",
+    )
 
 
 def default_run_dir(preset: str, config: RunConfig) -> Path:

@@ -158,8 +158,7 @@ class Processes:
     def abandon(self, error: TesseraError) -> NoReturn:
         """Ends this process and the others from any thread, though the main one may be stuck."""
         self._is_leaving.set()
-        way_on = f"; to go on: {self.way_on}" if self.way_on else ""
-        _logger.error(f"{error} (exit code {error.exit_code}){way_on}")
+        self._say_last(error)
         if self.num == 1:
             _exit(error.exit_code)
         self._tell(error)
@@ -233,9 +232,9 @@ class Processes:
                 raise ended from error
             time.sleep(_POLL_SEC)
 
-    def _say_last(self, ended: EndedElsewhere) -> None:
+    def _say_last(self, error: TesseraError) -> None:
         way_on = f"; to go on: {self.way_on}" if self.way_on else ""
-        _logger.error(f"{ended} (exit code {ended.exit_code}){way_on}")
+        _logger.error(f"{error} (exit code {error.exit_code}){way_on}")
 
     def _watch(self) -> None:
         """Ends this process where it cannot end by itself after another has: it may be waiting."""

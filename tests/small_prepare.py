@@ -28,6 +28,7 @@ from configs.data import DataConfig
 from data.open_data import open_data
 from data.preparation.engine import Workers
 from data.store import TokenStore, TokenStream
+from train.phases import stat_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 PART_BYTES, TASK_BYTES = 4000, 16_000
@@ -121,11 +122,11 @@ def run(folder: Path, *arguments: str, **more: Any) -> tuple[int, str]:
 def session_of(command: Command) -> list[int]:
     """Returns the processes of a command that are alive: its own, and those that it started."""
     alive = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            state, _, _, session = stat_fields(int(path.name))[:4]
             if int(session) == command.pid and state not in "ZX":
-                alive.append(int(path.parent.name))
+                alive.append(int(path.name))
     return alive
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from small_runs import ROOT, tiny_run
 
+from launch.faults.trial import free_port
 from train.run_folder import RunFolder, read_metrics
 
 RUN = "run"
@@ -23,13 +23,6 @@ ENVIRONMENT = {
     # Compiles twice as fast, to programs that are slower than they could be.
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 }
-
-
-def free_port() -> int:
-    """Returns a port of this machine that nobody listens at."""
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
 
 
 def small_run(*more: str) -> list[str]:

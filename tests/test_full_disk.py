@@ -14,6 +14,7 @@ from small_runs import content_of
 
 from data.preparation.prepare import WORK
 from data.store import MANIFEST
+from launch.faults.storage import needs_unshare
 
 COMMAND = ["prepare", "--data.path", "texts", "--data.tokenizer", "bytes"]
 CLEAN = ["--data.clean", "unicode", "length", "exact_duplicates", "near_duplicates"]
@@ -62,8 +63,8 @@ def on_small_disks(folder: Path, command: list[str], disks: list[str]) -> list[d
 
     Skips where a user may not mount a file system of his own.
     """
-    if subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode:
-        pytest.skip("unshare -Urm does not work here, so there is no disk to fill")
+    if missing := needs_unshare():
+        pytest.skip(missing)
     request = {"command": command, "disks": disks, "sizes": [PART_BYTES, TASK_BYTES]}
     python = [sys.executable, "-W", "ignore", "-c", IN_A_NAMESPACE, json.dumps(request)]
     made = subprocess.run(

@@ -60,13 +60,18 @@ def life_sec(path: Path) -> float:
     return written(path)["beat"] - written(path)["first_start"]
 
 
+def begun(path: Path) -> Phases:
+    """Returns the phases of a start of the run, which is younger than this process."""
+    phases = Phases()
+    phases.ledger = Ledger()
+    phases.ledger.go_on(path)
+    phases.beat()
+    return phases
+
+
 def test_the_seconds_of_all_starts_and_between_them_add_up_to_the_wall_clock(path):
     for _ in range(3):
-        phases = Phases()
-        # This process is older than the start that it stands for.
-        phases.ledger = Ledger()
-        phases.ledger.go_on(path)
-        phases.beat()
+        phases = begun(path)
         with phases.phase("step", "step"):
             wait(0.05)
         phases.close()
@@ -79,10 +84,7 @@ def test_the_seconds_of_all_starts_and_between_them_add_up_to_the_wall_clock(pat
 
 def test_a_killed_run_is_missed_from_its_last_sign_of_life_on(path, monkeypatch):
     monkeypatch.setattr("train.phases._BEAT_SEC", 0.01)
-    phases = Phases()
-    phases.ledger = Ledger()
-    phases.ledger.go_on(path)
-    phases.beat()
+    phases = begun(path)
     with phases.phase("step", "step"):
         wait(0.1)
         left = path.read_text()  # all that a kill would leave

@@ -1,8 +1,6 @@
 """A step computed twice: the same run as without, and a device that computes wrongly is named."""
 
 import dataclasses
-import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,7 @@ from small_model import small_batch, small_model, small_run
 
 from configs.errors import Corrupted, SettingsError
 from configs.run import GuardConfig
-from launch.faults.worker import flip_bit
+from launch.faults.worker import wrong_in_a_call
 from sharding.processes import ALONE
 from sharding.rules import sharding
 from train.digest import params_digest
@@ -41,27 +39,12 @@ def test_a_step_computed_twice_is_the_step(run):
     jax.block_until_ready(step(state, batch))  # it can be given to the next step
 
 
-def wrong_at(step, number: int, where: int) -> Any:
-    """Returns a step that flips one bit on one device in its call of that number."""
-    calls, flip = 0, functools.partial(flip_bit, device=jax.devices()[where])
-
-    def wrong(state: TrainState, batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        state, metrics = step(state, batch)
-        if calls == number:
-            norm = jax.tree.map(flip, state.params["norm"])
-            state = state._replace(params={**state.params, "norm": norm})
-        return state, metrics
-
-    return wrong
-
-
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_flipped_bit_names_the_device_and_the_array(run, number: int):
     step, fresh, batch = run
+    wrong = wrong_in_a_call(step, number, jax.devices()[5])
     with pytest.raises(Corrupted) as caught:
-        step_twice(wrong_at(step, number, 5), fresh(), batch, step=7, processes=ALONE)
+        step_twice(wrong, fresh(), batch, step=7, processes=ALONE)
     message = str(caught.value)
     assert "step 7" in message
     assert "norm" in message

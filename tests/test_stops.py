@@ -25,6 +25,7 @@ from small_runs import (
     write_text,
 )
 
+from launch.faults.storage import needs_unshare
 from train.checkpoint_files import checkpoint_steps
 from train.run_folder import RunFolder, read_metrics
 
@@ -165,8 +166,8 @@ sys.exit(subprocess.run([sys.executable, "-m", "launch", *sys.argv[1:]]).returnc
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
-    if subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode:
-        pytest.skip("unshare -Urm does not work here, so there is no read-only folder for root")
+    if missing := needs_unshare():
+        pytest.skip(missing)
     write_text(tmp_path)
     ended = subprocess.run(
         ["unshare", "-Urm", sys.executable, "-c", UNWRITABLE, "train", *tiny_run("--run-dir=run")],

@@ -18,6 +18,7 @@ from small_runs import ROOT
 
 from configs.errors import SettingsError
 from launch.supervise import RestartPolicy, supervise
+from train.phases import stat_fields
 from train.run_folder import RunFolder
 
 CHILD = """
@@ -131,7 +132,7 @@ def read_pid(name: str) -> int:
 def is_alive(pid: int) -> bool:
     """Says whether a process is there and has not ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return stat_fields(pid)[0] not in "ZX"
     except OSError:
         return False
 

@@ -7,15 +7,9 @@ from typing import Any
 from configs.check import require
 from configs.errors import SettingsError
 from configs.run import RunConfig
-from configs.settings import differences, flatten
+from configs.settings import classify, differences, flatten
 from train.checkpoint_files import Manifest, checkpoint_steps, read_manifest
 from train.run_folder import RunFolder
-
-_SHAPES_WEIGHTS = (
-    *("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
-    *("vocab_size", "norm", "position", "num_positions", "qk_norm", "mlp", "num_experts"),
-    *("tied_head", "bias"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +98,13 @@ def check_source(source: InitFrom, config: RunConfig) -> Manifest:
         IntegrityError: its manifest is damaged.
     """
     manifest = read_manifest(source.checkpoints, source.step)
-    own = [f"model.{name}" for name in _SHAPES_WEIGHTS]
-    if source.with_optimizer:
-        own.append("optim.optimizer")
+    own = ("model.", "optim.") if source.with_optimizer else "model."
     changed = differences(manifest.settings, flatten(config))
-    wrong = {name: changed[name] for name in own if name in changed}
+    wrong = {
+        name: values
+        for name, values in changed.items()
+        if name.startswith(own) and classify(name) == "incompatible"
+    }
     require(
         not wrong,
         f"--init-from={source.run}@{source.step} is another model: "

@@ -136,6 +136,12 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return [step for step in checkpoint_folders(folder) if _manifest(folder, step).is_file()]
 
 
+def other_names(folder: Path) -> list[str]:
+    """Returns what is beside the checkpoints and does not count: being saved, damaged, aside."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path.name for path in paths if not path.name.isdigit())
+
+
 def checkpoint_folders(folder: Path) -> list[int]:
     """Returns the steps of all checkpoints, those too whose manifest is missing, oldest first."""
     paths = folder.iterdir() if folder.is_dir() else ()
@@ -214,23 +220,41 @@ def verify(
         IntegrityError: a file is missing, changed, or not named.
         SettingsError: as read_manifest.
     """
-    manifest, checkpoint = read_manifest(folder, step), folder / str(step)
+    manifest = read_manifest(folder, step)
+    check_files(folder / str(step), manifest, how, part=part, num_parts=num_parts)
+    return manifest
+
+
+def check_files(
+    checkpoint: Path,
+    manifest: Manifest,
+    how: Literal["full", "sizes"] = "full",
+    *,
+    part: int = 0,
+    num_parts: int = 1,
+) -> None:
+    """Raises IntegrityError unless the files of a checkpoint are as its manifest says."""
     for name, said in sorted(manifest.files.items())[part::num_parts]:
         path = checkpoint / name
         if path.is_symlink() or not path.is_file():
             raise IntegrityError(f"{path} is missing")
-        size = path.stat().st_size
-        if size != said.bytes:
-            raise IntegrityError(f"{path} has {size} bytes; its manifest says {said.bytes}")
-        found = digest_file(path) if how == "full" else said.sha256
-        if found != said.sha256:
-            raise IntegrityError(
-                f"{path} is changed: it has sha256 {found[:12]}, its manifest says "
-                f"{said.sha256[:12]}"
-            )
+        check_file(path, str(path), said, how)
     for name in sorted(_files(checkpoint) - set(manifest.files)):
         raise IntegrityError(f"{checkpoint / name} is not named by its manifest")
-    return manifest
+
+
+def check_file(
+    path: Path, where: str, said: FileEntry, how: Literal["full", "sizes"] = "full"
+) -> None:
+    """Raises IntegrityError, which names `where`, unless a file is as a manifest says."""
+    size = path.stat().st_size
+    if size != said.bytes:
+        raise IntegrityError(f"{where} has {size} bytes; its manifest says {said.bytes}")
+    found = digest_file(path) if how == "full" else said.sha256
+    if found != said.sha256:
+        raise IntegrityError(
+            f"{where} is changed: it has sha256 {found[:12]}, its manifest says {said.sha256[:12]}"
+        )
 
 
 def begin_save(folder: Path, step: int) -> Path:

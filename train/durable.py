@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.check import require
-from configs.errors import IntegrityError, TesseraError
+from configs.errors import TesseraError
 from configs.run import CheckpointConfig
-from data.files import digest_file
 from data.remote import Store, each
 from train.checkpoint_files import (
     MANIFEST,
     Manifest,
     begin_save,
+    check_file,
     finish_save,
     kept_steps,
     parse_manifest,
@@ -91,7 +91,7 @@ class DurableTier:
 
         def get(name: str) -> None:
             with self._store.getting(_file(step, name), making / ".parts", making / name) as part:
-                _check(part, self._store.address(_file(step, name)), manifest, name)
+                check_file(part, self._store.address(_file(step, name)), manifest.files[name])
 
         try:
             each(get, manifest.files)
@@ -106,8 +106,9 @@ class DurableTier:
             return
         folder.path.mkdir(parents=True, exist_ok=True)
         for path in folder.small_files:  # the settings last: they make it a run
-            if self._store.info(path.name) is not None:
-                path.write_bytes(self._store.read(path.name))
+            content = self._store.read_if_there(path.name)
+            if content is not None:
+                path.write_bytes(content)
 
     def remove(self, step: int) -> None:
         """Removes a checkpoint, or what is left of one; its manifest first."""
@@ -137,10 +138,10 @@ class DurableTier:
 
     def _check_same_run(self, folder: RunFolder) -> None:
         """Raises SettingsError unless the events here begin as those of the run do."""
-        name = folder.events.name
-        if not folder.events.exists() or self._store.info(name) is None:
+        there = self._store.read_if_there(folder.events.name)
+        if there is None or not folder.events.exists():
             return
-        here, there = folder.events.read_bytes(), self._store.read(name)
+        here = folder.events.read_bytes()
         require(
             here.partition(b"\n")[0] == there.partition(b"\n")[0],
             f"checkpoint.durable_dir={self.url} holds the copies of another run than --run-dir "
@@ -154,14 +155,3 @@ class DurableTier:
 
 def _file(step: int, name: str) -> str:
     return f"checkpoints/{step}/{name}"
-
-
-def _check(path: Path, where: str, manifest: Manifest, name: str) -> None:
-    """Raises IntegrityError unless a fetched file is what the manifest says."""
-    said, size = manifest.files[name], path.stat().st_size
-    if size != said.bytes:
-        raise IntegrityError(f"{where} has {size} bytes; its manifest says {said.bytes}")
-    if (found := digest_file(path)) != said.sha256:
-        raise IntegrityError(
-            f"{where} is changed: it has sha256 {found[:12]}, its manifest says {said.sha256[:12]}"
-        )

@@ -93,10 +93,11 @@ class Lease:
                 continue
 
     def _read(self) -> dict[str, Any] | None:
-        if self._store.info(_NAME) is None:
+        content = self._store.read_if_there(_NAME)
+        if content is None:
             return None
         try:
-            return dict(json.loads(self._store.read(_NAME)))
+            return dict(json.loads(content))
         except (ValueError, TypeError):
             return {}
 

@@ -230,11 +230,20 @@ class Phases:
             self.ledger.write()
 
 
+def stat_fields(process: int | Literal["self"]) -> list[str]:
+    """Returns what Linux says of a process: its state, its parent, its group, its session, ...
+
+    Raises OSError where there is no such process. Source: proc_pid_stat(5), from field 3 on.
+    """
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+
+
 def process_age_sec() -> float:
     """Returns how long this process has lived; 0 where the system does not tell."""
     try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # since the system was booted
+        started = int(stat_fields("self")[19]) / os.sysconf(
+            "SC_CLK_TCK"
+        )  # since the system was booted
         return max(time.clock_gettime(time.CLOCK_BOOTTIME) - started, 0.0)
     except (OSError, ValueError, IndexError, AttributeError):
         return 0.0

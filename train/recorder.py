@@ -93,14 +93,15 @@ class Recorder:
             return
         step, metrics, ended_at = self._pending
         self._pending = None
-        metrics = jax.device_get(metrics)
+        layer_norms = metrics.layer_norms  # they stay where they are unless the step goes wrong
+        metrics = jax.device_get(metrics._replace(layer_norms={}))
         # Where the step before was seen to end later than that, this one is seen to end now.
         now = ended_at if ended_at is not None and ended_at > self._since else self._now()
         self.tokens += int(metrics.num_tokens)
         self._step_tokens += int(metrics.num_tokens)
         self._steps += 1
         self._display.show_step(step)
-        self._watch(step, metrics)
+        self._watch(step, metrics, layer_norms)
         if extra is not None or self.is_logged(step):
             self._write(step, metrics, extra or {}, now)
 
@@ -109,9 +110,9 @@ class Recorder:
         train = self._config.train
         return step % train.log_every_steps == 0 or step == train.num_steps
 
-    def _watch(self, step: int, metrics: Metrics) -> None:
+    def _watch(self, step: int, metrics: Metrics, layer_norms: dict[str, jax.Array]) -> None:
         finite = bool(metrics.finite)
-        layers = {} if finite else striking(metrics.layer_norms)
+        layers = {} if finite else striking(layer_norms)
         if not finite:
             logger.warning(
                 f"step {step} was skipped: loss {metrics.loss}, gradient norm {metrics.grad_norm}"
@@ -126,7 +127,7 @@ class Recorder:
             )
         trouble = self.guard.look(step, float(metrics.loss), finite)
         if trouble is not None and self.trouble is None:
-            layers = layers or striking(metrics.layer_norms)
+            layers = layers or striking(layer_norms)
             self.trouble = dataclasses.replace(trouble, layers=layers)
 
     def _write(self, step: int, metrics: Metrics, extra: Record, now: float) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from configs.errors import IntegrityError
 from launch.devices import ROOT
 from train.checkpoint_files import checkpoint_steps, read_progress
+from train.phases import stat_fields
 from train.run_folder import RunFolder, read_json_lines, read_metrics
 
 NUM_STEPS, SAVE_STEPS = 100, 10
@@ -178,7 +179,7 @@ class Trial:
         module = ["launch"] if fault is None else ["launch.faults.worker", *fault.split(), "--"]
         arguments = [*prefix, sys.executable, "-m", *module]
         arguments += self.place.command(Path(self.name), *more)
-        address = f"localhost:{_free_port()}"
+        address = f"localhost:{free_port()}"
         processes, logs = [], []
         for i in range(num_processes):
             job: list[str] = []
@@ -289,8 +290,7 @@ class Trial:
         """Returns the process that a supervisor watches over, None where none runs."""
         for pid in self._alive():
             with contextlib.suppress(OSError, ValueError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                if int(fields[1]) == supervisor:
+                if int(stat_fields(pid)[1]) == supervisor:
                     return pid
         return None
 
@@ -305,12 +305,12 @@ class Trial:
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 is_ours = mark in (path / "environ").read_bytes().split(b"\0")
-                state = (path / "stat").read_text().rpartition(")")[2].split()[0]
-                if is_ours and state not in "ZX":
+                if is_ours and stat_fields(int(path.name))[0] not in "ZX":
                     yield int(path.name)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a port of this machine that nobody listens at."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return listener.getsockname()[1]

@@ -21,6 +21,8 @@ from data.batch import Batch
 from data.batches import data_step
 from launch.cli import main
 from model.decoder import Decoder
+from train.state import TrainState
+from train.step import Metrics, TrainStep
 
 _MARK = np.nextafter(np.float32(1), np.float32(2))
 """The weight of one token, a little more than 1, that tells the compiled step of a bad batch."""
@@ -131,27 +133,31 @@ def flip_bit(array: jax.Array, device: Any) -> jax.Array:
     return jax.make_array_from_single_device_arrays(array.shape, array.sharding, pieces)
 
 
-def in_a_device(step: int) -> None:
+def in_a_device(call: int) -> None:
     """Lets the last device flip a bit of the parameters in one call of the compiled step."""
     original = train.loop.compile_train_step
-    calls = 0
 
-    def compile_train_step(*args: Any, **kwargs: Any) -> Any:
-        compiled = original(*args, **kwargs)
-        flip = functools.partial(flip_bit, device=jax.local_devices()[-1])
-
-        def train_step(state: Any, batch: Batch) -> Any:
-            nonlocal calls
-            calls += 1
-            state, metrics = compiled(state, batch)
-            if calls == step:
-                norm = jax.tree.map(flip, state.params["norm"])
-                state = state._replace(params={**state.params, "norm": norm})
-            return state, metrics
-
-        return train_step
+    def compile_train_step(*args: Any, **kwargs: Any) -> TrainStep:
+        return wrong_in_a_call(original(*args, **kwargs), call, jax.local_devices()[-1])
 
     train.loop.compile_train_step = compile_train_step
+
+
+def wrong_in_a_call(train_step: TrainStep, call: int, device: Any) -> TrainStep:
+    """Returns a step that flips one bit on one device in its call of that number, from 1."""
+    calls = 0
+    flip = functools.partial(flip_bit, device=device)
+
+    def wrong(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        nonlocal calls
+        calls += 1
+        state, metrics = train_step(state, batch)
+        if calls == call:
+            norm = jax.tree.map(flip, state.params["norm"])
+            state = state._replace(params={**state.params, "norm": norm})
+        return state, metrics
+
+    return wrong
 
 
 def compose(fault: str, first: int, last: int) -> None:
