@@ -1,6 +1,5 @@
 """`./tessera chaos PRESET`: what a run survives, tried on real runs and shown as a table."""
 
-import contextlib
 import functools
 import json
 import os
@@ -166,9 +165,11 @@ def main(arguments: Sequence[str]) -> int:
     require_at_least("--times", parsed.times, 1)
     require_at_least("--jobs", parsed.jobs or 1, 1)
     chosen = _chosen(parsed)
-    with _work_folder(parsed.work_dir) as folder:
-        place = Workplace(folder, parsed.preset, more)
-        return _try_all(chosen, place, parsed)
+    folder = _work_folder(parsed.work_dir)
+    code = _try_all(chosen, Workplace(folder, parsed.preset, more), parsed)
+    if code == 0 and parsed.work_dir is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return code
 
 
 def _chosen(parsed: ChaosArguments) -> list[Fault]:
@@ -184,20 +185,16 @@ def _chosen(parsed: ChaosArguments) -> list[Fault]:
     return [f for f in everything if not parsed.only or any(p in f.name for p in parsed.only)]
 
 
-@contextlib.contextmanager
-def _work_folder(wanted: Path | None):
-    """Yields a folder for the runs; one of our own is removed unless something was broken."""
-    if wanted is not None:
-        require(
-            not wanted.exists() or not any(wanted.iterdir()),
-            f"--work_dir={wanted} must be an empty folder, or one that is not there yet",
-        )
-        yield wanted.absolute()
-        return
-    RUNS.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="chaos-", dir=RUNS)).absolute()
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+def _work_folder(wanted: Path | None) -> Path:
+    """Returns an empty folder for the runs."""
+    if wanted is None:
+        RUNS.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="chaos-", dir=RUNS)).absolute()
+    require(
+        not wanted.exists() or not any(wanted.iterdir()),
+        f"--work_dir={wanted} must be an empty folder, or one that is not there yet",
+    )
+    return wanted.absolute()
 
 
 def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) -> int:

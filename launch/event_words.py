@@ -13,7 +13,7 @@ Event = dict[str, Any]
 
 TROUBLES = (
     *("skipped", "rolled_back", "save_failed", "copy_failed", "quarantined", "hung", "corrupted"),
-    *("failed", "restarted", "clock_set_back"),
+    *("failed", "restarted", "clock_set_back", "slow_process"),
 )
 """Events that somebody should know of."""
 
@@ -54,6 +54,7 @@ _WORDS = {
     "stopped": "stopped at step {step} by {cause}",
     "failed": "ended with exit code {exit_code}",
     "finished": "finished at step {step}; sha256 of the parameters {params_sha256}",
+    "slow_process": "process {process} holds the others up: {cause}",
     "clock_set_back": "the clock of the machine was set back by {seconds} s",
     "restarted": "started again after exit code {exit_code} and a wait of {wait_sec} s "
     "(restart {restarts} without a new checkpoint)",

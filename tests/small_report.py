@@ -113,6 +113,7 @@ def eventful_run(path: Path) -> RunFolder:
         event(10, "environment_changed", changes={"jax": ["1", HOSTILE]}),
         event(11, "corrupted", step=50, devices=["cpu:1"], arrays=[HOSTILE]),
         event(12, "clock_set_back", seconds=3600.0),
+        event(12, "slow_process", step=50, process=3, cause=HOSTILE),
         event(13, "copied", step=50, url=f"s3://{HOSTILE}"),
         event(14, "stopped", step=50, cause="SIGTERM", process=1),
         event(15, HOSTILE, why=HOSTILE),

@@ -65,13 +65,13 @@ def test_a_hundred_kills_and_twenty_of_each_other_fault_end_as_promised(tmp_path
 def test_a_promise_that_is_not_kept_is_told_and_ends_with_1(tmp_path):
     """A run that may not go back ends where the table promises that it goes on."""
     budget = ("--", "--guard.max_rollbacks", "0")
-    arguments = ("--times", "1", "--only", "spike", "--work_dir", "work", *budget)
-    said = chaos(tmp_path, *arguments, code=1)
+    said = chaos(tmp_path, "--times", "1", "--only", "spike", *budget, code=1)
     assert not said["ok"]
     (row,) = said["rows"]
     assert (row["tried"], row["kept"]) == (1, 0)
     assert "exit code 76" in row["broken"][0]
-    assert (tmp_path / "work" / "spike-0" / "events.jsonl").exists()
+    (kept,) = (tmp_path / "runs").glob("chaos-*")
+    assert (kept / "spike-0" / "events.jsonl").exists()
 
 
 def test_every_fault_says_what_it_promises():

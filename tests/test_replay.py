@@ -43,8 +43,20 @@ def test_a_step_computed_twice_is_the_step(run):
 def test_a_flipped_bit_names_the_device_and_the_array(run, number: int):
     step, fresh, batch = run
     wrong = wrong_in_a_call(step, number, jax.devices()[5])
+    told: list[tuple[str, dict]] = []
     with pytest.raises(Corrupted) as caught:
-        step_twice(wrong, fresh(), batch, step=7, processes=ALONE)
+        step_twice(
+            wrong,
+            fresh(),
+            batch,
+            step=7,
+            processes=ALONE,
+            say=lambda event, **details: told.append((event, details)),
+        )
+    ((event, details),) = told
+    assert (event, details["step"]) == ("corrupted", 7)
+    assert details["devices"] == [f"{jax.devices()[5]}"]
+    assert all("norm" in array for array in details["arrays"])
     message = str(caught.value)
     assert "step 7" in message
     assert "norm" in message

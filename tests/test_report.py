@@ -86,6 +86,7 @@ def test_every_trouble_is_told_with_its_culprit(eventful: Path):
         "the checkpoint of step 40 is damaged",
         "step 50 computed twice was not the same: devices cpu:1",
         "the clock of the machine was set back by 3,600 s",
+        f"process 3 holds the others up: {HOSTILE}",
         f"./tessera inspect {run} --batch 39",
         f"./tessera inspect {run} --step 50",
         f"./tessera checkpoints {run} --verify",

@@ -112,7 +112,7 @@ def _leg(
                 batch = next(feed)
             if period is not None and step % period == 0:
                 state, metrics = step_twice(
-                    train_step, state, batch, step=step, processes=run.processes
+                    train_step, state, batch, step=step, processes=run.processes, say=run.say
                 )
             else:
                 state, metrics = train_step(state, batch)

@@ -241,9 +241,7 @@ def stat_fields(process: int | Literal["self"]) -> list[str]:
 def process_age_sec() -> float:
     """Returns how long this process has lived; 0 where the system does not tell."""
     try:
-        started = int(stat_fields("self")[19]) / os.sysconf(
-            "SC_CLK_TCK"
-        )  # since the system was booted
-        return max(time.clock_gettime(time.CLOCK_BOOTTIME) - started, 0.0)
+        started_at = int(stat_fields("self")[19]) / os.sysconf("SC_CLK_TCK")  # since the boot
+        return max(time.clock_gettime(time.CLOCK_BOOTTIME) - started_at, 0.0)
     except (OSError, ValueError, IndexError, AttributeError):
         return 0.0

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +11,11 @@ from configs.errors import Corrupted
 from configs.run import RunConfig
 from data.batch import Batch
 from sharding.processes import Processes
+from train.recovery import Say, say_nothing
 from train.state import TrainState
 from train.step import Metrics, TrainStep
+
+_NUM_ARRAYS = 3  # of those that differ that are named
 
 
 def check_can_replay(config: RunConfig, platform: str) -> None:
@@ -27,7 +29,13 @@ def check_can_replay(config: RunConfig, platform: str) -> None:
 
 
 def step_twice(
-    train_step: TrainStep, state: TrainState, batch: Batch, *, step: int, processes: Processes
+    train_step: TrainStep,
+    state: TrainState,
+    batch: Batch,
+    *,
+    step: int,
+    processes: Processes,
+    say: Say = say_nothing,
 ) -> tuple[TrainState, Metrics]:
     """Returns what a step gives, after it gave the same twice, bit for bit.
 
@@ -49,7 +57,14 @@ def step_twice(
     found = processes.gather("replayed step", differing)
     everywhere = processes.from_first("replayed", [each for each in found if each])
     if everywhere:
-        raise Corrupted(_said(step, everywhere))
+        devices = {name: paths for each in everywhere for name, paths in each.items()}
+        arrays = next(iter(devices.values()))[:_NUM_ARRAYS]
+        say("corrupted", step=step, devices=sorted(devices), arrays=arrays)
+        raise Corrupted(
+            f"step {step} gave two different results from the same state and batch on "
+            f"{', '.join(sorted(devices))} (among them {', '.join(arrays)}): a device there "
+            "computes wrongly. Nothing of this step was kept; take the machine out and start again"
+        )
     return second_state, second_metrics
 
 
@@ -72,13 +87,3 @@ def _digests(array: jax.Array) -> dict[str, str]:
         str(shard.device): hashlib.sha256(np.asarray(shard.data).tobytes()).hexdigest()
         for shard in array.addressable_shards
     }
-
-
-def _said(step: int, everywhere: list[dict[str, Any]]) -> str:
-    devices = {name: paths for each in everywhere for name, paths in each.items()}
-    some = ", ".join(next(iter(devices.values()))[:3])
-    return (
-        f"step {step} gave two different results from the same state and batch on "
-        f"{', '.join(sorted(devices))} (among them {some}): a device there computes wrongly. "
-        "Nothing of this step was kept; take the machine out and start again"
-    )
