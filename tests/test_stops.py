@@ -130,8 +130,8 @@ def test_the_process_that_holds_the_others_up_is_named(tmp_path):
     )
     assert {code for code, _ in ended.values()} == {0}, ended
     named = events(RunFolder(tmp_path / "run"), "slow_process")
-    assert {event["process"] for event in named} == {1}
-    assert "for its data" in named[0]["cause"]
+    # A machine that is busy elsewhere may slow the devices of either for a while, but not its data.
+    assert {event["process"] for event in named if "for its data" in event["cause"]} == {1}
     assert "process 1 holds the others up" in ended[0][1]
 
 
