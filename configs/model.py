@@ -1,9 +1,12 @@
-"""Settings of the decoder: its shape, its variants, and how it is computed."""
+"""Settings of a model: its shape, its variants, and how it is computed."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
+from configs.attention import AttentionConfig
 from configs.check import require, require_at_least, require_fraction
+from configs.experts import ExpertsConfig
+from configs.position import PositionConfig
 
 VOCAB_MULTIPLE = 128
 """The embedding has a multiple of this many rows whatever the layout: shapes never change."""
@@ -12,61 +15,66 @@ Activation = Literal["query", "key", "value", "attention", "attention_out", "gat
 """What a block may keep for the backward pass: the projected heads, what they gather, its output
 projection, the hidden layers of the MLP and its output."""
 
+GATED = ("swiglu", "geglu", "geglu_tanh")
+"""Kinds of MLP with a gate: three matrices, where the others have two."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A decoder-only Transformer. Letters in brackets are those of `sharding/rules.py`."""
+class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
+    """A language model. Letters in brackets are those of `sharding/rules.py`."""
 
+    architecture: Literal["decoder", "encoder", "encoder_decoder", "lstm", "gru"] = "decoder"
+    """What a token sees: what is before it (GPT), everything (BERT), or an encoded text and what is
+    before it (T5); or a recurrent network."""
     num_layers: int
-    """Transformer blocks [L]."""
+    """Blocks [L], of the decoder where there is an encoder beside it."""
+    num_encoder_layers: int | None = None
+    """Blocks of the encoder; only with architecture=encoder_decoder."""
     embed_dim: int
-    """Width of the residual stream [D]."""
-    num_heads: int
-    """Query heads [N]."""
-    num_kv_heads: int
-    """Key and value heads [K]; fewer than num_heads is grouped-query attention."""
-    head_dim: int
-    """Width of one head [H]."""
-    mlp_dim: int
-    """Hidden width of the MLP [F]."""
+    """Width of the residual stream [D], and of a recurrent state."""
+    mlp_dim: int = 1
+    """Hidden width of the MLP [F]; not read by lstm and gru."""
     vocab_size: int | Literal["tokenizer"] = "tokenizer"
     """Token ids [V]; "tokenizer" takes as many as the tokenizer has."""
     norm: Literal["rms", "layer"] = "rms"
-    """Normalization before attention, before the MLP and at the end."""
+    """Kind of normalization."""
+    norm_place: Literal["input", "output", "both", "residual"] = "input"
+    """Where it is, for f an attention or an MLP: x + f(norm(x)), x + norm(f(x)) (OLMo 2), both of
+    them (Gemma), or norm(x + f(x)) (BERT), after which there is none at the end."""
     norm_epsilon: float = 1e-6
     """Added to the variance inside the square root of each norm."""
-    position: Literal["rotary", "learned"] = "rotary"
-    """How the order of tokens enters: rotated queries and keys, or a table added to the input."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary wavelengths; only read with position=rotary."""
-    num_positions: int | None = None
-    """Rows of the learned table, the longest sequence; only read with position=learned."""
-    qk_norm: bool = False
-    """RMS norm of each query and key head before rotation (Qwen3, OLMo 2)."""
-    attention_window: int | None = None
-    """Tokens that a query sees, itself the last of them; None is the whole row (Mistral 7B)."""
-    mlp: Literal["swiglu", "gelu", "gelu_tanh", "relu2"] = "swiglu"
-    """swiglu has three matrices, the others two; relu2 is the squared ReLU."""
-    num_experts: int | None = None
-    """MLPs of a block [E], of which a router picks some for each token; None is one for all."""
-    num_active_experts: int | None = None
-    """Experts that compute a token [A]; only read with num_experts."""
-    expert_dispatch: Literal["dropless", "capacity"] = "dropless"
-    """dropless computes every token; capacity leaves out what is beyond an expert's places."""
-    expert_capacity_factor: float = 1.25
-    """Places of an expert in a row, over its even share; only with expert_dispatch=capacity."""
-    balance_weight: float = 0.01
-    """Weight of the load-balance loss of the router beside the cross entropy."""
+    norm_zero_centered: bool = False
+    """RMS norms multiply by one plus their parameter (Gemma)."""
+    first_norm: bool = True
+    """The attention of the first layer has a norm of its input (ModernBERT has none there)."""
+    embed_norm: bool = False
+    """The input is normalized after the embedding (BERT)."""
+    embed_scaled: bool = False
+    """Embeddings are multiplied by the root of embed_dim (Gemma, the first Transformer)."""
+    num_token_types: int | None = None
+    """Rows of a table that tells first from second texts (BERT); None has no such table."""
+    mlp: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "relu2", "silu"] = (
+        "swiglu"
+    )
+    """Those with glu have three matrices, the others two; relu2 is the squared ReLU."""
     tied_head: bool = True
     """The output matrix is the embedding, transposed."""
+    head_bias: bool = False
+    """Logits have a bias (BERT)."""
+    head_transform: bool = False
+    """Before the logits a matrix, the GELU and a norm (BERT, ModernBERT)."""
+    next_sentence: bool = False
+    """A second head says whether the second text follows the first (BERT)."""
+    num_future_tokens: int = 0
+    """Tokens beyond the next that are predicted too, one block for each (DeepSeek-V3)."""
+    future_weight: float = 0.3
+    """Weight of the mean loss of those beside the cross entropy; only with num_future_tokens."""
     logit_softcap: float | None = None
     """Logits become cap * tanh(logits / cap)."""
     bias: bool = False
     """Every projection (but not the head) and every layer norm has a bias."""
     dropout: float = 0.0
     """Rate after the embedding, the attention and the MLP, in training."""
-    attention_dropout: float = 0.0
-    """Rate on the attention probabilities, in training."""
     init_std: float = 0.02
     """Standard deviation of initial weights; output projections get init_std / sqrt(2 L)."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -85,29 +93,14 @@ class ModelConfig:
     """Blocks in an iteration of the scan over layers; on CPU all of them is up to 1.3 x faster."""
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
+        for name in ("num_layers", "embed_dim", "mlp_dim"):
             require_at_least(f"model.{name}", getattr(self, name), 1)
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            f"model.num_heads={self.num_heads} must be a multiple of "
-            f"model.num_kv_heads={self.num_kv_heads}",
-        )
         require(
             self.vocab_size == "tokenizer" or self.vocab_size >= 2,
             f'model.vocab_size={self.vocab_size} must be at least 2, or "tokenizer"',
         )
-        require(
-            self.position != "rotary" or self.head_dim % 2 == 0,
-            f"model.head_dim={self.head_dim} must be even for model.position=rotary",
-        )
-        require(
-            (self.position == "learned") == (self.num_positions is not None),
-            f"model.num_positions={self.num_positions} must be a number of tokens with "
-            f"model.position=learned and None otherwise, but model.position={self.position}",
-        )
         require_fraction("model.dropout", self.dropout)
-        require_fraction("model.attention_dropout", self.attention_dropout)
-        for name in ("norm_epsilon", "rope_theta", "init_std"):
+        for name in ("norm_epsilon", "init_std"):
             require(
                 getattr(self, name) > 0, f"model.{name}={getattr(self, name)} must be above zero"
             )
@@ -115,36 +108,90 @@ class ModelConfig:
             self.logit_softcap is None or self.logit_softcap > 0,
             f"model.logit_softcap={self.logit_softcap} must be above zero, or None for no cap",
         )
-        self._check_experts()
+        require_at_least("model.num_token_types", self.num_token_types or 1, 1)
+        require_at_least("model.num_future_tokens", self.num_future_tokens, 0)
+        require_at_least("model.future_weight", self.future_weight, 0)
+        self.check_positions()
+        self.check_attention()
+        self.check_experts()
+        self._check_rotation()
+        self._check_norms()
+        self._check_architecture()
+        self._check_layers()
         self._check_remat()
-        require_at_least("model.attention_window", self.attention_window or 1, 1)
+
+    def _check_rotation(self) -> None:
+        require(
+            self.attention == "heads" or self.position == "rotary",
+            f"model.position={self.position} must be rotary with model.attention=latent",
+        )
+        name = "rope_head_dim" if self.attention == "latent" else "head_dim"
+        require(
+            self.position != "rotary" or self.is_recurrent or self.rotated_dim % 2 == 0,
+            f"model.{name}={self.rotated_dim} must be even for model.position=rotary",
+        )
+        require(
+            self.position != "sinusoidal" or self.embed_dim % 2 == 0,
+            f"model.embed_dim={self.embed_dim} must be even for model.position=sinusoidal",
+        )
+
+    def _check_norms(self) -> None:
+        require(
+            not self.norm_zero_centered or self.norm == "rms",
+            f"model.norm_zero_centered={self.norm_zero_centered} must be False with "
+            f"model.norm={self.norm}",
+        )
+        require(
+            self.first_norm or self.norm_place == "input",
+            f"model.first_norm={self.first_norm} must be True with "
+            f"model.norm_place={self.norm_place}",
+        )
+
+    def _check_architecture(self) -> None:
+        kind = self.architecture
+        require(
+            (kind == "encoder_decoder") == (self.num_encoder_layers is not None),
+            f"model.num_encoder_layers={self.num_encoder_layers} must be a number with "
+            f"model.architecture=encoder_decoder and None otherwise, but model.architecture={kind}",
+        )
+        require_at_least("model.num_encoder_layers", self.num_encoder_layers or 1, 1)
+        only: list[tuple[str, object, tuple[str, ...]]] = [
+            ("num_experts", None, ("decoder",)),
+            ("num_future_tokens", 0, ("decoder",)),
+            ("attention", "heads", ("decoder",)),
+            ("next_sentence", False, ("encoder",)),
+            ("num_token_types", None, ("encoder",)),
+            ("first_norm", True, ("encoder", "decoder")),
+            ("attention_window", None, ("decoder", "encoder")),
+        ]
+        for name, other, kinds in only:
+            value = getattr(self, name)
+            require(
+                value == other or kind in kinds,
+                f"model.{name}={value} must be {other} with model.architecture={kind}; it is for "
+                f"{' and '.join(kinds)}",
+            )
+        require(
+            self.position != "relative" or not self.is_recurrent,
+            f"model.position={self.position} must not be relative with model.architecture={kind}",
+        )
+
+    def _check_layers(self) -> None:
+        require(
+            self.num_first_layers < self.num_layers,
+            f"model.num_layers={self.num_layers} must be above model.num_dense_layers="
+            f"{self.num_dense_layers}" + ("" if self.first_norm else ", or 1 for model.first_norm"),
+        )
+        require(
+            self.num_experts is None or not self.bias,
+            f"model.bias={self.bias} must be False with model.num_experts={self.num_experts}: "
+            "they have no bias",
+        )
         require(
             self.num_unrolled_layers >= 1 and self.num_layers % self.num_unrolled_layers == 0,
             f"model.num_unrolled_layers={self.num_unrolled_layers} must divide "
             f"model.num_layers={self.num_layers}",
         )
-
-    def _check_experts(self) -> None:
-        E, A = self.num_experts, self.num_active_experts
-        require(
-            (E is None) == (A is None),
-            f"model.num_active_experts={A} must be a number with model.num_experts and None "
-            f"without, but model.num_experts={E}",
-        )
-        require_at_least("model.num_experts", E or 1, 1)
-        require(
-            1 <= (A or 1) <= (E or 1),
-            f"model.num_active_experts={A} must be at least 1 and at most model.num_experts={E}",
-        )
-        require(
-            E is None or not self.bias,
-            f"model.bias={self.bias} must be False with model.num_experts={E}: they have no bias",
-        )
-        require(
-            self.expert_capacity_factor > 0,
-            f"model.expert_capacity_factor={self.expert_capacity_factor} must be above zero",
-        )
-        require_at_least("model.balance_weight", self.balance_weight, 0)
 
     def _check_remat(self) -> None:
         saved, offloaded = self.remat_saved, self.remat_offloaded
@@ -167,3 +214,52 @@ class ModelConfig:
     def num_padded_tokens(self) -> int:
         """Rows of the embedding and the head: the vocabulary rounded up to VOCAB_MULTIPLE."""
         return -(-self.num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a state is handed from token to token, and nothing is attended to."""
+        return self.architecture in ("lstm", "gru")
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the MLP has a gate."""
+        return self.mlp in GATED
+
+    @property
+    def rotated_dim(self) -> int:
+        """Width of what positions rotate in a head."""
+        return self.head_dim if self.rope_head_dim is None else self.rope_head_dim
+
+    @property
+    def num_first_layers(self) -> int:
+        """Layers before those that are alike: they have one MLP, or no norm of their input."""
+        return max(self.num_dense_layers, 0 if self.first_norm else 1)
+
+    @property
+    def num_stacked_layers(self) -> int:
+        """Layers that are alike, and so what a pipeline cuts into stages."""
+        return self.num_layers - self.num_first_layers
+
+    def first(self) -> Self:
+        """Returns the settings of the blocks of the first layers."""
+        return replace(
+            self,
+            num_experts=None,
+            num_active_experts=None,
+            expert_dim=None,
+            num_shared_experts=0,
+            num_dense_layers=0,
+            num_expert_groups=1,
+            num_active_groups=1,
+            router_bias=False,
+        )
+
+    @property
+    def expert_width(self) -> int:
+        """Hidden width of an expert."""
+        return self.expert_dim or self.mlp_dim
+
+    @property
+    def period(self) -> int:
+        """Layers after which the kinds of attention_pattern repeat."""
+        return len(self.attention_pattern) if len(set(self.attention_pattern)) > 1 else 1

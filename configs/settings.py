@@ -1,6 +1,7 @@
 """Settings as flat names: written to a file, read back, and compared between two starts."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -39,20 +40,44 @@ _SAFE = (
     "data.num_prefetch_batches",
 )
 _INCOMPATIBLE = (
+    "model.architecture",
     "model.num_layers",
+    "model.num_encoder_layers",
     "model.embed_dim",
+    "model.mlp_dim",
+    "model.vocab_size",
+    "model.attention",
     "model.num_heads",
     "model.num_kv_heads",
     "model.head_dim",
-    "model.mlp_dim",
-    "model.vocab_size",
-    "model.norm",
+    "model.query_latent_dim",
+    "model.kv_latent_dim",
+    "model.rope_head_dim",
+    "model.value_head_dim",
+    "model.qkv_bias",
+    "model.qk_norm",
+    "model.qk_norm_over",
+    "model.attention_sinks",
     "model.position",
     "model.num_positions",
-    "model.qk_norm",
+    "model.num_relative_buckets",
+    "model.norm",
+    "model.norm_place",
+    "model.norm_zero_centered",
+    "model.first_norm",
+    "model.embed_norm",
+    "model.num_token_types",
     "model.mlp",
     "model.num_experts",
+    "model.expert_dim",
+    "model.num_shared_experts",
+    "model.num_dense_layers",
+    "model.router_bias",
     "model.tied_head",
+    "model.head_bias",
+    "model.head_transform",
+    "model.next_sentence",
+    "model.num_future_tokens",
     "model.bias",
     "optim.optimizer",
     "data.tokenizer",
@@ -105,15 +130,34 @@ def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+            yield f"{prefix}{name}", _json(value)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns {"group.field": (old, new)} for each setting that differs, in the order of new."""
+    """Returns {"group.field": (old, new)} for each setting that differs, in the order of new.
+
+    A setting that came later than `old` is there at its default.
+    """
+    old = {**_defaults(), **old}
     names = [*new, *(name for name in old if name not in new)]
     return {
         name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)
     }
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """Returns {"group.field": value} of every setting that has a default."""
+    return {
+        f"{group.name}.{field.name}": _json(field.default)
+        for group in dataclasses.fields(RunConfig)
+        for field in dataclasses.fields(group.type)  # type: ignore[arg-type]
+        if field.default is not dataclasses.MISSING
+    }
+
+
+def _json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def unflatten(flat: dict[str, Any]) -> RunConfig:

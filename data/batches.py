@@ -107,7 +107,11 @@ def train_batches(
 def batch_digest(batch: Batch[np.ndarray]) -> str:
     """Returns the SHA-256 of all arrays of a batch, names, shapes and dtypes included."""
     total = hashlib.sha256()
-    for name, array in zip(batch._fields, batch, strict=True):
+    arrays = batch._replace(encoder=None)._asdict()
+    arrays |= {} if batch.encoder is None else batch.encoder._asdict()
+    for name, array in arrays.items():
+        if array is None:
+            continue
         total.update(f"{name} {array.shape} {array.dtype.str}\0".encode())
         total.update(array.tobytes())
     return total.hexdigest()

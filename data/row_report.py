@@ -121,7 +121,7 @@ def _report_row(
 ) -> RowReport:
     address = sequence.address(place)
     source, rows = data.sources[address.source], sequence.rows[address.source]
-    own = Batch(*(array[index : index + 1] for array in batch))
+    own = batch.map(lambda array: array[index : index + 1])
     pieces = pieces_of_row(rows, source.store, address.row)
     return RowReport(
         index=index,

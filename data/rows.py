@@ -69,6 +69,11 @@ def _best_fit(stream: TokenStream, sequence_len: int) -> BestFit:
     return BestFit(stream.starts, stream.num_tokens, sequence_len)
 
 
+def empty_row(config: DataConfig) -> Batch[np.ndarray]:
+    """Returns a row of padding: a batch of one, which has the fields of all others."""
+    return make_batch([[]], config, separator=0)
+
+
 def make_batch(rows: Sequence[list[np.ndarray]], config: DataConfig, separator: int) -> Batch:
     """Returns the batch [B, T] that data.objective makes of rows; a row of nothing is padding."""
     assert config.objective == "causal"

@@ -1,4 +1,4 @@
-"""Looking tokens up in a table whose rows may be cut over devices."""
+"""What enters a model: tokens looked up in a table that may be cut, and their positions."""
 
 import jax
 import jax.numpy as jnp
@@ -35,3 +35,15 @@ def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
         in_specs=(PartitionSpec(RULES["vocab"], None), spec("act_batch", length)),
         out_specs=spec("act_batch", "act_block_len", "act_embed"),
     )(table_VD, tokens_BT)
+
+
+def sinusoids(positions_BT: jax.Array, dim: int) -> jax.Array:
+    """Returns sines and then cosines of each position times 10000^(-2j/dim), float32 [B, T, dim].
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5, where the two take turns; in halves
+    as in its code.
+    """
+    half = dim // 2
+    frequency_J = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BTJ = positions_BT[..., None] * frequency_J[None, None]
+    return jnp.concatenate((jnp.sin(angle_BTJ), jnp.cos(angle_BTJ)), axis=-1)

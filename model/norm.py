@@ -1,4 +1,6 @@
-"""Normalization over the last axis, computed in float32."""
+"""Normalization, computed in float32."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +11,23 @@ from model.parameters import broadcast, ones, zeros
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + epsilon) * scale.
+    """x / sqrt(mean(x^2) + epsilon) * scale, over the last axis or several.
 
     Source: Zhang and Sennrich 2019, Root mean square layer normalization, arXiv:1910.07467, eq. 4.
     """
 
-    def __init__(self, dim: int, epsilon: float, *, axis: str = "norm"):
-        self.epsilon = epsilon
-        self.scale = ones((dim,), axis)
+    def __init__(self, dims: Sequence[int], axes: Sequence[str], config: ModelConfig):
+        self.epsilon = config.norm_epsilon
+        self.is_zero_centered = config.norm_zero_centered
+        self.scale = (zeros if self.is_zero_centered else ones)(dims, *axes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns the normalized x[..., dim] in its own dtype."""
-        x32 = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
-        return (x32 * inverse * broadcast(self.scale[...], x)).astype(x.dtype)
+        """Returns the normalized x[..., dims] in its own dtype."""
+        x32, scale = x.astype(jnp.float32), self.scale[...]
+        axes = tuple(range(-scale.ndim, 0))
+        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axes, keepdims=True) + self.epsilon)
+        factor = broadcast(1 + scale if self.is_zero_centered else scale, x)
+        return (x32 * inverse * factor).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -50,5 +55,5 @@ class LayerNorm(nnx.Module):
 def make_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
     """Returns the norm of the residual stream that the settings ask for."""
     if config.norm == "rms":
-        return RMSNorm(config.embed_dim, config.norm_epsilon)
+        return RMSNorm((config.embed_dim,), ("norm",), config)
     return LayerNorm(config.embed_dim, config.norm_epsilon, bias=config.bias)

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from sharding.rules import constrain, num_shards
+
+Module = TypeVar("Module", bound=nnx.Module)
 
 _HIDDEN = {1: ("act_mlp",), 2: ("act_heads", "act_head_dim")}
 """What is contracted into the residual stream, by the number of its dims."""
@@ -35,6 +38,22 @@ def _param(value: jax.Array, axes: tuple[str, ...]) -> nnx.Param[jax.Array]:
     return nnx.Param(value, axes=axes)
 
 
+def stacked(make: Callable[[nnx.Rngs], Module], num: int, axis: str, rngs: nnx.Rngs) -> Module:
+    """Returns num modules as one whose parameters have a first dim more, under a logical axis."""
+    stack = nnx.vmap(
+        make,
+        in_axes=0,
+        out_axes=0,
+        transform_metadata={nnx.PARTITION_NAME: axis, "axes": axis},
+    )
+    return stack(rngs.split(num))
+
+
+def value_of(param: nnx.Param[jax.Array] | None) -> jax.Array | None:
+    """Returns the array of a parameter that a module may lack."""
+    return None if param is None else param[...]
+
+
 def broadcast(vector: jax.Array, like: jax.Array) -> jax.Array:
     """Returns vector[out...] with leading dims of 1, so that it meets the last dims of `like`.
 
@@ -48,7 +67,7 @@ def project(
     kernel: jax.Array,
     bias: jax.Array | None = None,
     *,
-    axes: tuple[str, ...],
+    axes: tuple[str | None, ...],
     num_contracted: int = 1,
     out_dtype: DTypeLike | None = None,
 ) -> jax.Array:

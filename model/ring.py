@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from model.mask import Mask
+from model.mask import Mask, Scoring
 from sharding.rules import mesh_axes, num_shards, spec
 
 Tree = TypeVar("Tree")
@@ -35,12 +35,29 @@ _LOWEST = -1e20
 
 _HEADS = ("act_batch", "act_len", "act_heads", "act_head_dim")
 _KV_HEADS = ("act_batch", "act_len", "act_kv_heads", "act_head_dim")
-_INPUTS = (_HEADS, _KV_HEADS, _KV_HEADS, ("act_batch", "act_len"), ("act_len",))
+_TOKENS = ("act_batch", "act_len")
+_INPUTS = (_HEADS, _KV_HEADS, _KV_HEADS, _TOKENS, _TOKENS, ("act_len",), ("act_heads",))
 _OUTPUTS = (_HEADS, ("act_batch", "act_len", "act_heads"))
 
 
-def ring_attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask) -> jax.Array:
-    """Returns softmax(q k / sqrt(H)) v as [B, T, N, H] in the dtype of q, the softmax in float32.
+class _Rule(NamedTuple):
+    """What is the same for all blocks and known when the step is compiled."""
+
+    mask: Mask
+    """Without arrays."""
+    scoring: Scoring
+
+
+def ring_attend(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    mask: Mask,
+    *,
+    scoring: Scoring | None = None,
+    sinks_N: jax.Array | None = None,
+) -> jax.Array:
+    """Returns softmax(score(q k)) v as [B, T, N, H] in the dtype of q, the softmax in float32.
 
     Query head n reads key/value head n // (N / K); a query that sees no key gets zeros. For
     jax.checkpoint the result is named "attention", and so is what the backward pass needs beside
@@ -48,45 +65,66 @@ def ring_attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: M
 
     Needs a mesh set by jax.set_mesh. Its context axis cuts T, a multiple of twice its size; batch
     and heads are cut as the rules say.
+
+    Args:
+        scoring: None scales by one over the root of H.
+        sinks_N: a score of each head that takes part in the softmax and has no value.
     """
     places_T = jnp.arange(q_BTNH.shape[1]) if mask.places_T is None else mask.places_T
-    rule = replace(mask, segments_BT=None, places_T=None)
+    rule = _Rule(
+        replace(mask, segments_BT=None, prefix_BT=None, places_T=None),
+        scoring or Scoring(q_BTNH.shape[-1] ** -0.5),
+    )
     # Tied to the queries, or else JAX would find the mask to be the same in every layer, compute
     # all of it before the first, going around once more, and keep it for the backward pass.
-    q_BTNH, segments_BT, places_T = jax.lax.optimization_barrier(
-        (q_BTNH, mask.segments_BT, places_T)
+    q_BTNH, segments_BT, prefix_BT, places_T = jax.lax.optimization_barrier(
+        (q_BTNH, mask.segments_BT, mask.prefix_BT, places_T)
     )
-    return _attend(rule, q_BTNH, k_BTKH, v_BTKH, segments_BT, places_T)
+    return _attend(rule, q_BTNH, k_BTKH, v_BTKH, segments_BT, prefix_BT, places_T, sinks_N)
 
 
-def any_seen(rule: Mask, query_places_T: jax.Array, key_places_S: jax.Array) -> jax.Array:
+def any_seen(
+    mask: Mask, query_places_T: jax.Array, key_places_S: jax.Array, *, has_prefix: bool = False
+) -> jax.Array:
     """Returns False only where no query sees a key, judged by the extremes of their places.
 
-    Segments are left out: they differ between rows, and this must be one boolean for all of them.
+    Segments are left out, and every key may be in a prefix: they differ between rows, and this must
+    be one boolean for all of them.
     """
     seen = jnp.bool_(True)
-    if rule.kind == "causal":
+    looks_ahead = mask.kind == "full" or has_prefix
+    if not looks_ahead:
         seen &= jnp.max(query_places_T) >= jnp.min(key_places_S)
-    if rule.window is not None:
-        seen &= jnp.min(query_places_T) - jnp.max(key_places_S) < rule.window
+    if mask.window is not None:
+        seen &= jnp.min(query_places_T) - jnp.max(key_places_S) < mask.window
+        if looks_ahead:
+            seen &= jnp.min(key_places_S) - jnp.max(query_places_T) < mask.window
     return seen
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(rule: Mask, *inputs: jax.Array | None) -> jax.Array:
+def _attend(rule: _Rule, *inputs: jax.Array | None) -> jax.Array:
     return _attend_forward(rule, *inputs)[0]
 
 
-def _attend_forward(rule: Mask, *inputs: jax.Array | None) -> tuple[jax.Array, tuple]:
+def _attend_forward(rule: _Rule, *inputs: jax.Array | None) -> tuple[jax.Array, tuple]:
     outputs = _on_devices(partial(_forward, rule), _INPUTS, _OUTPUTS)(*inputs)
     outputs = tuple(checkpoint_name(output, "attention") for output in outputs)
     return outputs[0], (*inputs, *outputs)
 
 
-def _attend_backward(rule: Mask, saved: tuple, dy_BTNH: jax.Array) -> tuple:
+def _attend_backward(rule: _Rule, saved: tuple, dy_BTNH: jax.Array) -> tuple:
     inputs = (*_INPUTS, *_OUTPUTS, _HEADS)
     gradients = _on_devices(partial(_backward, rule), inputs, (_HEADS, _KV_HEADS, _KV_HEADS))
-    return *gradients(*saved, dy_BTNH), None, None
+    *_, sinks_N, y_BTNH, log_sum_BTN = saved
+    dsinks_N = None
+    if sinks_N is not None:
+        weight_BTN = jnp.exp(sinks_N[None, None].astype(jnp.float32) - log_sum_BTN)
+        delta_BTN = jnp.einsum(
+            "BTNH,BTNH->BTN", dy_BTNH, y_BTNH, preferred_element_type=jnp.float32
+        )
+        dsinks_N = -jnp.sum(weight_BTN * delta_BTN, axis=(0, 1)).astype(sinks_N.dtype)
+    return *gradients(*saved, dy_BTNH), None, None, None, dsinks_N
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -111,6 +149,7 @@ class _Keys(NamedTuple):
     k_BKSH: jax.Array
     v_BKSH: jax.Array
     segments_BS: jax.Array | None
+    prefix_BS: jax.Array | None
     places_S: jax.Array
 
 
@@ -140,15 +179,17 @@ class _Asked(NamedTuple):
 
 
 def _forward(
-    rule: Mask,
+    rule: _Rule,
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     segments_BT: jax.Array | None,
+    prefix_BT: jax.Array | None,
     places_T: jax.Array,
+    sinks_N: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns what the queries of this device gather, and their log of the sum of exp(score)."""
-    queries_P, keys_P = _cut(q_BTNH, k_BTKH, v_BTKH, segments_BT, places_T)
+    queries_P, keys_P = _cut(q_BTNH, k_BTKH, v_BTKH, segments_BT, prefix_BT, places_T)
     q_PBKGTH = queries_P.q_BKGTH
     nothing_PBKGT = jnp.zeros(q_PBKGTH.shape[:-1], jnp.float32)
     softmax_P = _Softmax(
@@ -162,7 +203,7 @@ def _forward(
             queries, softmax = block
 
             def add(softmax: _Softmax, keys: _Keys) -> tuple[_Softmax, None]:
-                seen = any_seen(rule, queries.places_T, keys.places_S)
+                seen = _any_seen(rule, queries, keys)
                 add_keys = partial(_add_keys, rule, queries, keys)
                 return jax.lax.cond(seen, add_keys, lambda softmax: softmax, softmax), None
 
@@ -177,6 +218,8 @@ def _forward(
     num_hops = num_shards("act_len") - 1
     (softmax_P, keys_P), _ = jax.lax.scan(hop, (softmax_P, keys_P), length=num_hops)
     softmax_P = visit(softmax_P, keys_P)
+    if sinks_N is not None:
+        softmax_P = _add_sinks(softmax_P, _grouped(sinks_N[None, None], k_BTKH.shape[2])[0, 0])
     sum_PBKGT = jnp.where(softmax_P.sum_BKGT > 0, softmax_P.sum_BKGT, 1)
     y_PBKGTH = softmax_P.gathered_BKGTH / sum_PBKGT[..., None]
     y_BTNH = _whole(y_PBKGTH, -2).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
@@ -185,12 +228,14 @@ def _forward(
 
 
 def _backward(
-    rule: Mask,
+    rule: _Rule,
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     segments_BT: jax.Array | None,
+    prefix_BT: jax.Array | None,
     places_T: jax.Array,
+    sinks_N: jax.Array | None,
     y_BTNH: jax.Array,
     log_sum_BTN: jax.Array,
     dy_BTNH: jax.Array,
@@ -200,8 +245,9 @@ def _backward(
     The weights are computed again from the log of their sum. Source: Dao 2023, FlashAttention-2,
     arXiv:2307.08691, algorithm 2.
     """
+    del sinks_N  # they are in the sum
     K = k_BTKH.shape[2]
-    queries_P, keys_P = _cut(q_BTNH, k_BTKH, v_BTKH, segments_BT, places_T)
+    queries_P, keys_P = _cut(q_BTNH, k_BTKH, v_BTKH, segments_BT, prefix_BT, places_T)
     delta_BTN = jnp.einsum("BTNH,BTNH->BTN", dy_BTNH, y_BTNH, preferred_element_type=jnp.float32)
     asked_P = _Asked(
         queries_P,
@@ -218,7 +264,7 @@ def _backward(
                 dkv_2BKSH: jax.Array, block: tuple[_Asked, jax.Array]
             ) -> tuple[jax.Array, jax.Array]:
                 asked, dq_BKGTH = block
-                seen = any_seen(rule, asked.queries.places_T, keys.places_S)
+                seen = _any_seen(rule, asked.queries, keys)
                 add_gradients = partial(_add_gradients, rule, asked, keys)
                 return jax.lax.cond(seen, add_gradients, lambda *sums: sums, dkv_2BKSH, dq_BKGTH)
 
@@ -244,9 +290,26 @@ def _backward(
     return dq_BTNH, dk_BTKH.astype(k_BTKH.dtype), dv_BTKH.astype(v_BTKH.dtype)
 
 
-def _add_keys(rule: Mask, queries: _Queries, keys: _Keys, softmax: _Softmax) -> _Softmax:
+def _any_seen(rule: _Rule, queries: _Queries, keys: _Keys) -> jax.Array:
+    has_prefix = keys.prefix_BS is not None
+    return any_seen(rule.mask, queries.places_T, keys.places_S, has_prefix=has_prefix)
+
+
+def _add_sinks(softmax: _Softmax, sinks_KG: jax.Array) -> _Softmax:
+    """Returns the softmax over the sinks too, which have no value."""
+    sinks_BKG1 = sinks_KG[None, :, :, None].astype(jnp.float32)
+    max_BKGT = jnp.maximum(softmax.max_BKGT, sinks_BKG1)
+    scale_BKGT = jnp.exp(softmax.max_BKGT - max_BKGT)
+    return _Softmax(
+        max_BKGT,
+        softmax.sum_BKGT * scale_BKGT + jnp.exp(sinks_BKG1 - max_BKGT),
+        softmax.gathered_BKGTH * scale_BKGT[..., None],
+    )
+
+
+def _add_keys(rule: _Rule, queries: _Queries, keys: _Keys, softmax: _Softmax) -> _Softmax:
     """Returns the softmax over these keys too."""
-    score_BKGTS = _scores(rule, queries, keys)
+    score_BKGTS = _masked(rule, _scores(rule, queries, keys), queries, keys)
     max_BKGT = jnp.maximum(softmax.max_BKGT, jnp.max(score_BKGTS, axis=-1))
     weight_BKGTS = jnp.exp(score_BKGTS - max_BKGT[..., None])
     scale_BKGT = jnp.exp(softmax.max_BKGT - max_BKGT)
@@ -259,15 +322,18 @@ def _add_keys(rule: Mask, queries: _Queries, keys: _Keys, softmax: _Softmax) -> 
 
 
 def _add_gradients(
-    rule: Mask, asked: _Asked, keys: _Keys, dkv_2BKSH: jax.Array, dq_BKGTH: jax.Array
+    rule: _Rule, asked: _Asked, keys: _Keys, dkv_2BKSH: jax.Array, dq_BKGTH: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns d/dk beside d/dv, and d/dq, with what these queries and keys add."""
     q_BKGTH, dy_BKGTH = asked.queries.q_BKGTH, asked.dy_BKGTH
     score_BKGTS = _scores(rule, asked.queries, keys)
-    weight_BKGTS = jnp.exp(score_BKGTS - asked.log_sum_BKGT[..., None])
+    masked_BKGTS = _masked(rule, score_BKGTS, asked.queries, keys)
+    weight_BKGTS = jnp.exp(masked_BKGTS - asked.log_sum_BKGT[..., None])
     d_weight_BKGTS = _matmul("BKGTH,BKSH->BKGTS", dy_BKGTH, keys.v_BKSH)
     d_score_BKGTS = weight_BKGTS * (d_weight_BKGTS - asked.delta_BKGT[..., None])
-    d_score_BKGTS = (d_score_BKGTS * q_BKGTH.shape[-1] ** -0.5).astype(q_BKGTH.dtype)
+    if rule.scoring.softcap is not None:  # the derivative of tanh
+        d_score_BKGTS *= 1 - jnp.square(score_BKGTS / rule.scoring.softcap)
+    d_score_BKGTS = (d_score_BKGTS * rule.scoring.scale).astype(q_BKGTH.dtype)
     weight_BKGTS = weight_BKGTS.astype(dy_BKGTH.dtype)
     dk_BKSH = _matmul("BKGTS,BKGTH->BKSH", d_score_BKGTS, q_BKGTH)
     dv_BKSH = _matmul("BKGTS,BKGTH->BKSH", weight_BKGTS, dy_BKGTH)
@@ -275,14 +341,17 @@ def _add_gradients(
     return dkv_2BKSH + jnp.stack([dk_BKSH, dv_BKSH]), dq_BKGTH + more_BKGTH
 
 
-def _scores(rule: Mask, queries: _Queries, keys: _Keys) -> jax.Array:
-    """Returns q k / sqrt(H) in float32, _MASKED where a query does not see a key."""
-    score_BKGTS = _matmul("BKGTH,BKSH->BKGTS", queries.q_BKGTH, keys.k_BKSH)
-    allowed_BTS = rule.between(
-        queries.places_T, keys.places_S, queries.segments_BT, keys.segments_BS
+def _scores(rule: _Rule, queries: _Queries, keys: _Keys) -> jax.Array:
+    """Returns the scores of all queries and keys in float32, as if all were seen."""
+    return rule.scoring(_matmul("BKGTH,BKSH->BKGTS", queries.q_BKGTH, keys.k_BKSH))
+
+
+def _masked(rule: _Rule, score_BKGTS: jax.Array, queries: _Queries, keys: _Keys) -> jax.Array:
+    """Returns scores, _MASKED where a query does not see a key."""
+    allowed_BTS = rule.mask.between(
+        queries.places_T, keys.places_S, queries.segments_BT, keys.segments_BS, keys.prefix_BS
     )
-    scale = queries.q_BKGTH.shape[-1] ** -0.5
-    return jnp.where(allowed_BTS[:, None, None], score_BKGTS * scale, _MASKED)
+    return jnp.where(allowed_BTS[:, None, None], score_BKGTS, _MASKED)
 
 
 def _matmul(letters: str, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -300,15 +369,17 @@ def _cut(
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     segments_BT: jax.Array | None,
+    prefix_BT: jax.Array | None,
     places_T: jax.Array,
 ) -> tuple[_Queries, _Keys]:
     """Returns the queries and the keys of this device in blocks, every array with a first dim P."""
     segments_PBT = None if segments_BT is None else _blocks(segments_BT, -1)
+    prefix_PBT = None if prefix_BT is None else _blocks(prefix_BT, -1)
     places_PT = _blocks(places_T[None], -1)[:, 0]
     q_PBKGTH = _blocks(_grouped(q_BTNH, k_BTKH.shape[2]), -2)
     k_PBKSH, v_PBKSH = _blocks(k_BTKH, -2), _blocks(v_BTKH, -2)
     queries_P = _Queries(q_PBKGTH, segments_PBT, places_PT)
-    return queries_P, _Keys(k_PBKSH, v_PBKSH, segments_PBT, places_PT)
+    return queries_P, _Keys(k_PBKSH, v_PBKSH, segments_PBT, prefix_PBT, places_PT)
 
 
 def _grouped(x_BTN: jax.Array, K: int) -> jax.Array:

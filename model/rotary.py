@@ -1,19 +1,79 @@
-"""Rotary position embedding."""
+"""Rotary position embedding, and how its waves are stretched for longer rows."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 
+from configs.model import ModelConfig
 
-def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
-    """Turns channel pair j of each head by the angle position * theta^(-2j/H).
+
+def rotate(
+    x_BTNH: jax.Array, positions_BT: jax.Array, frequency_J: jax.Array, factor: float = 1.0
+) -> jax.Array:
+    """Turns channel pair j of each head by the angle position * frequency_j, times a factor.
 
     Pairs channel j with j + H/2, where the paper pairs 2j with 2j + 1. Angles are float32 whatever
     the dtype of x. Source: Su et al. 2021, RoFormer, arXiv:2104.09864, eq. 34.
     """
-    half = x_BTNH.shape[-1] // 2
-    frequency_J = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle_BT1J = positions_BT[:, :, None, None] * frequency_J[None, None, None, :]
-    sin, cos = jnp.sin(angle_BT1J), jnp.cos(angle_BT1J)
+    sin, cos = factor * jnp.sin(angle_BT1J), factor * jnp.cos(angle_BT1J)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
     return turned.astype(x_BTNH.dtype)
+
+
+def frequencies(config: ModelConfig, *, is_local: bool) -> jax.Array:
+    """Returns the turn of each channel pair from one position to the next, [H/2], in radians.
+
+    They are theta^(-2j/H), stretched as rope_scaling says where the layer is not a local one with a
+    base of its own.
+    """
+    half = config.rotated_dim // 2
+    has_own = is_local and config.rope_theta_local is not None
+    theta = config.rope_theta_local if has_own else config.rope_theta
+    assert theta is not None
+    frequency_J = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if has_own:
+        return frequency_J
+    stretched_J = frequency_J / config.rope_scaling_factor
+    match config.rope_scaling:
+        case "none":
+            return frequency_J
+        case "linear":
+            return stretched_J
+        case "llama3":
+            kept_J = _kept_llama3(config, frequency_J)
+        case "yarn":
+            kept_J = _kept_yarn(config, half)
+    return kept_J * frequency_J + (1 - kept_J) * stretched_J
+
+
+def _kept_llama3(config: ModelConfig, frequency_J: jax.Array) -> jax.Array:
+    """Returns how much of each wave stays, 1 for short waves and 0 for long ones, [H/2].
+
+    Source: Meta 2024, Llama 3.1's reference code, apply_scaling; arXiv:2407.21783 describes it.
+    """
+    assert config.rope_original_len is not None
+    turns_J = config.rope_original_len * frequency_J / (2 * math.pi)
+    low, high = config.rope_low_frequency, config.rope_high_frequency
+    return jnp.clip((turns_J - low) / (high - low), 0, 1)
+
+
+def _kept_yarn(config: ModelConfig, half: int) -> jax.Array:
+    """Returns how much of each wave stays, by its place between two that turn so and so often.
+
+    Source: Peng et al. 2023, YaRN, arXiv:2309.00071, section 3.2, with the places of whole channels
+    as in its code.
+    """
+    assert config.rope_original_len is not None
+    length, theta = config.rope_original_len, config.rope_theta
+
+    def place(num_turns: float) -> float:
+        """Returns which channel pair turns so often in a row, as a real number."""
+        return half * math.log(length / (num_turns * 2 * math.pi)) / math.log(theta)
+
+    low = max(math.floor(place(config.rope_beta_fast)), 0)
+    high = min(math.ceil(place(config.rope_beta_slow)), 2 * half - 1)
+    ramp_J = (jnp.arange(half, dtype=jnp.float32) - low) / max(high - low, 0.001)
+    return 1 - jnp.clip(ramp_J, 0, 1)

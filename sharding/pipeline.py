@@ -5,7 +5,7 @@ microbatch goes around the stages once for each group. All stages compute at eve
 have sent moves on by one, and the last hands back to the first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -67,7 +67,7 @@ def pipeline_of(config: RunConfig, mesh: jax.sharding.Mesh) -> Pipeline:
 
 
 def run_layers(
-    apply_layer: ApplyLayer[Carry, Rows],
+    apply_layers: Sequence[ApplyLayer[Carry, Rows]],
     carry: Carry,
     rows: Rows,
     params_L: Any,
@@ -78,6 +78,7 @@ def run_layers(
     """Returns what the last layer gives.
 
     Args:
+        apply_layers: for the first layers; those after them repeat the same period.
         carry, rows: trees of arrays [B, ...].
         params_L: a tree of arrays [L, ...] in the order of pipeline.layer_order.
         num_unrolled: layers in an iteration of the scan, where it divides what a stage has.
@@ -85,29 +86,48 @@ def run_layers(
     num_layers = jax.tree.leaves(params_L)[0].shape[0]
     numbers_L = jnp.asarray(pipeline.layer_order(num_layers))
     if pipeline.num_stages == 1:
-        return _scan(apply_layer, carry, rows, numbers_L, params_L, num_unrolled)
-    return _circulate(apply_layer, carry, rows, numbers_L, params_L, pipeline, num_unrolled)
+        return _scan(apply_layers, carry, rows, numbers_L, params_L, num_unrolled)
+    return _circulate(apply_layers, carry, rows, numbers_L, params_L, pipeline, num_unrolled)
 
 
 def _scan(
-    apply_layer: ApplyLayer[Carry, Rows],
+    apply_layers: Sequence[ApplyLayer[Carry, Rows]],
     carry: Carry,
     rows: Rows,
     numbers_L: jax.Array,
     params_L: Any,
     num_unrolled: int,
 ) -> Carry:
-    def body(carry: Carry, layer: tuple[jax.Array, Any]) -> tuple[Carry, None]:
-        number, params = layer
-        return apply_layer(carry, rows, number, params), None
+    """Applies whole periods of layers in a scan, and those of a last one that is cut short."""
+    period, num_layers = len(apply_layers), len(numbers_L)
+    num_periods = num_layers // period
 
-    num_layers = len(numbers_L)
-    unroll = num_unrolled if num_layers % num_unrolled == 0 else num_layers
-    return jax.lax.scan(body, carry, (numbers_L, params_L), unroll=unroll)[0]
+    def body(carry: Carry, layers: tuple[jax.Array, Any]) -> tuple[Carry, None]:
+        for place, apply_layer in enumerate(apply_layers):
+            number, params = _take(layers, place) if period > 1 else layers
+            carry = apply_layer(carry, rows, number, params)
+        return carry, None
+
+    layers_L = (numbers_L, params_L)
+    if num_periods:
+        whole = jax.tree.map(lambda x_L: x_L[: num_periods * period], layers_L)
+        if period > 1:
+            whole = jax.tree.map(lambda x_L: x_L.reshape(-1, period, *x_L.shape[1:]), whole)
+        unroll = max(num_unrolled // period, 1)
+        unroll = unroll if num_periods % unroll == 0 else num_periods
+        carry = jax.lax.scan(body, carry, whole, unroll=unroll)[0]
+    for place in range(num_layers % period):
+        number, params = _take(layers_L, num_periods * period + place)
+        carry = apply_layers[place](carry, rows, number, params)
+    return carry
+
+
+def _take(tree_L: Any, place: int) -> Any:
+    return jax.tree.map(lambda x_L: x_L[place], tree_L)
 
 
 def _circulate(
-    apply_layer: ApplyLayer[Carry, Rows],
+    apply_layers: Sequence[ApplyLayer[Carry, Rows]],
     carry: Carry,
     rows: Rows,
     numbers_L: jax.Array,
@@ -134,7 +154,7 @@ def _circulate(
         numbers, params = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, group, keepdims=False), layers_R
         )
-        return _scan(apply_layer, carry, rows, numbers, params, num_unrolled)
+        return _scan(apply_layers, carry, rows, numbers, params, num_unrolled)
 
     run_stages = jax.vmap(run_stage, spmd_axis_name="stage")
     stage_S = jnp.arange(S)

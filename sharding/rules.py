@@ -6,6 +6,8 @@ Arrays are named `noun_AXES` after their logical shape, in the letters einsum st
     G = N / K    H head dim         F mlp            V vocab    L layers        E experts
     A experts of a token            C capacity: places of an expert in a row
 
+A module may add letters of its own, which it explains.
+
 A layout is a table: changing it moves arrays and never changes the loss beyond the order of
 additions. An axis that the table does not know is a KeyError.
 """
@@ -21,6 +23,8 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 RULES: Rules = {
     # Parameters, their gradients and moments.
     "layers": "stage",
+    "first_layers": None,
+    "encoder_layers": None,
     "vocab": ("tensor", "stage"),
     "embed": ("fsdp", "expert", "context"),
     "heads": "tensor",
@@ -31,6 +35,8 @@ RULES: Rules = {
     "expert_embed": ("fsdp", "context"),
     "positions": None,
     "router": None,
+    "latent": None,
+    "gates": None,
     "norm": None,
     # Activations.
     "act_batch": ("data", "fsdp", "expert"),

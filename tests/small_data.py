@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from configs.data import DataConfig
@@ -81,6 +82,8 @@ def item(batches: grain.MapDataset[Batch[np.ndarray]], step: int) -> Batch[np.nd
 
 
 def assert_same_batch(found: Batch[np.ndarray], wanted: Batch[np.ndarray]) -> None:
-    for name, ours, theirs in zip(Batch._fields, found, wanted, strict=True):
-        np.testing.assert_array_equal(ours, theirs, err_msg=name)
-        assert ours.dtype == theirs.dtype, name
+    arrays = dict(jax.tree.leaves_with_path(wanted))
+    assert [path for path, _ in jax.tree.leaves_with_path(found)] == list(arrays)
+    for path, ours in jax.tree.leaves_with_path(found):
+        np.testing.assert_array_equal(ours, arrays[path], err_msg=str(path))
+        assert ours.dtype == arrays[path].dtype, path

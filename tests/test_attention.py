@@ -8,9 +8,11 @@ from model.attention import attend
 from model.mask import Mask
 from model.norm import LayerNorm, RMSNorm, make_norm
 from model.rotary import rotate
+from train.loss import inputs_of
 from train.state import shape_of
 
 B, T, N, H = 3, 10, 4, 8
+FREQUENCY_J = 100.0 ** (-2 * jnp.arange(H // 2) / H)
 SEGMENTS_BT = np.array([[1] * 4 + [2] * 6, [1] * 10, [1] * 3 + [2] * 3 + [0] * 4], np.int32)
 
 
@@ -106,15 +108,17 @@ def test_rotate_multiplies_complex_numbers(rng):
     z = z * np.exp(1j * positions_BT[:, :, None, None] * turn_J)
     expected = np.concatenate([z.real, z.imag], axis=-1)
     # An angle of 50 is known to 4e-6 in float32, and so is its sine.
-    np.testing.assert_allclose(rotate(x_BTNH, positions_BT, 100.0), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(
+        rotate(x_BTNH, positions_BT, FREQUENCY_J), expected, rtol=0, atol=2e-5
+    )
 
 
 def test_rotated_products_depend_on_the_distance_only(rng):
     q, k = rng.standard_normal((2, 1, 1, 1, H), np.float32)
 
     def product(q_position, k_position):
-        turned_q = rotate(q, jnp.full((1, 1), q_position), 100.0)
-        turned_k = rotate(k, jnp.full((1, 1), k_position), 100.0)
+        turned_q = rotate(q, jnp.full((1, 1), q_position), FREQUENCY_J)
+        turned_k = rotate(k, jnp.full((1, 1), k_position), FREQUENCY_J)
         return float(jnp.sum(turned_q * turned_k))
 
     assert abs(product(7, 3) - product(7, 2)) > 0.01
@@ -125,7 +129,7 @@ def test_rotated_products_depend_on_the_distance_only(rng):
 
 def test_rms_norm_divides_by_the_root_of_the_mean_square(rng):
     x, scale = rng.standard_normal((2, 3, 16), np.float32), rng.standard_normal(16, np.float32)
-    norm = RMSNorm(16, epsilon=0.1)
+    norm = RMSNorm((16,), ("norm",), small_model(norm_epsilon=0.1))
     norm.scale[...] = jnp.asarray(scale)
     expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 0.1) * scale
     np.testing.assert_allclose(norm(x), expected, rtol=2e-6)  # float32 sums of 16 terms
@@ -160,7 +164,7 @@ def test_with_qk_norm_the_size_of_queries_and_keys_does_not_matter(rng):
 
     @quick_jit
     def hidden(params):
-        return shape.merge(params)(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+        return shape.merge(params)(inputs_of(batch))
 
     before = hidden(params)
     params["layers"]["attention"]["query"] *= 10

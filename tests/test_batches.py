@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import grain
+import jax
 import numpy as np
 import pytest
 from small_data import (
@@ -181,7 +182,7 @@ def test_rows_are_those_of_the_whole_batch_in_the_order_asked_for(data, rows):
     whole = train_batches(data, config, batch_size=8, seed=0)
     part = train_batches(data, config, batch_size=8, seed=0, rows=rows)
     for step in range(6):
-        assert_same_batch(item(part, step), Batch(*(field[rows] for field in item(whole, step))))
+        assert_same_batch(item(part, step), item(whole, step).map(lambda field: field[rows]))
 
 
 def test_a_step_takes_the_next_batch_that_is_not_passed_over(rng):
@@ -223,7 +224,7 @@ def validation(
 def test_validation_covers_each_target_exactly_once_in_order(data, sequence_len, batch_size):
     config = data_config(sequence_len=sequence_len)
     batches = list(validation(data, config, batch_size))
-    whole = Batch(*(np.concatenate(field) for field in zip(*batches, strict=True)))
+    whole = jax.tree.map(lambda *fields: np.concatenate(fields), *batches)
     counted = whole.weights_BT > 0
     assert whole.targets_BT[counted].tolist() == [*range(90, 100), 100]
     assert whole.tokens_BT[counted].tolist() == [100, *range(90, 100)]
@@ -241,4 +242,4 @@ def test_validation_rows_are_those_of_the_whole_batch(data):
     part = validation(data, config, 4, [3, 1])
     assert len(part) == len(whole) == 2
     for step in range(2):
-        assert_same_batch(item(part, step), Batch(*(field[[3, 1]] for field in item(whole, step))))
+        assert_same_batch(item(part, step), item(whole, step).map(lambda field: field[[3, 1]]))

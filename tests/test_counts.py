@@ -17,6 +17,7 @@ from configs.presets import (
     llama_1b,
     mixtral_8x7b,
 )
+from model.inputs import Inputs
 from train.state import shape_of
 
 
@@ -110,7 +111,7 @@ def test_flops_are_those_that_xla_counts(mlp, tied_head):
 
     def logits(params):
         decoder = shape_of(config).merge(params)
-        return decoder.logits(decoder(tokens_BT, tokens_BT, tokens_BT))
+        return decoder.logits(decoder(Inputs(tokens_BT, tokens_BT, tokens_BT)))
 
     analysis = jax.jit(logits).lower(params).cost_analysis()
     assert analysis is not None

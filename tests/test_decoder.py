@@ -13,9 +13,13 @@ from small_model import VARIANTS, flat, quick_jit, random_params, small_batch, s
 
 from configs.model import ModelConfig
 from data.batch import Batch
+from model.block import Rows
 from model.dropout import dropout, token_keys
+from model.inputs import Inputs
 from model.mask import Mask
-from train.loss import cross_entropy
+from model.norm import RMSNorm
+from model.transformer import Transformer
+from train.loss import cross_entropy, inputs_of
 from train.optimizer import Params
 from train.state import shape_of
 
@@ -94,7 +98,7 @@ def compiled(config: ModelConfig):
 
     def weighted(params: Params, batch: Batch, weights_BTD):
         decoder = shape.merge(params)
-        hidden_BTD = decoder(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+        hidden_BTD = decoder(inputs_of(batch))
         return jnp.sum(hidden_BTD * weights_BTD), decoder.logits(hidden_BTD)
 
     gradient = quick_jit(jax.grad(weighted, has_aux=True))
@@ -156,7 +160,7 @@ def loss_and_grads(config: ModelConfig, params: Params, batch: Batch):
     @jax.value_and_grad
     def loss_fn(params):
         decoder = shape.merge(params)
-        hidden = decoder(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+        hidden = decoder(inputs_of(batch))
         return cross_entropy(decoder.logits(hidden), batch)
 
     return loss_fn(params)
@@ -192,13 +196,16 @@ def test_the_scan_is_a_loop_over_the_blocks_in_model_order(rng):
     @quick_jit
     def scanned_and_looped(params):
         decoder = shape_of(config).merge(params)
+        assert isinstance(decoder, Transformer)
+        assert isinstance(decoder.norm, RMSNorm)
         graph, layers = nnx.split(decoder.layers)
         mask = Mask(kind="causal", segments_BT=batch.segments_BT)
+        rows = Rows(batch.positions_BT, batch.segments_BT)
         x_BTD = decoder.embedding[...][batch.tokens_BT]
         for number in range(config.num_layers):
             layer = jax.tree.map(operator.itemgetter(number), layers)
-            x_BTD, _ = nnx.merge(graph, layer)(x_BTD, batch.positions_BT, mask)
-        scanned_BTD = decoder(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+            x_BTD, _ = nnx.merge(graph, layer)(x_BTD, rows, mask)
+        scanned_BTD = decoder(inputs_of(batch))
         return scanned_BTD, decoder.norm(x_BTD)
 
     scanned_BTD, looped_BTD = scanned_and_looped(params)
@@ -238,7 +245,7 @@ def test_activations_are_bfloat16_and_logits_float32(rng):
 
     def hidden_and_logits():
         decoder = shape_of(config).merge(random_params(config))
-        hidden_BTD = decoder(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+        hidden_BTD = decoder(inputs_of(batch))
         return hidden_BTD, decoder.logits(hidden_BTD)
 
     dtypes = [shape.dtype for shape in jax.eval_shape(hidden_and_logits)]
@@ -284,7 +291,8 @@ def test_every_place_and_layer_draws_a_mask_of_its_own():
         params["layers"]["mlp"]["down_bias"] = biases
     ones_BT = jnp.ones((4, T), jnp.int32)
     keys_B = jax.random.split(jax.random.key(0), 4)
-    hidden_BTD = quick_jit(shape_of(config).merge(params))(ones_BT, ones_BT, ones_BT, keys_B)
+    inputs = Inputs(ones_BT, ones_BT, ones_BT)
+    hidden_BTD = quick_jit(shape_of(config).merge(params))(inputs, keys_B)
     number_BTD = np.rint(np.asarray(hidden_BTD) * 1e6 / 2).astype(int)  # kept is divided by 0.5
     masks = [(number_BTD >> bit & 1).ravel() for bit in range(5)]
     assert number_BTD.max() == 31

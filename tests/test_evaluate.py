@@ -10,11 +10,10 @@ from small_data import data_config, item, open_quietly
 from small_model import random_params, small_model, small_run
 
 from configs.run import RunConfig
-from data.batch import Batch
 from data.batches import validation_batches
 from data.mixture import Data
 from train.evaluate import Evaluation, Evaluator
-from train.loss import cross_entropy
+from train.loss import cross_entropy, inputs_of
 from train.state import shape_of
 
 TEXTS = {"a": "some words of the first. " * 30, "b": "OTHER WORDS! " * 90, "play": "To be. " * 20}
@@ -44,9 +43,9 @@ def nats_of(config: RunConfig, data: Data, name: str) -> tuple[float, int]:
     stream = data.validation_sets()[name]
     separator = data.tokenizer.separator
     batches = validation_batches(stream, config.data, batch_size=128, separator=separator)
-    batch = Batch(*map(jnp.asarray, item(batches, 0)))
+    batch = item(batches, 0).map(jnp.asarray)
     decoder = shape_of(config.model).merge(random_params(config.model, std=0.1))
-    hidden_BTD = decoder(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+    hidden_BTD = decoder(inputs_of(batch))
     nats = float(cross_entropy(decoder.logits(hidden_BTD), batch))
     return nats, int(jnp.sum(batch.weights_BT > 0))
 

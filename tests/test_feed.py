@@ -32,7 +32,8 @@ def test_every_device_gets_its_rows_of_the_batch(rng, cut):
     assert rows_here(layout, B, T) == list(range(B))
     with jax.set_mesh(mesh):
         shape = (B // num_shards("act_batch"), T // num_shards("act_len"))
-    for placed, field in zip(place(batch, list(range(B)), layout, B), batch, strict=True):
+    placed_batch = place(batch, list(range(B)), layout, B)
+    for placed, field in zip(*map(jax.tree.leaves, (placed_batch, batch)), strict=True):
         assert isinstance(placed, jax.Array)
         for shard in placed.addressable_shards:
             assert shard.data.shape == shape
@@ -60,7 +61,7 @@ for sizes, num_rows in (((4, 1, 1), 4), ((1, 2, 2), 4), ((1, 1, 4), 8), ((2, 2, 
     whole = np.arange(8 * 3, dtype=np.int32).reshape(8, 3)
     rows = rows_here(layout, 8, 3)
     assert rows == sorted(rows) and len(rows) == num_rows, rows
-    for placed in place(Batch(*[whole[rows]] * 5), rows, layout, 8):
+    for placed in jax.tree.leaves(place(Batch(*[whole[rows]] * 5), rows, layout, 8)):
         assert placed.shape == (8, 3) and len(placed.addressable_shards) == 2
         for shard in placed.addressable_shards:
             np.testing.assert_array_equal(shard.data, whole[shard.index])

@@ -9,6 +9,7 @@ from small_model import mesh_of, quick_jit, random_params, small_model
 
 from configs.run import SampleConfig
 from data.tokenizers.tokenizer import CharacterTokenizer
+from model.inputs import Inputs
 from train.generate import draw, make_generate
 from train.optimizer import Params
 from train.state import shape_of
@@ -28,7 +29,7 @@ def likeliest():
     def likeliest(params: Params, ids: np.ndarray):
         decoder = shape_of(MODEL).merge(params)
         row = jnp.asarray(ids, jnp.int32)[None]
-        hidden = decoder(row, jnp.arange(len(ids))[None], jnp.ones_like(row))
+        hidden = decoder(Inputs(row, jnp.arange(len(ids))[None], jnp.ones_like(row)))
         return jnp.argmax(decoder.logits(hidden)[0, -1, : MODEL.num_tokens])
 
     return likeliest

@@ -20,7 +20,7 @@ from configs.errors import SettingsError
 from data.batch import Batch
 from data.batches import TrainRows, batch_digest, train_batches
 from data.mixture import Data, Schedule, make_schedule
-from train.loss import cross_entropy
+from train.loss import cross_entropy, inputs_of
 from train.state import shape_of
 
 LENGTHS = {"web": 4000, "code": 1500, "wiki": 700}
@@ -260,14 +260,14 @@ def test_a_document_of_a_batch_gets_no_gradient_from_another(data, mixture, pack
     # All characters of the sources differ, so the row of the embedding that a token has is its own.
     config = mixed(mixture, packing=packing, sequence_len=128)
     host_batch = item(train_batches(data, config, batch_size=4, seed=0), 2)
-    batch = Batch(*map(jnp.asarray, host_batch))
+    batch = host_batch.map(jnp.asarray)
     vocab_size, separator = data.tokenizer.vocab_size, data.tokenizer.separator
     model = small_model(vocab_size=vocab_size, tied_head=False, num_kv_heads=4)
     params, shape = random_params(model), shape_of(model)
 
     def loss_of(params, weights_BT):
         decoder = shape.merge(params)
-        hidden_BTD = decoder(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+        hidden_BTD = decoder(inputs_of(batch))
         return cross_entropy(decoder.logits(hidden_BTD), batch._replace(weights_BT=weights_BT))
 
     gradient = quick_jit(jax.grad(loss_of))

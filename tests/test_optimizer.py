@@ -15,7 +15,7 @@ from small_model import (
 )
 
 from configs.run import OptimConfig
-from train.loss import cross_entropy
+from train.loss import cross_entropy, inputs_of
 from train.optimizer import is_decayed, make_optimizer
 from train.state import TrainState, shape_of
 
@@ -155,7 +155,7 @@ def test_a_step_moves_by_minus_the_learning_rate_times_the_direction(rng):
     @jax.grad
     def mean_loss_gradient(params):
         decoder = shape_of(config.model).merge(params)
-        hidden = decoder(batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+        hidden = decoder(inputs_of(batch))
         return cross_entropy(decoder.logits(hidden), batch) / batch.weights_BT.sum()
 
     state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))

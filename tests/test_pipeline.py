@@ -83,7 +83,7 @@ def test_stages_apply_all_layers_in_model_order_to_every_row(rng, pipeline, num_
 
     def total(kernel_LDD, x_BD):
         y_BD = run_layers(
-            apply_layer, x_BD, shift_BD, kernel_LDD, pipeline, num_unrolled=num_unrolled
+            [apply_layer], x_BD, shift_BD, kernel_LDD, pipeline, num_unrolled=num_unrolled
         )
         return jnp.sum(y_BD**2), y_BD
 
@@ -96,7 +96,7 @@ def test_stages_apply_all_layers_in_model_order_to_every_row(rng, pipeline, num_
         (_, y_BD), grads = quick_jit(jax.value_and_grad(total, (0, 1), has_aux=True))(placed, x_BD)
 
     def loop(kernel_LDD, x_BD):
-        y_BD = run_layers(apply_layer, x_BD, shift_BD, kernel_LDD, alone)
+        y_BD = run_layers([apply_layer], x_BD, shift_BD, kernel_LDD, alone)
         return jnp.sum(y_BD**2)
 
     grad_LDD, grad_BD = quick_jit(jax.grad(loop, (0, 1)))(kernel_LDD, x_BD)

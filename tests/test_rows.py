@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from small_data import (
@@ -24,7 +25,7 @@ def row_of(*window: int, sequence_len: int = 8) -> Batch[np.ndarray]:
 
 
 def first_row(batch: Batch[np.ndarray]) -> Batch[np.ndarray]:
-    return Batch(*(field[0] for field in batch))
+    return batch.map(lambda field: field[0])
 
 
 def assert_row(row: Batch[np.ndarray], **fields: list[int]) -> None:
@@ -89,8 +90,10 @@ def test_a_padding_row_has_no_weight_and_no_document():
 
 @pytest.mark.parametrize("row", [row_of(1, SEP, 2), row_of(*range(9)), row_of()])
 def test_rows_have_the_types_of_a_batch(row):
-    assert [field.dtype.name for field in row] == ["int32", "int32", "float32", "int32", "int32"]
-    assert [field.shape for field in row] == [(8,)] * 5
+    fields = jax.tree.leaves(row)
+    dtypes = ["int32", "int32", "float32", "int32", "int32"]
+    assert [field.dtype.name for field in fields] == dtypes
+    assert [field.shape for field in fields] == [(8,)] * 5
 
 
 def test_rows_of_a_batch_are_those_that_they_are_alone():
@@ -103,7 +106,7 @@ def test_rows_of_a_batch_are_those_that_they_are_alone():
     batch = causal_batch(rows, 8, SEP)
     for i, row in enumerate(rows):
         alone = causal_batch([row], 8, SEP)
-        assert_same_batch(Batch(*(field[i : i + 1] for field in batch)), alone)
+        assert_same_batch(batch.map(lambda field, i=i: field[i : i + 1]), alone)
 
 
 def test_each_span_of_a_row_is_a_document_of_its_own():

@@ -15,6 +15,7 @@ from small_model import (
 )
 
 from configs.run import RunConfig
+from train.loss import inputs_of
 from train.optimizer import make_optimizer
 from train.state import TrainState, shape_of
 
@@ -122,7 +123,7 @@ def test_the_loss_is_the_mean_over_tokens(rng):
     @quick_jit
     def logits(params):
         decoder = shape_of(config.model).merge(params)
-        return decoder.logits(decoder(batch.tokens_BT, batch.positions_BT, batch.segments_BT))
+        return decoder.logits(decoder(inputs_of(batch)))
 
     logits_BTV = np.asarray(logits(state.params), np.float64)
     _, metrics = step_on_one_device(config)(state, batch)

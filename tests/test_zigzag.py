@@ -25,7 +25,7 @@ def test_columns_stay_together_and_are_as_they_were_without_a_cut(rng):
     with jax.set_mesh(mesh_of(context=4)):
         arranged, places_T = jax.jit(along_context)(batch)
     assert places_T is not None
-    for before, after in zip(batch, arranged, strict=True):
+    for before, after in zip(*map(jax.tree.leaves, (batch, arranged)), strict=True):
         np.testing.assert_array_equal(after, before[:, np.asarray(places_T)])
     with jax.set_mesh(mesh_of(data=4)):
         same, places_T = along_context(batch)

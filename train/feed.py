@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import NamedSharding
 
 from configs.data import DataConfig
 from data.batch import Batch
+from data.rows import empty_row
 
 _NUM_ON_DEVICE = 2  # the batch of this step, and that of the next
 
@@ -39,11 +41,13 @@ def place(local: Batch, rows: list[int], sharding: NamedSharding, batch_size: in
     return jax.tree.map(put, local)
 
 
-def abstract_batch(sharding: NamedSharding, batch_size: int, sequence_len: int) -> Batch:
-    """Returns the shapes, dtypes and layout of every batch; no array is made."""
-    shape = (batch_size, sequence_len)
-    dtypes = Batch(np.int32, np.int32, np.float32, np.int32, np.int32)
-    return Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for dtype in dtypes))
+def abstract_batch(sharding: NamedSharding, batch_size: int, config: DataConfig) -> Batch:
+    """Returns the shapes, dtypes and layout of every batch; no array of it is made."""
+
+    def shape(array: np.ndarray) -> Any:
+        return jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype, sharding=sharding)
+
+    return empty_row(config).map(shape)
 
 
 class Feed:
@@ -71,7 +75,7 @@ class Feed:
         )
         self._host = iter(batches_of(self._rows).to_iter_dataset(options))
         self._placed: deque[Batch] = deque()
-        self.abstract_batch = abstract_batch(sharding, *self._shape)
+        self.abstract_batch = abstract_batch(sharding, batch_size, config)
         """The shapes, dtypes and layout of every batch."""
         self.wait_sec = 0.0
         """Seconds that the last batch was waited for."""

@@ -9,6 +9,7 @@ import numpy as np
 from configs.model import ModelConfig
 from configs.run import RunConfig, SampleConfig
 from data.tokenizers.tokenizer import Tokenizer
+from model.inputs import Inputs
 from sharding.pipeline import Pipeline, pipeline_of
 from sharding.rules import constrain, num_shards
 from train.optimizer import Params
@@ -46,7 +47,7 @@ def make_generate(
         def write_next(place: jax.Array, text_BS: jax.Array) -> jax.Array:
             start = jnp.maximum(place - T, 0)
             window_BT = jax.lax.dynamic_slice_in_dim(text_BS, start, T, axis=1)
-            hidden_BTD = decoder(window_BT, positions_BT, segments_BT)
+            hidden_BTD = decoder(Inputs(window_BT, positions_BT, segments_BT))
             last_B1D = jax.lax.dynamic_slice_in_dim(hidden_BTD, place - start - 1, 1, axis=1)
             logits_BV = decoder.logits(last_B1D)[:, 0]
             drawn_B = draw(logits_BV, sample, jax.random.fold_in(key, place))

@@ -296,7 +296,7 @@ def _train_feed(run: Run, start: Progress) -> Feed:
 def _abstract_batch(run: Run):
     config = run.config
     layout = sharding(run.mesh, "act_batch", "act_len")
-    return abstract_batch(layout, config.train.batch_size, config.data.sequence_len)
+    return abstract_batch(layout, config.train.batch_size, config.data)
 
 
 def _finish(run: Run, state: TrainState) -> Outcome:

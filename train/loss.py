@@ -5,9 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from configs.model import ModelConfig
 from data.batch import Batch
-from model.decoder import Decoder
+from model.inputs import Inputs
+from model.language_model import LanguageModel
 from model.moe import RouterRecord
+from model.transformer import Transformer
 from sharding.zigzag import along_context
 
 
@@ -32,13 +35,100 @@ class Sums(NamedTuple):
     nats: jax.Array
     """Cross entropy of all targets."""
     routers: RouterRecord | None
-    """What the routers of all layers did, where the model has experts; scalars."""
+    """What the routers of all layers did, where the model has experts; scalars, but for the load of
+    each expert of each layer."""
+    others: dict[str, jax.Array]
+    """Of further losses and counts, by the names of metrics.jsonl."""
 
 
-def batch_sums(decoder: Decoder, batch: Batch, keys_B: jax.Array | None = None) -> Sums:
-    """Returns what the model says of a batch; keys_B is one key a row for dropout in training."""
-    batch, places_T = along_context(batch)
-    hidden_BTD, record = decoder.run(
-        batch.tokens_BT, batch.positions_BT, batch.segments_BT, keys_B, places_T
+def inputs_of(batch: Batch) -> Inputs:
+    """Returns what a model reads of a batch."""
+    encoded = batch.encoder
+    encoder = encoded and Inputs(encoded.tokens_BS, encoded.positions_BS, encoded.segments_BS)
+    return Inputs(
+        batch.tokens_BT,
+        batch.positions_BT,
+        batch.segments_BT,
+        prefix_BT=batch.prefix_BT,
+        types_BT=batch.types_BT,
+        encoder=encoder or None,
     )
-    return Sums(cross_entropy(decoder.logits(hidden_BTD), batch), jax.tree.map(jnp.sum, record))
+
+
+def batch_sums(model: LanguageModel, batch: Batch, keys_B: jax.Array | None = None) -> Sums:
+    """Returns what the model says of a batch; keys_B is one key a row for dropout in training."""
+    config = model.config
+    later = [later_targets(batch, k) for k in range(1, config.num_future_tokens + 1)]
+    encoded = batch.encoder
+    (batch, later), places_T = along_context((batch._replace(encoder=None), later))
+    inputs = inputs_of(batch._replace(encoder=encoded))
+    hidden_BTD, record = model.run(inputs, keys_B, places_T)
+    nats = cross_entropy(model.logits(hidden_BTD), batch)
+    others = {}
+    if later:
+        assert isinstance(model, Transformer)
+        others["future/loss"] = _future_nats(model, hidden_BTD, inputs, batch, later, places_T)
+    if config.next_sentence:
+        others |= _next_sentence_sums(model, hidden_BTD, batch)
+    if record is not None:
+        load_LE = jnp.sum(record.load_BLE, axis=0)
+        record = jax.tree.map(jnp.sum, record)._replace(load_BLE=load_LE)
+    return Sums(nats, record, others)
+
+
+def later_targets(batch: Batch, distance: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the targets so many places further on, and their weights: 0 in another document."""
+
+    def shifted(x_BT: jax.Array) -> jax.Array:
+        return jnp.pad(x_BT[:, distance:], ((0, 0), (0, distance)))
+
+    is_own_BT = shifted(batch.segments_BT) == batch.segments_BT
+    return shifted(batch.targets_BT), jnp.where(is_own_BT, shifted(batch.weights_BT), 0)
+
+
+def weights_of(config: ModelConfig, batch: Batch) -> dict[str, jax.Array]:
+    """Returns what the sums of further losses are divided by to be means, by their names."""
+    weights = {}
+    if config.num_future_tokens:
+        later = [later_targets(batch, k)[1] for k in range(1, config.num_future_tokens + 1)]
+        weights["future/loss"] = jnp.maximum(sum(map(jnp.sum, later)), 1)
+    if config.next_sentence:
+        assert batch.next_BT is not None
+        num_pairs = jnp.maximum(jnp.sum(batch.next_BT > 0), 1)
+        weights |= {"next_sentence/loss": num_pairs, "next_sentence/accuracy": num_pairs}
+    return weights
+
+
+def _future_nats(
+    model: Transformer,
+    hidden_BTD: jax.Array,
+    inputs: Inputs,
+    batch: Batch,
+    later: list[tuple[jax.Array, jax.Array]],
+    places_T: jax.Array | None,
+) -> jax.Array:
+    """Returns the cross entropy of the tokens beyond the next, of all predictions together."""
+    next_BTK = jnp.stack([batch.targets_BT, *(targets for targets, _ in later[:-1])], axis=-1)
+    further = model.predict_future(hidden_BTD, inputs, next_BTK, places_T)
+    nats = [
+        cross_entropy(
+            model.logits(x_BTD), batch._replace(targets_BT=targets_BT, weights_BT=weights_BT)
+        )
+        for x_BTD, (targets_BT, weights_BT) in zip(further, later, strict=True)
+    ]
+    return sum(nats, jnp.zeros(()))
+
+
+def _next_sentence_sums(
+    model: LanguageModel, hidden_BTD: jax.Array, batch: Batch
+) -> dict[str, jax.Array]:
+    """Returns the cross entropy of whether second texts follow, and how often it is right."""
+    assert batch.next_BT is not None
+    log_p_BT2 = jax.nn.log_softmax(model.next_sentence_logits(hidden_BTD))
+    is_asked_BT, follows_BT = batch.next_BT > 0, batch.next_BT == 1
+    chosen_BT = jnp.where(follows_BT, log_p_BT2[..., 0], log_p_BT2[..., 1])
+    is_right_BT = is_asked_BT & (follows_BT == (log_p_BT2[..., 0] >= log_p_BT2[..., 1]))
+    return {
+        "next_sentence/loss": jnp.sum(jnp.where(is_asked_BT, -chosen_BT, 0)),
+        "next_sentence/accuracy": jnp.sum(is_right_BT, dtype=jnp.float32),
+    }

@@ -29,7 +29,7 @@ def compile_step(
         compiler_options: of XLA, for this program alone.
     """
     layout = sharding(mesh, "act_batch", "act_len")
-    batch = abstract_batch(layout, config.train.batch_size, config.data.sequence_len)
+    batch = abstract_batch(layout, config.train.batch_size, config.data)
     state = abstract_state(config, mesh)
     compiled = compile_train_step(config, state, batch, compiler_options=compiler_options)
     assert isinstance(compiled, jax.stages.Compiled)

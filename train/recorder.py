@@ -149,7 +149,7 @@ class Recorder:
             "mfu_causal": self._peak and speed * self._counts.flops_causal / self._peak,
             "mfu_full": self._peak and speed * self._counts.flops_full / self._peak,
             "device_memory_bytes": stats.get("peak_bytes_in_use"),
-            **{name: shortest(value) for name, value in metrics.moe.items()},
+            **_by_expert(metrics.others),
             **self._ledger(),
             **extra,
         }
@@ -160,6 +160,19 @@ class Recorder:
     def _ledger(self) -> Record:
         self._run.phases.settle()
         return self._run.phases.ledger.record()
+
+
+def _by_expert(others: dict[str, Any]) -> Record:
+    """Returns the numbers by name, of several (one an expert) each, their least and their most."""
+    record: Record = {}
+    for name, value in others.items():
+        values = np.asarray(value)
+        if values.ndim == 0:
+            record[name] = shortest(value)
+            continue
+        record |= {f"{name}_least": shortest(values.min()), f"{name}_most": shortest(values.max())}
+        record |= {f"{name}/{i}": shortest(x) for i, x in enumerate(values)}
+    return record
 
 
 def striking(layer_norms: dict[str, Any], num: int = 8) -> dict[str, str]:

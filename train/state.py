@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs.model import ModelConfig
 from configs.run import RunConfig
-from model.decoder import Decoder
+from model.build import build_model
+from model.language_model import LanguageModel
 from sharding.pipeline import Pipeline, pipeline_of
 from sharding.rules import RULES, WHOLE_PARAMETERS, Rules, sharding
 from train.optimizer import Params, make_optimizer
@@ -36,10 +37,10 @@ class TrainState(NamedTuple, Generic[Leaf]):
 class ModelShape(NamedTuple):
     """A model without its arrays: what turns parameters into a module again."""
 
-    graph: nnx.GraphDef[Decoder]
+    graph: nnx.GraphDef[LanguageModel]
     state: nnx.State
 
-    def merge(self, params: Params) -> Decoder:
+    def merge(self, params: Params) -> LanguageModel:
         """Returns the module with these parameters, inside a trace or outside."""
         state = jax.tree.map(lambda leaf: leaf, self.state)  # a copy: the next line fills it
         nnx.replace_by_pure_dict(state, params)
@@ -87,7 +88,7 @@ def _nest(flat: dict[tuple[Any, ...], Any]) -> dict[str, Any]:
 def shape_of(config: ModelConfig, pipeline: Pipeline | None = None) -> ModelShape:
     """Returns the model's structure and shapes; no array is made."""
     return ModelShape(
-        *nnx.split(nnx.eval_shape(lambda: Decoder(config, pipeline, rngs=nnx.Rngs(0))))
+        *nnx.split(nnx.eval_shape(lambda: build_model(config, pipeline, rngs=nnx.Rngs(0))))
     )
 
 
@@ -96,7 +97,7 @@ def init_state(config: RunConfig, key: jax.Array, mesh: jax.sharding.Mesh) -> Tr
     tx = make_optimizer(config.optim)
 
     def build(key: jax.Array) -> TrainState:
-        module = Decoder(config.model, rngs=nnx.Rngs(params=key))
+        module = build_model(config.model, rngs=nnx.Rngs(params=key))
         params: Params = nnx.to_pure_dict(nnx.state(module))
         state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
         return _take_layers(state, _stage_order(config, mesh), config)
@@ -170,7 +171,7 @@ def in_model_order(state: TrainState, config: RunConfig, mesh: jax.sharding.Mesh
 
 
 def _stage_order(config: RunConfig, mesh: jax.sharding.Mesh) -> np.ndarray:
-    return pipeline_of(config, mesh).layer_order(config.model.num_layers)
+    return pipeline_of(config, mesh).layer_order(config.model.num_stacked_layers)
 
 
 def _reordered(

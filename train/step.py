@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs.model import ModelConfig
 from configs.run import RunConfig
 from data.batch import Batch
 from model.moe import RouterRecord
 from sharding.pipeline import pipeline_of
 from sharding.rules import constrain
-from train.loss import Sums, batch_sums
+from train.loss import Sums, batch_sums, weights_of
 from train.optimizer import Params, make_optimizer
 from train.schedule import make_schedule
 from train.state import TrainState, gradient_layout, on_devices, shape_of, state_layout
@@ -30,9 +31,10 @@ class Metrics(NamedTuple):
     """Targets that counted, int32."""
     finite: jax.Array
     """False if loss or gradient were not finite; then the update was left out."""
-    moe: dict[str, jax.Array]
-    """What the routers did, where there are experts: the load-balance loss, 1 where the load is
-    even, and the fraction of their choices that no expert had a place for."""
+    others: dict[str, jax.Array]
+    """Further losses, and what the routers did, where there are experts: the load-balance loss, 1
+    where the load is even, the fraction of their choices that no expert had a place for, and the
+    load of each expert over its even share [E], the mean of all layers."""
     layer_norms: dict[str, jax.Array]
     """Norm of the gradient by path of the parameter; [L] in model order where it has layers."""
 
@@ -53,11 +55,15 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
     pipeline = pipeline_of(config, mesh)
     shape = shape_of(model, pipeline)
     is_stacked = shape.is_stacked()
-    model_order_L = pipeline.layer_order(model.num_layers).argsort()
+    order_L = pipeline.layer_order(model.num_stacked_layers)
+    model_order_L = order_L.argsort()
     layout, grads_layout = state_layout(config, mesh), gradient_layout(config, mesh)
     tx = make_optimizer(config.optim)
     schedule = make_schedule(config.optim, config.train.num_steps)
     dropout_key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
+    factors = {"next_sentence/loss": 1.0} if model.next_sentence else {}
+    if model.num_future_tokens:
+        factors["future/loss"] = model.future_weight
     has_dropout = model.dropout > 0 or model.attention_dropout > 0
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -67,13 +73,17 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
             rows_B = jnp.arange(batch.tokens_BT.shape[0])
             keys_B = jax.vmap(jax.random.fold_in, (None, 0))(step_key, rows_B)
         weight = jnp.maximum(jnp.sum(batch.weights_BT), 1)
-        num_routed = model.num_layers * jnp.maximum(jnp.sum(batch.segments_BT > 0), 1)
+        weights = weights_of(model, batch)
+        num_routed = model.num_stacked_layers * jnp.maximum(jnp.sum(batch.segments_BT > 0), 1)
 
         def loss_fn(params: Params, rows: Rows) -> tuple[jax.Array, Sums]:
             sums = batch_sums(shape.merge(params), *rows)
             loss = sums.nats / weight
             if sums.routers is not None:
                 loss += model.balance_weight * sums.routers.balance_B / num_routed
+                loss += model.router_z_weight * sums.routers.z_B / num_routed
+            for name, factor in factors.items():
+                loss += factor * sums.others[name] / weights[name]
             return loss, sums
 
         def sums_and_grads(rows: Rows) -> tuple[Sums, Params]:
@@ -97,6 +107,8 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
             (params, opt_state),
             (state.params, moments),
         )
+        if model.router_bias:
+            params = _balanced(params, state.params, sums.routers, model, order_L, finite)
         if config.mesh.offload_optimizer:
             opt_state = jax.device_put(opt_state, layout.opt_state)
         metrics = Metrics(
@@ -105,7 +117,10 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
             learning_rate=learning_rate,
             num_tokens=jnp.sum(batch.weights_BT > 0, dtype=jnp.int32),
             finite=finite,
-            moe=_router_means(sums.routers, num_routed, model.num_active_experts),
+            others={
+                **{name: sums.others[name] / weights[name] for name in sums.others},
+                **_router_means(sums.routers, num_routed, model.num_active_experts),
+            },
             layer_norms=layer_norms,
         )
         return TrainState(state.step + 1, params, opt_state), metrics
@@ -157,10 +172,35 @@ def _router_means(
     if sums is None:
         return {}
     assert num_active_experts is not None
+    num_choices = num_routed * num_active_experts
+    load_E = jnp.sum(sums.load_BLE, axis=0).astype(jnp.float32)
     return {
         "moe/balance": sums.balance_B / num_routed,
-        "moe/dropped_fraction": sums.dropped_B / (num_routed * num_active_experts),
+        "moe/z": sums.z_B / num_routed,
+        "moe/dropped_fraction": sums.dropped_B / num_choices,
+        "moe/load": load_E * len(load_E) / num_choices,
     }
+
+
+def _balanced(
+    params: Params,
+    old: Params,
+    sums: RouterRecord | None,
+    model: ModelConfig,
+    order_L: np.ndarray,
+    finite: jax.Array,
+) -> Params:
+    """Returns the parameters with the biases of experts moved towards an even load.
+
+    Source: DeepSeek-AI 2024, DeepSeek-V3, arXiv:2412.19437, section 2.1.2.
+    """
+    assert sums is not None
+    load_LE = sums.load_BLE[order_L].astype(jnp.float32)
+    towards_LE = jnp.sign(jnp.mean(load_LE, axis=-1, keepdims=True) - load_LE)
+    bias_LE = old["layers"]["mlp"]["router_bias"]
+    moved_LE = bias_LE + jnp.where(finite, model.router_bias_rate, 0) * towards_LE
+    mlp = {**params["layers"]["mlp"], "router_bias": moved_LE}
+    return {**params, "layers": {**params["layers"], "mlp": mlp}}
 
 
 def compile_train_step(

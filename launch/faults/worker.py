@@ -20,7 +20,7 @@ import train.step
 from data.batch import Batch
 from data.batches import data_step
 from launch.cli import main
-from model.decoder import Decoder
+from model.language_model import LanguageModel
 from train.state import TrainState
 from train.step import Metrics, TrainStep
 
@@ -81,14 +81,14 @@ def in_gradients(factor: float, array: str | None = None) -> None:
     """
     original = train.step.batch_sums
 
-    def batch_sums(decoder: Decoder, batch: Batch, keys_B: jax.Array | None = None) -> Any:
+    def batch_sums(model: LanguageModel, batch: Batch, keys_B: jax.Array | None = None) -> Any:
         is_marked = jnp.any(batch.weights_BT > 1)
 
         def touch(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
             is_hit = array in (None, path[0].key)
             return _scaled(x, is_marked, factor) if is_hit else x
 
-        graph, state = nnx.split(decoder)
+        graph, state = nnx.split(model)
         return original(nnx.merge(graph, jax.tree.map_with_path(touch, state)), batch, keys_B)
 
     train.step.batch_sums = batch_sums
@@ -98,8 +98,8 @@ def in_losses(factor: float) -> None:
     """Multiplies the loss of a batch that is marked."""
     original = train.step.batch_sums
 
-    def batch_sums(decoder: Decoder, batch: Batch, keys_B: jax.Array | None = None) -> Any:
-        sums = original(decoder, batch, keys_B)
+    def batch_sums(model: LanguageModel, batch: Batch, keys_B: jax.Array | None = None) -> Any:
+        sums = original(model, batch, keys_B)
         return sums._replace(nats=sums.nats * jnp.where(jnp.any(batch.weights_BT > 1), factor, 1.0))
 
     train.step.batch_sums = batch_sums

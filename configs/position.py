@@ -1,0 +1,78 @@
+"""Settings of how the order of tokens enters a model."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.check import require, require_at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionConfig:
+    """Positions: rotated, learned, sinusoidal, or by distance."""
+
+    position: Literal["rotary", "learned", "sinusoidal", "relative", "none"] = "rotary"
+    """Rotated queries and keys, a table or sinusoids added to the input, a bias of the attention by
+    distance (T5), or none."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary wavelengths; only read with position=rotary."""
+    rope_theta_local: float | None = None
+    """Base in the local layers of attention_pattern, which are not scaled; None: as the others."""
+    rope_scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
+    """How wavelengths are stretched for rows beyond rope_original_len."""
+    rope_scaling_factor: float = 1.0
+    """How much longer rows are; only read with rope_scaling."""
+    rope_original_len: int | None = None
+    """Tokens of a row before the stretch; only read with rope_scaling llama3 and yarn."""
+    rope_low_frequency: float = 1.0
+    """Waves that turn less often in rope_original_len are stretched whole (llama3)."""
+    rope_high_frequency: float = 4.0
+    """Waves that turn more often in rope_original_len stay (llama3)."""
+    rope_beta_fast: float = 32.0
+    """Turns in rope_original_len from which a wave stays (yarn)."""
+    rope_beta_slow: float = 1.0
+    """Turns in rope_original_len up to which a wave is stretched whole (yarn)."""
+    rope_attention_factor: float = 1.0
+    """Rotated queries and keys are multiplied by it (yarn)."""
+    num_positions: int | None = None
+    """Rows of the learned table, the longest sequence; only read with position=learned."""
+    num_relative_buckets: int = 32
+    """Buckets of distances that share a bias; only read with position=relative."""
+    max_relative_distance: int = 128
+    """Distances from here on share the last bucket; only read with position=relative."""
+
+    def check_positions(self) -> None:
+        """Raises SettingsError where settings of positions cannot be or do not fit each other."""
+        require(
+            (self.position == "learned") == (self.num_positions is not None),
+            f"model.num_positions={self.num_positions} must be a number of tokens with "
+            f"model.position=learned and None otherwise, but model.position={self.position}",
+        )
+        for name in (
+            "rope_theta",
+            "rope_theta_local",
+            "rope_scaling_factor",
+            "rope_low_frequency",
+            "rope_high_frequency",
+            "rope_beta_fast",
+            "rope_beta_slow",
+            "rope_attention_factor",
+        ):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"model.{name}={value} must be above zero")
+        require(
+            (self.rope_scaling in ("llama3", "yarn")) == (self.rope_original_len is not None),
+            f"model.rope_original_len={self.rope_original_len} must be a number of tokens with "
+            f"model.rope_scaling=llama3 or yarn and None otherwise, but model.rope_scaling="
+            f"{self.rope_scaling}",
+        )
+        require(
+            self.rope_high_frequency > self.rope_low_frequency,
+            f"model.rope_high_frequency={self.rope_high_frequency} must be above "
+            f"model.rope_low_frequency={self.rope_low_frequency}",
+        )
+        require_at_least("model.num_relative_buckets", self.num_relative_buckets, 4)
+        require(
+            self.max_relative_distance > self.num_relative_buckets // 2,
+            f"model.max_relative_distance={self.max_relative_distance} must be above half of "
+            f"model.num_relative_buckets={self.num_relative_buckets}",
+        )

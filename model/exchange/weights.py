@@ -1,0 +1,131 @@
+"""Weights read from a checkpoint straight into sharded arrays, and written from them."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.errors import SettingsError
+from configs.model import ModelConfig
+from model.exchange.family import Family
+from model.exchange.files import Stored, by_file
+from model.exchange.tensors import Part, Tensor
+
+Tree = Mapping[str, Any]
+"""Arrays by module path, nested."""
+
+
+def match_tensors(
+    family: Family, config: ModelConfig, stored: Mapping[str, Stored]
+) -> list[tuple[Tensor, Stored]]:
+    """Returns what each stored tensor becomes, in the order in which they lie on disk.
+
+    Raises:
+        SettingsError: tensors are missing, are too many, or have other shapes; it names them.
+    """
+    wanted = {tensor.name: tensor for tensor in family.tensors(config)}
+    found: dict[str, tuple[Tensor, Stored]] = {}
+    extra, shapes = [], []
+    for name, there in by_file(stored):
+        canonical = family.canonical(name)
+        tensor = wanted.get(canonical)
+        if tensor is not None:
+            found[canonical] = (tensor, there)
+            if there.shape != tensor.shape:
+                shapes.append(f"{name} is {there.shape} and must be {tensor.shape}")
+        elif canonical not in family.copies and not canonical.endswith(family.ignored or ("\0",)):
+            extra.append(name)
+    missing = [name for name in wanted if name not in found]
+    problems = [
+        f"{words}: {_some(names)}"
+        for words, names in (
+            ("tensors are missing", missing),
+            ("tensors that this model does not have", extra),
+            ("tensors of another shape", shapes),
+        )
+        if names
+    ]
+    if problems:
+        raise SettingsError(
+            f"the weights do not fit config.json (model_type={family.model_type}); "
+            + "; ".join(problems)
+        )
+    return list(found.values())
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def read_weights(pairs: list[tuple[Tensor, Stored]], shapes: Tree, layout: Tree) -> dict[str, Any]:
+    """Returns float32 parameters, each filled tensor by tensor where it lies.
+
+    Args:
+        shapes: of all parameters, by path.
+        layout: the sharding of each.
+    """
+    flat_shapes, flat_layout = _flat(shapes), _flat(layout)
+    arrays = {
+        path: jax.jit(functools.partial(jnp.zeros, leaf.shape, leaf.dtype), out_shardings=where)()
+        for (path, leaf), where in zip(flat_shapes.items(), flat_layout.values(), strict=True)
+    }
+    for tensor, stored in pairs:
+        parts = tensor.split(stored.read())
+        for part, value in zip(tensor.parts, parts, strict=True):
+            where = flat_layout[part.path]
+            arrays[part.path] = _put(arrays[part.path], part, value, where)
+    return _nested(arrays)
+
+
+def _put(array: jax.Array, part: Part, value: np.ndarray, where: Any) -> jax.Array:
+    """Returns the array with a part of it set; the memory is that of the array given up."""
+    inner = jax.sharding.PartitionSpec(*tuple(where.spec)[len(part.index) :])
+    value = np.ascontiguousarray(value, dtype=array.dtype)
+    piece = jax.device_put(value, jax.sharding.NamedSharding(where.mesh, inner))
+    index = np.array(part.index, np.int32)
+    array = _setter(where, len(part.index))(array, piece, index)
+    array.block_until_ready()  # one tensor is on its way at a time
+    return array
+
+
+@functools.cache
+def _setter(where: Any, num_leading: int) -> Any:
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=where)
+    def put(array: jax.Array, piece: jax.Array, index: jax.Array) -> jax.Array:
+        start = [index[i] for i in range(num_leading)] + [0] * piece.ndim
+        return jax.lax.dynamic_update_slice(
+            array, piece.reshape((1,) * num_leading + piece.shape), start
+        )
+
+    return put
+
+
+def tensor_arrays(params: Tree, tensors: list[Tensor]) -> Iterator[np.ndarray]:
+    """Yields each tensor in their shape, float32, fetched as it is asked for."""
+    flat = _flat(params)
+    for tensor in tensors:
+        yield tensor.join([_get(flat[part.path], part) for part in tensor.parts])
+
+
+def _get(array: jax.Array, part: Part) -> np.ndarray:
+    return np.asarray(array[part.index] if part.index else array)
+
+
+def _flat(tree: Tree) -> dict[str, Any]:
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *rooms, name = path.split("/")
+        room = nested
+        for key in rooms:
+            room = room.setdefault(key, {})
+        room[name] = leaf
+    return nested

@@ -1,0 +1,102 @@
+"""What all language models share: the embedding of tokens, and heads that make predictions."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from configs.model import ModelConfig
+from model.embedding import look_up
+from model.inputs import Inputs
+from model.moe import RouterRecord
+from model.norm import make_norm
+from model.parameters import broadcast, normal, project, value_of, zeros
+from sharding.rules import constrain
+
+
+class LanguageModel(nnx.Module):
+    """Tokens in, hidden states out (`run`); `logits` turns those into predictions."""
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+
+    def make_embedding(self, rngs: nnx.Rngs) -> None:
+        """Makes the table of tokens; to be called before other parameters are drawn."""
+        config = self.config
+        shape = (config.num_padded_tokens, config.embed_dim)
+        self.embedding = normal(rngs, shape, "vocab", "embed", std=config.init_std)
+
+    def make_head(self, rngs: nnx.Rngs) -> None:
+        """Makes what turns hidden states into predictions; after all other parameters."""
+        config = self.config
+        V, D, std = config.num_padded_tokens, config.embed_dim, config.init_std
+        if not config.tied_head:
+            self.head = normal(rngs, (D, V), "embed", "vocab", std=std)
+        self.head_bias = zeros((V,), "vocab") if config.head_bias else None
+        if config.head_transform:
+            self.transform = normal(rngs, (D, D), "embed", "head_dim", std=std)
+            self.transform_bias = zeros((D,), "norm") if config.bias else None
+            self.transform_norm = make_norm(config)
+        if config.next_sentence:
+            self.pooler = normal(rngs, (D, D), "embed", "head_dim", std=std)
+            self.pooler_bias = zeros((D,), "norm")
+            self.next_sentence = normal(rngs, (D, 2), "embed", "head_dim", std=std)
+            self.next_sentence_bias = zeros((2,), "norm")
+
+    def run(
+        self,
+        inputs: Inputs,
+        keys_B: jax.Array | None = None,
+        places_T: jax.Array | None = None,
+    ) -> tuple[jax.Array, RouterRecord | None]:
+        """Returns hidden states [B, T, D] in config.dtype, and what routers did, if there are any.
+
+        Args:
+            keys_B: one random key a row, for dropout in training; None in evaluation.
+            places_T: where in its row each column stands; None is in order.
+        """
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        inputs: Inputs,
+        keys_B: jax.Array | None = None,
+        places_T: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the hidden states alone."""
+        return self.run(inputs, keys_B, places_T)[0]
+
+    def embed_tokens(self, tokens_BT: jax.Array) -> jax.Array:
+        """Returns the embedding of each token, [B, T, D]."""
+        config = self.config
+        table_VD = constrain(self.embedding[...].astype(config.dtype), "act_vocab", "act_embed")
+        x_BTD = look_up(table_VD, tokens_BT)
+        if config.embed_scaled:
+            x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, x_BTD.dtype)
+        return x_BTD
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns float32 logits [B, T, V], V padded; the padding can never be chosen."""
+        config = self.config
+        if config.head_transform:
+            bias = value_of(self.transform_bias)
+            x_BTD = jax.nn.gelu(
+                project(x_BTD, self.transform[...], bias, axes=(None,)), approximate=False
+            )
+            x_BTD = self.transform_norm(x_BTD)
+        head_DV = self.embedding[...].T if config.tied_head else self.head[...]
+        logits_BTV = project(x_BTD, head_DV, axes=("act_vocab",), out_dtype=jnp.float32)
+        if self.head_bias is not None:
+            logits_BTV = logits_BTV + broadcast(self.head_bias[...], logits_BTV)
+        if config.logit_softcap is not None:
+            logits_BTV = config.logit_softcap * jnp.tanh(logits_BTV / config.logit_softcap)
+        is_token_V = jnp.arange(config.num_padded_tokens) < config.num_tokens
+        return jnp.where(broadcast(is_token_V, logits_BTV), logits_BTV, -1e30)
+
+    def next_sentence_logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns float32 scores [B, T, 2] for "follows" and "does not", read where texts begin.
+
+        Source: Devlin et al. 2018, BERT, arXiv:1810.04805, section 3.1.
+        """
+        pooled = project(x_BTD, self.pooler[...], self.pooler_bias[...], axes=(None,))
+        kernel, bias = self.next_sentence[...], self.next_sentence_bias[...]
+        return project(jnp.tanh(pooled), kernel, bias, axes=(None,), out_dtype=jnp.float32)

@@ -1,0 +1,122 @@
+"""Recurrent language models: what attention is compared with."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from configs.model import ModelConfig
+from model.dropout import dropout, fold, token_keys
+from model.inputs import Inputs
+from model.language_model import LanguageModel
+from model.moe import RouterRecord
+from model.parameters import normal, project, stacked, zeros
+from sharding.pipeline import Pipeline, run_layers
+from sharding.rules import constrain
+
+
+class Cell(nnx.Module):
+    """A layer of an LSTM or a GRU; its state begins anew with each document.
+
+    Source: Hochreiter and Schmidhuber 1997, Long short-term memory, with the forget gate of Gers et
+    al. 2000; Cho et al. 2014, arXiv:1406.1078, eq. 5 to 8, the reset gate behind the matrix.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        D, std = config.embed_dim, config.init_std
+        self.config = config
+        self.num_gates = 4 if config.architecture == "lstm" else 3
+        shape, axes = (D, self.num_gates, D), ("embed", "gates", "head_dim")
+        self.input = normal(rngs, shape, *axes, std=std)
+        self.hidden = normal(rngs, shape, *axes, std=std)
+        self.input_bias = zeros((self.num_gates, D), "gates", "head_dim")
+        self.hidden_bias = zeros((self.num_gates, D), "gates", "head_dim")
+
+    def __call__(self, x_BTD: jax.Array, begins_BT: jax.Array) -> jax.Array:
+        """Returns the hidden state at each token, [B, T, D].
+
+        Args:
+            begins_BT: True where a document begins.
+        """
+        step = self._lstm if self.config.architecture == "lstm" else self._gru
+        gates_BTGD = project(x_BTD, self.input[...], self.input_bias[...], axes=(None, None))
+        hidden_DGD, bias_GD = self.hidden[...].astype(x_BTD.dtype), self.hidden_bias[...]
+        zeros_BD = jnp.zeros((x_BTD.shape[0], x_BTD.shape[2]), jnp.float32)
+        num_states = 2 if self.config.architecture == "lstm" else 1
+
+        def advance(
+            state: tuple[jax.Array, ...], token: tuple[jax.Array, jax.Array]
+        ) -> tuple[tuple[jax.Array, ...], jax.Array]:
+            gates_BGD, begins_B = token
+            state = tuple(jnp.where(begins_B[:, None], 0, s_BD) for s_BD in state)
+            h_BD = state[0].astype(x_BTD.dtype)
+            more_BGD = jnp.einsum(
+                "BD,DGE->BGE", h_BD, hidden_DGD, preferred_element_type=jnp.float32
+            )
+            state = step(gates_BGD.astype(jnp.float32), more_BGD + bias_GD[None], state)
+            return state, state[0].astype(x_BTD.dtype)
+
+        tokens = (jnp.moveaxis(gates_BTGD, 1, 0), begins_BT.T)
+        _, y_TBD = jax.lax.scan(advance, (zeros_BD,) * num_states, tokens)
+        return jnp.moveaxis(y_TBD, 0, 1)
+
+    @staticmethod
+    def _lstm(
+        gates_BGD: jax.Array, more_BGD: jax.Array, state: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, ...]:
+        write, forget, value, show = jnp.moveaxis(gates_BGD + more_BGD, 1, 0)
+        c_BD = jax.nn.sigmoid(forget) * state[1] + jax.nn.sigmoid(write) * jnp.tanh(value)
+        return jax.nn.sigmoid(show) * jnp.tanh(c_BD), c_BD
+
+    @staticmethod
+    def _gru(
+        gates_BGD: jax.Array, more_BGD: jax.Array, state: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, ...]:
+        (reset, keep, value), (more_reset, more_keep, more_value) = (
+            jnp.moveaxis(x, 1, 0) for x in (gates_BGD, more_BGD)
+        )
+        new_BD = jnp.tanh(value + jax.nn.sigmoid(reset + more_reset) * more_value)
+        kept_BD = jax.nn.sigmoid(keep + more_keep)
+        return ((1 - kept_BD) * new_BD + kept_BD * state[0],)
+
+
+class Recurrent(LanguageModel):
+    """Layers of an LSTM or a GRU, one on the other."""
+
+    def __init__(self, config: ModelConfig, pipeline: Pipeline | None = None, *, rngs: nnx.Rngs):
+        super().__init__(config)
+        self.pipeline = pipeline or Pipeline()
+        self.make_embedding(rngs)
+        self.layers = stacked(
+            lambda rngs: Cell(config, rngs=rngs), config.num_layers, "layers", rngs
+        )
+        self.make_head(rngs)
+
+    def run(
+        self,
+        inputs: Inputs,
+        keys_B: jax.Array | None = None,
+        places_T: jax.Array | None = None,
+    ) -> tuple[jax.Array, RouterRecord | None]:
+        """Returns the hidden states of the last layer; see LanguageModel.run."""
+        assert places_T is None  # a row that is cut would be read one part after the other
+        config, segments_BT = self.config, inputs.segments_BT
+        keys_BT = token_keys(keys_B, jnp.arange(segments_BT.shape[1]))
+        before_BT = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)))
+        begins_BT = segments_BT != before_BT
+        x_BTD = constrain(self.embed_tokens(inputs.tokens_BT), "act_batch", None, "act_embed")
+        x_BTD = dropout(x_BTD, config.dropout, fold(keys_BT, config.num_layers))
+        graph, params_L = nnx.split(self.layers)
+
+        def apply_cell(x_BTD: jax.Array, rows: tuple, number: jax.Array, params: Any) -> jax.Array:
+            begins_BT, keys_BT = rows
+            cell: Cell = nnx.merge(graph, params)
+            y_BTD = cell(x_BTD, begins_BT)
+            y_BTD = dropout(y_BTD, config.dropout, fold(keys_BT, number))
+            return constrain(y_BTD, "act_batch", None, "act_embed")
+
+        x_BTD = run_layers(
+            [apply_cell], x_BTD, (begins_BT, keys_BT), params_L, self.pipeline, num_unrolled=1
+        )
+        return constrain(x_BTD, "act_batch", "act_len", "act_embed"), None
