@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from configs.check import require, require_at_least, require_fraction
+from configs.objective import ObjectiveConfig
 
 STDLIB = "stdlib"
 """The value of data.path that means the text which comes with every Python."""
@@ -112,7 +113,7 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(PrepareConfig):
+class DataConfig(ObjectiveConfig, PrepareConfig):
     """What is read, and how it becomes rows of tokens."""
 
     sequence_len: int
@@ -130,8 +131,6 @@ class DataConfig(PrepareConfig):
     validation: tuple[str, ...] = ()
     """NAME=PATH of further validation sets; of text all validates, of a prepared folder its part.
     """
-    objective: Literal["causal"] = "causal"
-    """What the model is asked to predict: causal is the next token."""
     verify: Literal["digests", "sizes"] = "digests"
     """What is checked of prepared data before a run: every byte, or only the sizes of files."""
     num_read_threads: int = 2
@@ -141,6 +140,7 @@ class DataConfig(PrepareConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_objective()
         require(
             self.validation_fraction < 1,
             f"data.validation_fraction={self.validation_fraction} must be below 1, or nothing is "

@@ -1,6 +1,8 @@
 """Named runs. Each says what it costs and what to expect; a variant worth keeping is a preset."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
 
 from configs.data import STDLIB, DataConfig
 from configs.model import ModelConfig
@@ -44,6 +46,80 @@ def quickstart() -> RunConfig:
             every_steps=200, prompts=("def ", "class ", "The "), num_tokens=96, top_k=40
         ),
     )
+
+
+def quickstart_moe() -> RunConfig:
+    """The quickstart with eight experts a layer, of which two compute a token, and one for all.
+
+    5.0 M parameters, 2.1 M of them for a token. Expect the least and the most loaded expert
+    (moe/load) to stay between half and twice the mean.
+    """
+    run = quickstart()
+    model = replace(
+        run.model,
+        mlp_dim=512,
+        num_experts=8,
+        num_active_experts=2,
+        expert_dim=192,
+        num_shared_experts=1,
+        router_z_weight=1e-3,
+    )
+    return replace(run, model=model)
+
+
+def quickstart_lstm() -> RunConfig:
+    """An LSTM on the text of the quickstart: what attention is compared with.
+
+    2.1 M parameters.
+    """
+    run = quickstart()
+    model = ModelConfig(
+        architecture="lstm", num_layers=2, embed_dim=320, dtype="float32", init_std=0.05
+    )
+    return replace(run, model=model, optim=replace(run.optim, peak_lr=2e-3))
+
+
+def quickstart_bert() -> RunConfig:
+    """A small BERT on the text of the quickstart: hidden tokens, and whether a text follows.
+
+    2.0 M parameters. The loss is that of hidden tokens alone; the other is next_sentence/loss.
+    """
+    run = quickstart()
+    model = replace(
+        _bert_model(num_layers=4, embed_dim=192, num_heads=6, vocab_size="tokenizer"),
+        num_positions=128,
+        dropout=0.0,
+        attention_dropout=0.0,
+        norm_place="input",
+        dtype="float32",
+        num_unrolled_layers=4,
+    )
+    data = replace(run.data, objective="masked_pairs", special_tokens=("masked",))
+    return replace(run, model=model, data=data, optim=replace(run.optim, peak_lr=2e-3))
+
+
+def quickstart_t5() -> RunConfig:
+    """A small T5 on the text of the quickstart: spans are hidden, and found by the decoder.
+
+    2.2 M parameters.
+    """
+    run = quickstart()
+    model = ModelConfig(
+        architecture="encoder_decoder",
+        num_encoder_layers=3,
+        num_layers=3,
+        embed_dim=160,
+        num_heads=5,
+        num_kv_heads=5,
+        head_dim=32,
+        mlp_dim=416,
+        position="relative",
+        mlp="geglu_tanh",
+        dtype="float32",
+        num_unrolled_layers=3,
+    )
+    data = replace(run.data, objective="span", target_len=40, special_tokens=("span",))
+    return replace(run, model=model, data=data)
 
 
 def shakespeare_cpu() -> RunConfig:
@@ -225,6 +301,35 @@ def _nanogpt(
     )
 
 
+def _bert_model(
+    *, num_layers: int, embed_dim: int, num_heads: int, vocab_size: int | Literal["tokenizer"]
+) -> ModelConfig:
+    return ModelConfig(
+        architecture="encoder",
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=embed_dim // num_heads,
+        mlp_dim=4 * embed_dim,
+        vocab_size=vocab_size,
+        norm="layer",
+        norm_place="residual",
+        norm_epsilon=1e-12,
+        position="learned",
+        num_positions=512,
+        num_token_types=2,
+        embed_norm=True,
+        mlp="gelu",
+        bias=True,
+        head_transform=True,
+        head_bias=True,
+        next_sentence=True,
+        dropout=0.1,
+        attention_dropout=0.1,
+    )
+
+
 def _llama3_model(
     *,
     num_layers: int,
@@ -264,6 +369,10 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     preset.__name__: preset
     for preset in (
         quickstart,
+        quickstart_bert,
+        quickstart_lstm,
+        quickstart_moe,
+        quickstart_t5,
         shakespeare_cpu,
         shakespeare_gpu,
         gpt2_124m,

@@ -277,6 +277,7 @@ class RunConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
+        self._check_objective()
         require(
             self.model.num_positions is None or self.data.sequence_len <= self.model.num_positions,
             f"data.sequence_len={self.data.sequence_len} must be at most "
@@ -290,7 +291,40 @@ class RunConfig:
             "trial pass --optim.num_warmup_steps 0",
         )
 
+    def _check_objective(self) -> None:
+        """Refuses a model that cannot be asked what the data asks."""
+        model, data = self.model, self.data
+        kinds = [name for name, _ in data.objectives()]
+        asked = f"data.objective={data.objective}"
+        is_masked = any(kind.startswith("masked") for kind in kinds)
+        require(
+            (model.architecture == "encoder") == is_masked,
+            f"model.architecture={model.architecture} does not fit {asked}: an encoder needs "
+            "masked or masked_pairs, and others need another one",
+        )
+        require(
+            (model.architecture == "encoder_decoder") == (data.target_len is not None),
+            f"data.target_len={data.target_len} must be a number of tokens with "
+            "model.architecture=encoder_decoder and None otherwise, but model.architecture="
+            f"{model.architecture}",
+        )
+        require(
+            not model.next_sentence or kinds == ["masked_pairs"],
+            f"model.next_sentence={model.next_sentence} needs data.objective=masked_pairs, but it "
+            f"is {data.objective}",
+        )
+        ahead = [kind for kind in kinds if kind in ("prefix", "span", "ul2")]
+        require(
+            not ahead or not model.is_recurrent,
+            f"{asked} lets tokens see later ones, which model.architecture={model.architecture} "
+            "cannot: give causal or infill",
+        )
+        require(
+            not ahead or model.num_future_tokens == 0,
+            f"model.num_future_tokens={model.num_future_tokens} must be 0 with {asked}",
+        )
+
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in a batch, padding included."""
-        return self.train.batch_size * self.data.sequence_len
+        """Targets in a batch, padding included."""
+        return self.train.batch_size * (self.data.target_len or self.data.sequence_len)

@@ -4,7 +4,6 @@ It does not depend on how many processes read it, on what was read before, or on
 asks for the rows that its devices hold, and gets just those, in global order.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
@@ -15,8 +14,14 @@ import numpy as np
 from configs.data import DataConfig
 from data.batch import Batch
 from data.mixture import ENDLESS, Data, make_schedule
-from data.rows import Rows, make_batch
+from data.objectives.objective import ObjectiveMaker, Row, stream_len
+from data.rows import Rows
 from data.store import TokenStream
+from data.tokenizers.tokenizer import Tokenizer
+
+_VALIDATION_SEED = 0
+_NUM_NEAR = 1000
+"""Where an objective wants another row it is one of so many next ones, in shuffled order."""
 
 
 class Address(NamedTuple):
@@ -48,7 +53,11 @@ class TrainRows:
     """
 
     def __init__(self, data: Data, config: DataConfig, *, batch_size: int, seed: int):
-        self.rows = [Rows(source.store.train, config) for source in data.sources]
+        length = stream_len(config)
+        self.rows = [Rows(source.store.train, length, config.packing) for source in data.sources]
+        self.objective = ObjectiveMaker(config, data.tokenizer)
+        """What becomes of rows."""
+        self._seed = seed
         num_rows = [len(rows) for rows in self.rows]
         self.schedule = make_schedule(config, num_rows, batch_size)
         orders = [
@@ -61,8 +70,16 @@ class TrainRows:
             grain.MapDataset.select_from_datasets(rows, self.schedule) if len(rows) > 1 else rows[0]
         )
 
-    def read(self, place: int) -> list[np.ndarray]:
-        """Returns the tokens of each span of the row at a place in the sequence."""
+    def read(self, place: int) -> Row:
+        """Returns the row at a place in the sequence."""
+        key = (self._seed, place)
+        others = ()
+        if self.objective.needs_others:
+            distance = 1 + int(np.random.default_rng(key).integers(_NUM_NEAR))
+            others = self._spans(place + distance)
+        return Row(self._spans(place), key, others)
+
+    def _spans(self, place: int) -> list[np.ndarray]:
         return cast(list[np.ndarray], self._sequence[place])
 
     def address(self, place: int) -> Address:
@@ -95,11 +112,10 @@ def train_batches(
     """
     wanted = range(batch_size) if rows is None else rows
     sequence = TrainRows(data, config, batch_size=batch_size, seed=seed)
-    separator = data.tokenizer.separator
 
     def read(step: int) -> Batch:
         first = data_step(step, passed_over) * batch_size
-        return make_batch([sequence.read(first + row) for row in wanted], config, separator)
+        return sequence.objective.batch([sequence.read(first + row) for row in wanted])
 
     return grain.MapDataset.range(ENDLESS // batch_size).map(read)
 
@@ -122,20 +138,26 @@ def validation_batches(
     config: DataConfig,
     *,
     batch_size: int,
-    separator: int,
+    tokenizer: Tokenizer,
     rows: Sequence[int] | None = None,
 ) -> grain.MapDataset[Batch]:
     """Returns a split once, in order, its last batch filled with padding rows.
 
-    Its rows are disjoint windows, whatever the packing of the training rows.
+    Its rows are disjoint windows, whatever the packing of the training rows. Where an objective
+    draws by chance it depends on the row alone, so that evaluations compare.
     """
     wanted = range(batch_size) if rows is None else rows
-    windows = Rows(stream, dataclasses.replace(config, packing="concat"))
+    windows = Rows(stream, stream_len(config), "concat")
+    objective = ObjectiveMaker(config, tokenizer)
+
+    def read_row(number: int) -> Row:
+        if number >= len(windows):
+            return Row()
+        other = (number + len(windows) // 2) % len(windows)
+        others = windows.read(other) if objective.needs_others else ()
+        return Row(windows.read(number), (_VALIDATION_SEED, number), others)
 
     def read(step: int) -> Batch:
-        numbers = [step * batch_size + row for row in wanted]
-        return make_batch(
-            [windows.read(n) if n < len(windows) else [] for n in numbers], config, separator
-        )
+        return objective.batch([read_row(step * batch_size + row) for row in wanted])
 
     return grain.MapDataset.range(-(-len(windows) // batch_size)).map(read)

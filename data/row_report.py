@@ -11,7 +11,7 @@ from configs.data import DataConfig
 from data.batch import Batch
 from data.batches import TrainRows, batch_digest, data_step
 from data.mixture import Data
-from data.rows import Rows, make_batch
+from data.rows import Rows
 from data.store import TokenStore, TokenStream
 from data.text.sources import record_name
 
@@ -105,8 +105,7 @@ def report_step(
     sequence = TrainRows(data, config, batch_size=batch_size, seed=seed)
     item = data_step(step - 1, passed_over)
     places = range(item * batch_size, (item + 1) * batch_size)
-    spans = [sequence.read(place) for place in places]
-    batch = make_batch(spans, config, data.tokenizer.separator)
+    batch = sequence.objective.batch([sequence.read(place) for place in places])
     return StepReport(
         step=step,
         item=item,

@@ -45,7 +45,11 @@ def main(arguments: Sequence[str]) -> int:
         run.config.sample, **{name: value for name, value in asked.items() if value is not None}
     )
     generate = make_generate(
-        run.config.model, sample, run.data.tokenizer, run.config.data.sequence_len
+        run.config.model,
+        sample,
+        run.data.tokenizer,
+        run.config.data.sequence_len,
+        run.config.data.target_len,
     )
     with run.on_mesh():
         for text in generate(run.params, parsed.prompt, parsed.seed):

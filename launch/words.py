@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def opening_words(folder: "RunFolder", config: RunConfig, data: "Data", mesh) -> str:
     """Returns what a run is, before its first step."""
-    counts = count(config.model, config.data.sequence_len)
+    counts = count(config.model, config.data.sequence_len, config.data.target_len)
     own = " (it differs a little from machine to machine)" if config.data.path == STDLIB else ""
     return (
         f"run folder: {folder.path}\n"
@@ -70,9 +70,10 @@ def closing_words(folder: "RunFolder", outcome: "Outcome", seconds: float) -> st
         lines = sample.read_text().splitlines()[:12]
         words = "a sample of what it writes now:\n" + "".join(f"  | {line}\n" for line in lines)
     if "eval/loss" in record:
+        bits = record["eval/bits_per_byte"]
         words += (
             f"validation: {record['eval/loss']:.4f} nats per token, "
-            f"{record['eval/bits_per_byte']:.3f} bits per byte, "
+            f"{'' if bits is None else f'{bits:.3f} bits per byte, '}"
             f"on all {record['eval/tokens']:,} tokens\n"
         )
     return (

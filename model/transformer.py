@@ -79,8 +79,18 @@ class Transformer(LanguageModel):
         places_T: jax.Array | None = None,
     ) -> tuple[jax.Array, RouterRecord | None]:
         """Returns the hidden states, and what the routers of all layers did where there are any."""
-        config = self.config
         memory = None if inputs.encoder is None else self.encode(inputs.encoder, keys_B)
+        return self.decode(inputs, memory, keys_B, places_T)
+
+    def decode(
+        self,
+        inputs: Inputs,
+        memory: Memory | None = None,
+        keys_B: jax.Array | None = None,
+        places_T: jax.Array | None = None,
+    ) -> tuple[jax.Array, RouterRecord | None]:
+        """Returns what `run` does, given the encoded text."""
+        config = self.config
         kind = "full" if config.architecture == "encoder" else "causal"
         x_BTD, rows = self._begin(inputs, keys_B, places_T, kind=kind)
         rows = rows._replace(memory=memory)

@@ -22,6 +22,7 @@ def check_fit(config: RunConfig, sizes: dict[str, int]) -> None:
     _check_rows(config, sizes)
     _check_layers(config, sizes)
     _check_shapes(config, sizes)
+    _check_kind(config, sizes)
     require(
         config.model.attention_dropout == 0 or sizes["context"] == 1,
         f"model.attention_dropout={config.model.attention_dropout} must be 0 with mesh.context="
@@ -81,42 +82,89 @@ def _check_batch(config: RunConfig, sizes: dict[str, int]) -> None:
 
 
 def _check_rows(config: RunConfig, sizes: dict[str, int]) -> None:
-    length, context, tensor = config.data.sequence_len, sizes["context"], sizes["tensor"]
+    context, tensor = sizes["context"], sizes["tensor"]
     cuts = math.lcm(context * tensor, 2 * context if context > 1 else 1)
     named = _product({"mesh.context": context, "mesh.tensor": tensor})
     halves = ", in two halves each" if context > 1 else ""
+    for name in ("sequence_len", "target_len"):
+        length = getattr(config.data, name)
+        require(
+            length is None or length % cuts == 0,
+            f"data.{name}={length} must be a multiple of {cuts}: {named}{halves}; "
+            f"data.{name} may be {_multiples(length or 1, cuts)}",
+        )
+
+
+def _check_kind(config: RunConfig, sizes: dict[str, int]) -> None:
+    """Refuses axes that cannot cut a kind of model at all."""
+    model = config.model
+    kind = f"model.architecture={model.architecture}"
+    if model.architecture == "encoder_decoder" or model.is_recurrent:
+        why = (
+            "the decoder reads whole texts" if not model.is_recurrent else "rows are read in order"
+        )
+        require(
+            sizes["context"] == 1,
+            f"mesh.context={sizes['context']} must be 1 with {kind}, for {why}: give more of "
+            "mesh.data or mesh.fsdp",
+        )
     require(
-        length % cuts == 0,
-        f"data.sequence_len={length} must be a multiple of {cuts}: {named}{halves}; "
-        f"data.sequence_len may be {_multiples(length, cuts)}",
+        sizes["stage"] == 1 or model.architecture != "encoder_decoder",
+        f"mesh.stage={sizes['stage']} must be 1 with {kind}, for each layer of the decoder reads the "
+        "whole encoder: give more of mesh.fsdp",
     )
+    gathers = sizes["context"] == 1 or model.context_attention == "all_gather"
+    for name, value, other in (
+        ("attention", model.attention, "heads"),
+        ("position", "relative" if model.position == "relative" else "other", "other"),
+    ):
+        require(
+            gathers or value == other,
+            f"model.context_attention={model.context_attention} must be all_gather with "
+            f"model.{name}={value} and mesh.context={sizes['context']}: the ring has no such scores",
+        )
 
 
 def _check_layers(config: RunConfig, sizes: dict[str, int]) -> None:
-    layers, stage, groups = config.model.num_layers, sizes["stage"], config.mesh.num_stage_groups
+    model, stage, groups = config.model, sizes["stage"], config.mesh.num_stage_groups
+    layers, period = model.num_stacked_layers, model.period
     require(
         groups == 1 or stage > 1,
         f"mesh.num_stage_groups={groups} must be 1 with mesh.stage={stage}",
     )
     named = _product({"mesh.stage": stage, "mesh.num_stage_groups": groups})
+    without = f" without the first {n}" if (n := model.num_first_layers) else ""
     require(
         layers % (stage * groups) == 0,
-        f"model.num_layers={layers} must be a multiple of {named}; "
+        f"model.num_layers={model.num_layers}{without} must be a multiple of {named}; "
         f"{'their product' if groups > 1 else 'mesh.stage'} may be "
         f"{_divisors(layers, at_most=layers)}",
+    )
+    require(
+        stage == 1 or layers // (stage * groups) % period == 0,
+        f"model.attention_pattern={' '.join(model.attention_pattern)} must repeat within the "
+        f"{layers // (stage * groups)} layers that {named} leaves together; "
+        f"{'their product' if groups > 1 else 'mesh.stage'} may be "
+        f"{_divisors(layers // period, at_most=layers) if layers % period == 0 else 1}",
     )
 
 
 def _check_shapes(config: RunConfig, sizes: dict[str, int]) -> None:
     model = config.model
-    cuts = [
-        ("num_heads", model.num_heads, "heads"),
-        ("num_kv_heads", model.num_kv_heads, "kv_heads"),
-        ("mlp_dim", model.mlp_dim, "mlp"),
-        ("embed_dim", model.embed_dim, "embed"),
-    ]
+    cuts = [("embed_dim", model.embed_dim, "embed")]
+    if not model.is_recurrent:
+        cuts += [
+            ("num_heads", model.num_heads, "heads"),
+            ("num_kv_heads", model.num_kv_heads, "kv_heads"),
+            ("mlp_dim", model.mlp_dim, "mlp"),
+        ]
+    for name in ("query_latent_dim", "kv_latent_dim"):
+        width = getattr(model, name)
+        if width is not None:
+            cuts.append((name, width, "embed"))
     if model.num_experts is not None:
         cuts.append(("num_experts", model.num_experts, "experts"))
+        cuts.append(("expert_dim", model.expert_width, "mlp"))
     else:
         require(
             sizes["expert"] == 1,

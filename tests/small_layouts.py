@@ -24,7 +24,7 @@ from small_model import (
 
 from configs.run import MeshConfig, RunConfig
 from data.batch import Batch
-from data.rows import causal_batch
+from data.objectives.causal import causal_batch
 from launch.devices import prepare_jax
 from sharding.fit import check_fit
 from sharding.rules import sharding

@@ -24,7 +24,7 @@ from configs.run import (
     TrainConfig,
 )
 from data.batch import Batch
-from data.rows import causal_batch
+from data.objectives.causal import causal_batch
 from sharding.mesh import make_mesh
 from train.optimizer import Params
 from train.state import TrainState, shape_of

@@ -217,7 +217,9 @@ def validation(
     data: Data, config: DataConfig, batch_size: int, rows: list[int] | None = None
 ) -> grain.MapDataset[Batch[np.ndarray]]:
     stream = data.validation_sets()["numbered"]
-    return validation_batches(stream, config, batch_size=batch_size, separator=100, rows=rows)
+    return validation_batches(
+        stream, config, batch_size=batch_size, tokenizer=data.tokenizer, rows=rows
+    )
 
 
 @pytest.mark.parametrize(("sequence_len", "batch_size"), [(1, 4), (2, 4), (4, 3), (3, 1), (20, 8)])

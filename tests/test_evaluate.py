@@ -41,8 +41,7 @@ def evaluate(config: RunConfig, data: Data, mesh: jax.sharding.Mesh) -> Evaluati
 def nats_of(config: RunConfig, data: Data, name: str) -> tuple[float, int]:
     """Returns the summed loss and the targets of a set, all rows of it in one batch."""
     stream = data.validation_sets()[name]
-    separator = data.tokenizer.separator
-    batches = validation_batches(stream, config.data, batch_size=128, separator=separator)
+    batches = validation_batches(stream, config.data, batch_size=128, tokenizer=data.tokenizer)
     batch = item(batches, 0).map(jnp.asarray)
     decoder = shape_of(config.model).merge(random_params(config.model, std=0.1))
     hidden_BTD = decoder(inputs_of(batch))

@@ -153,7 +153,9 @@ def test_without_weights_an_epoch_is_every_token_of_every_source_once(data, mixt
     num_rows = sum(map(len, sequence.rows))
     for epoch in range(2):
         places = range(epoch * num_rows, (epoch + 1) * num_rows)
-        targets = [t for place in places for ids in sequence.read(place) for t in ids[1:].tolist()]
+        targets = [
+            t for place in places for ids in sequence.read(place).spans for t in ids[1:].tolist()
+        ]
         separator = data.tokenizer.separator
         texts = [
             source.store.train.read(1, source.store.train.num_tokens).tolist()
@@ -207,7 +209,7 @@ def test_an_address_is_where_the_row_is_read(data, mixture):
     for place in (0, 5, 1600, 2401, 99_999):
         address = sequence.address(place)
         for found, wanted in zip(
-            sequence.read(place), sequence.rows[address.source].read(address.row), strict=True
+            sequence.read(place).spans, sequence.rows[address.source].read(address.row), strict=True
         ):
             np.testing.assert_array_equal(found, wanted)
 

@@ -28,17 +28,16 @@ class Score:
 
     loss: float
     """Nats per token."""
-    bits_per_byte: float
-    """Bits per byte of text, separators paid for; comparable between tokenizers."""
+    bits_per_byte: float | None
+    """Bits per byte of text, separators paid for; comparable between tokenizers. None where not
+    each token is predicted from those before it."""
     tokens: int
     """Targets that counted."""
 
     def describe(self) -> str:
         """Returns the score as a person reads it."""
-        return (
-            f"{self.loss:.4f} nats per token, {self.bits_per_byte:.3f} bits per byte, "
-            f"on {self.tokens:,} tokens"
-        )
+        bits = "" if self.bits_per_byte is None else f"{self.bits_per_byte:.3f} bits per byte, "
+        return f"{self.loss:.4f} nats per token, {bits}on {self.tokens:,} tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +94,7 @@ class Evaluator:
                 stream,
                 config.data,
                 batch_size=batch_size,
-                separator=self._data.tokenizer.separator,
+                tokenizer=self._data.tokenizer,
                 rows=rows,
             ),
             config.data,
@@ -109,9 +108,9 @@ class Evaluator:
     def _score(self, sums: list[tuple[float, int]], streams: list[TokenStream]) -> Score:
         nats, tokens = math.fsum(n for n, _ in sums), sum(t for _, t in sums)
         num_bytes = sum(stream.num_bytes for stream in streams)
-        return Score(
-            loss=nats / tokens, bits_per_byte=nats / math.log(2) / num_bytes, tokens=tokens
-        )
+        is_causal = self._config.data.objective == "causal"
+        bits = nats / math.log(2) / num_bytes if is_causal else None
+        return Score(loss=nats / tokens, bits_per_byte=bits, tokens=tokens)
 
 
 def make_eval_step(

@@ -1,6 +1,6 @@
 """Text from a model, one token after the other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,12 @@ from configs.run import RunConfig, SampleConfig
 from data.tokenizers.tokenizer import Tokenizer
 from model.inputs import Inputs
 from sharding.pipeline import Pipeline, pipeline_of
-from sharding.rules import constrain, num_shards
+from sharding.rules import constrain
+from train.answer import make_answer
+from train.draw import Generate, draw, num_missing
+from train.fill import make_fill
 from train.optimizer import Params
 from train.state import shape_of
-
-Generate = Callable[[Params, Sequence[str], int], list[str]]
 
 
 def make_generate(
@@ -23,15 +24,35 @@ def make_generate(
     sample: SampleConfig,
     tokenizer: Tokenizer,
     sequence_len: int,
+    target_len: int | None = None,
     pipeline: Pipeline | None = None,
 ) -> Generate:
-    """Returns the function from (params, prompts, seed) to each prompt with what follows it.
+    """Returns the function from (params, prompts, seed) to each prompt with what the model adds.
+
+    A decoder and a recurrent model go on with a prompt. An encoder fills in each [MASK], one at the
+    end where there is none. A model of both answers: what stands for a span at the end.
+    """
+    if model.architecture == "encoder":
+        return make_fill(model, sample, tokenizer, sequence_len, pipeline)
+    if model.architecture == "encoder_decoder":
+        assert target_len is not None
+        return make_answer(model, sample, tokenizer, sequence_len, target_len)
+    return _make_continue(model, sample, tokenizer, sequence_len, pipeline)
+
+
+def _make_continue(
+    model: ModelConfig,
+    sample: SampleConfig,
+    tokenizer: Tokenizer,
+    sequence_len: int,
+    pipeline: Pipeline | None,
+) -> Generate:
+    """Returns what goes on with prompts.
 
     The model reads the last sequence_len tokens anew for each token. A text ends at the separator
     or after sample.num_tokens.
     """
     shape = shape_of(model, pipeline)
-    num_microbatches = 1 if pipeline is None else pipeline.num_microbatches
     T = sequence_len
 
     @jax.jit
@@ -59,8 +80,7 @@ def make_generate(
 
     def generate(params: Params, prompts: Sequence[str], seed: int) -> list[str]:
         rows = [[tokenizer.separator, *tokenizer.encode(prompt)] for prompt in prompts]
-        even = num_shards("act_batch") * num_microbatches  # what the mesh can cut evenly
-        rows += rows[:1] * (-len(rows) % even)
+        rows += rows[:1] * num_missing(len(rows), pipeline)
         length_B = np.array([len(row) for row in rows])
         end = int(length_B.max()) + sample.num_tokens
         text_BS = np.zeros((len(rows), max(end, T)), np.int32)
@@ -73,19 +93,6 @@ def make_generate(
         ][: len(prompts)]
 
     return generate
-
-
-def draw(logits_BV: jax.Array, sample: SampleConfig, key: jax.Array) -> jax.Array:
-    """Returns a token for each row of logits, drawn by chance; at temperature 0 the likeliest."""
-    if sample.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    if sample.top_k is not None:
-        k = min(sample.top_k, logits_BV.shape[-1])
-        least_B1 = jax.lax.top_k(logits_BV, k)[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < least_B1, -1e30, logits_BV)
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(logits_BV)))
-    drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV / sample.temperature)
-    return drawn_B.astype(jnp.int32)
 
 
 def _text(tokenizer: Tokenizer, ids: np.ndarray, num_prompt: int) -> str:
@@ -104,6 +111,7 @@ class Sampler:
             config.sample,
             tokenizer,
             config.data.sequence_len,
+            config.data.target_len,
             pipeline_of(config, mesh),
         )
 

@@ -35,8 +35,10 @@ class Recorder:
         self._run, self._config = run, config
         self._writer = writer
         self._display = display
-        self._bits_per_nat = 1 / math.log(2) / run.data.bytes_per_token(config.data)
-        self._counts = count(config.model, config.data.sequence_len)
+        self._bits_per_nat: float | None = None
+        if config.data.objective == "causal":
+            self._bits_per_nat = 1 / math.log(2) / run.data.bytes_per_token(config.data)
+        self._counts = count(config.model, config.data.sequence_len, config.data.target_len)
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = peak and peak * jax.device_count()
         self.pace = Pace()
@@ -140,7 +142,7 @@ class Recorder:
             "step": step,
             "tokens": self.tokens,
             "loss": loss,
-            "bits_per_byte": None if loss is None else loss * self._bits_per_nat,
+            "bits_per_byte": self._bits_per_nat and (loss and loss * self._bits_per_nat),
             "grad_norm": shortest(metrics.grad_norm),
             "learning_rate": shortest(metrics.learning_rate),
             "tokens_per_second": speed,

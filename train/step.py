@@ -28,7 +28,7 @@ class Metrics(NamedTuple):
     """Global norm of the gradient of that loss, before clipping."""
     learning_rate: jax.Array
     num_tokens: jax.Array
-    """Targets that counted, int32."""
+    """Tokens that are no padding, of encoded texts too, int32."""
     finite: jax.Array
     """False if loss or gradient were not finite; then the update was left out."""
     others: dict[str, jax.Array]
@@ -115,7 +115,7 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
             loss=loss,
             grad_norm=grad_norm,
             learning_rate=learning_rate,
-            num_tokens=jnp.sum(batch.weights_BT > 0, dtype=jnp.int32),
+            num_tokens=_num_tokens(batch),
             finite=finite,
             others={
                 **{name: sums.others[name] / weights[name] for name in sums.others},
@@ -126,6 +126,13 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
+
+
+def _num_tokens(batch: Batch) -> jax.Array:
+    num = jnp.sum(batch.segments_BT > 0, dtype=jnp.int32)
+    if batch.encoder is None:
+        return num
+    return num + jnp.sum(batch.encoder.segments_BS > 0, dtype=jnp.int32)
 
 
 def _add_up(

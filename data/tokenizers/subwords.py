@@ -16,6 +16,8 @@ from data.text.utf8 import utf8
 from data.tokenizers.special_tokens import END_OF_TEXT, SEPARATOR, special_ids
 
 _SPACE_MARK = "\u2581"  # how SentencePiece writes a space
+_WORD_MARKS = (_SPACE_MARK, "\u0120", "\u010a", " ", "\n")
+"""Spaces and ends of lines as pieces of SentencePiece and byte-level vocabularies spell them."""
 _FEW = 8
 
 
@@ -210,6 +212,16 @@ class SubwordTokenizer:
         known = np.fromiter(ids, np.int64)
         known = known[known < self._model.size]
         return self._model.decode(known[~self._reserved[known]].tolist())
+
+    def word_starts(self) -> np.ndarray:
+        """Returns for each id, [V], whether a word begins with it, by the marks of pieces."""
+        pieces = [self._model.piece(i) for i in range(self._model.size)]
+        starts = np.zeros(self.vocab_size, bool)
+        if any(piece.startswith("##") for piece in pieces):  # WordPiece marks what goes on
+            starts[: len(pieces)] = [not piece.startswith("##") for piece in pieces]
+        else:
+            starts[: len(pieces)] = [piece.startswith(_WORD_MARKS) for piece in pieces]
+        return starts
 
     def content(self) -> bytes:
         """Returns the file as it was read or trained."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -46,6 +47,10 @@ class Tokenizer(Protocol):
         """Returns the text of ids; separator, special tokens and unknown ids are left out."""
         ...
 
+    def word_starts(self) -> np.ndarray:
+        """Returns for each id, [V], whether a word begins with it, the space before included."""
+        ...
+
     def content(self) -> bytes:
         """Returns what `load_tokenizer` makes the same tokenizer from, given kind and special."""
         ...
@@ -66,6 +71,9 @@ class ByteTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def word_starts(self) -> np.ndarray:
+        return np.isin(np.arange(self.vocab_size), [ord(c) for c in string.whitespace])
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
@@ -103,6 +111,10 @@ class CharacterTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def word_starts(self) -> np.ndarray:
+        spaces = [i for i, character in enumerate(self.alphabet) if character.isspace()]
+        return np.isin(np.arange(self.vocab_size), spaces)
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self.alphabet[i] for i in ids if i < self.separator)

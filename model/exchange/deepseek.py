@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from configs.model import ModelConfig
-from model.exchange import decoders
+from model.exchange.decoders import ends, gated_mlp, norms, read_common, write_common
 from model.exchange.family import Family, Said, mscale, refuse
 from model.exchange.tensors import Part, Tensor, reordered, same, together, transposed
 
@@ -21,7 +21,7 @@ def _read(said: Said, names: Set[str]) -> dict[str, Any]:
     if rope.get("mscale_all_dim"):
         scale *= mscale(rope["factor"], rope["mscale_all_dim"]) ** 2
     return {
-        **decoders.read_common({**said, "head_dim": said["qk_nope_head_dim"]}, names),
+        **read_common({**said, "head_dim": said["qk_nope_head_dim"]}, names),
         "attention": "latent",
         "query_latent_dim": said.get("q_lora_rank"),
         "kv_latent_dim": said["kv_lora_rank"],
@@ -44,7 +44,7 @@ def _read(said: Said, names: Set[str]) -> dict[str, Any]:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    said = decoders.write_common(config)
+    said = write_common(config)
     rope = said.get("rope_scaling")
     if rope is not None and config.rope_attention_factor == 1.0:
         # The published way: scores, and not queries and keys, grow with the factor.
@@ -121,16 +121,16 @@ def _attention(config: ModelConfig, ours: str, theirs: str, number: int) -> Iter
 def _tensors(config: ModelConfig) -> Iterator[Tensor]:
     E, D, num_dense = config.num_experts, config.embed_dim, config.num_dense_layers
     assert E is not None
-    yield from decoders.ends(config)
+    yield from ends(config)
     for i in range(config.num_layers):
         theirs = f"model.layers.{i}"
         stack, number = ("first_layers", i) if i < num_dense else ("layers", i - num_dense)
-        yield from decoders.norms(config, stack, theirs, number)
+        yield from norms(config, stack, theirs, number)
         yield from _attention(config, f"{stack}/attention", f"{theirs}.self_attn", number)
         mlp = f"{theirs}.mlp"
         if i < num_dense:
             dim = config.mlp_dim
-            yield from decoders.gated_mlp(config, "first_layers/mlp", mlp, (number,), dim)
+            yield from gated_mlp(config, "first_layers/mlp", mlp, (number,), dim)
             continue
         yield transposed(f"{mlp}.gate.weight", Part("layers/mlp/router", (number,)), (D, E))
         bias = Part("layers/mlp/router_bias", (number,))
@@ -138,11 +138,11 @@ def _tensors(config: ModelConfig) -> Iterator[Tensor]:
         dim = config.expert_width
         for e in range(E):
             expert = f"{mlp}.experts.{e}"
-            yield from decoders.gated_mlp(config, "layers/mlp", expert, (number, e), dim)
+            yield from gated_mlp(config, "layers/mlp", expert, (number, e), dim)
         if config.num_shared_experts:
             dim *= config.num_shared_experts
             shared = f"{mlp}.shared_experts"
-            yield from decoders.gated_mlp(config, "layers/mlp/shared", shared, (number,), dim)
+            yield from gated_mlp(config, "layers/mlp/shared", shared, (number,), dim)
 
 
 DEEPSEEK_V3 = Family(

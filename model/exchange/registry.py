@@ -7,7 +7,17 @@ from typing import Any
 from configs.check import require
 from configs.errors import SettingsError
 from configs.model import ModelConfig
-from model.exchange import decoders
+from model.exchange.decoders import (
+    GEMMA2,
+    GEMMA3,
+    LLAMA,
+    MISTRAL,
+    MIXTRAL,
+    OLMO2,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+)
 from model.exchange.deepseek import DEEPSEEK_V3
 from model.exchange.encoders import BERT, MODERNBERT
 from model.exchange.family import Family, Said
@@ -15,15 +25,15 @@ from model.exchange.gpt2 import GPT2
 from model.exchange.pairs import MARIAN, T5
 
 FAMILIES = (
-    decoders.LLAMA,
-    decoders.QWEN3,
-    decoders.QWEN2,
-    decoders.MISTRAL,
-    decoders.OLMO2,
-    decoders.GEMMA2,
-    decoders.GEMMA3,
-    decoders.MIXTRAL,
-    decoders.QWEN3_MOE,
+    LLAMA,
+    QWEN3,
+    QWEN2,
+    MISTRAL,
+    OLMO2,
+    GEMMA2,
+    GEMMA3,
+    MIXTRAL,
+    QWEN3_MOE,
     DEEPSEEK_V3,
     GPT2,
     BERT,

@@ -1,0 +1,98 @@
+"""Settings of what a model is asked to predict."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.check import require, require_at_least
+
+Objective = Literal["causal", "prefix", "infill", "masked", "masked_pairs", "span", "ul2", "mixed"]
+NUM_SENTINELS = 100
+"""Tokens that stand for spans; a row has no more spans than that."""
+SPECIAL_OF = {
+    "infill": "infill",
+    "masked": "masked",
+    "masked_pairs": "masked",
+    "span": "span",
+    "ul2": "span",
+}
+"""The special tokens that objectives need."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is hidden and what is to be found."""
+
+    objective: Objective = "causal"
+    """The next token (causal), also with a start that all of it sees (prefix) or with the middle
+    moved to the end (infill); hidden tokens (masked), with a second text that may follow the first
+    (masked_pairs); hidden spans (span), of several kinds (ul2); or objectives in turn (mixed)."""
+    objective_mixture: tuple[str, ...] = ()
+    """NAME=WEIGHT of each objective, of which every row has one by chance; only with mixed."""
+    target_len: int | None = None
+    """Tokens of a decoder's row beside an encoder, whose rows have sequence_len; for prefix, span
+    and ul2. None puts both texts into one row."""
+    mask_rate: float = 0.15
+    """Part of the tokens that is to be found; of them 80 % are hidden, 10 % wrong (masked)."""
+    whole_words: bool = False
+    """All pieces of a word are hidden together (masked)."""
+    span_density: float = 0.15
+    """Part of the tokens that is hidden (span)."""
+    span_len: float = 3.0
+    """Mean length of what is hidden at once, in tokens (span)."""
+    infill_rate: float = 0.5
+    """Part of the documents whose middle is moved, half of them suffix first (infill)."""
+
+    def check_objective(self) -> None:
+        """Raises SettingsError where settings of objectives cannot be or do not fit each other."""
+        require(
+            bool(self.objective_mixture) == (self.objective == "mixed"),
+            f"data.objective_mixture={' '.join(self.objective_mixture) or None} must name some "
+            f"with data.objective=mixed and none otherwise, but data.objective={self.objective}",
+        )
+        for name in ("mask_rate", "span_density"):
+            value = getattr(self, name)
+            require(0 < value < 1, f"data.{name}={value} must be above 0 and below 1")
+        require(
+            0 <= self.infill_rate <= 1,
+            f"data.infill_rate={self.infill_rate} must be between 0 and 1",
+        )
+        require_at_least("data.span_len", self.span_len, 1)
+        require_at_least("data.target_len", self.target_len or 1, 1)
+        kinds = [name for name, _ in self.objectives()]
+        others = sorted({*kinds} - {"prefix", "span", "ul2"})
+        require(
+            self.target_len is None or not others,
+            f"data.target_len={self.target_len} must be None with data.objective="
+            f"{' '.join(others)}, which has one text",
+        )
+        masked = [kind for kind in kinds if kind.startswith("masked")]
+        require(
+            not masked or len(masked) == len(kinds),
+            f"data.objective_mixture={' '.join(self.objective_mixture)} must not mix "
+            f"{' '.join(masked)} with objectives of decoders",
+        )
+
+    def objectives(self) -> list[tuple[str, float]]:
+        """Returns (name, weight) of each objective that rows have.
+
+        Raises:
+            SettingsError: an entry of the mixture cannot be read.
+        """
+        if self.objective != "mixed":
+            return [(self.objective, 1.0)]
+        found = []
+        for entry in self.objective_mixture:
+            name, _, weight = entry.partition("=")
+            names = ("causal", "prefix", "infill", "masked", "masked_pairs", "span", "ul2")
+            require(
+                name in names and weight.replace(".", "", 1).isdigit() and float(weight) > 0,
+                f"data.objective_mixture={entry} must be NAME=WEIGHT, the name one of "
+                f"{', '.join(names)}, the weight above zero",
+            )
+            found.append((name, float(weight)))
+        return found
+
+    @property
+    def special_groups(self) -> list[str]:
+        """The groups of special tokens that the objectives need."""
+        return sorted({SPECIAL_OF[name] for name, _ in self.objectives() if name in SPECIAL_OF})

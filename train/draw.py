@@ -1,0 +1,33 @@
+"""Tokens drawn from logits."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from configs.run import SampleConfig
+from sharding.pipeline import Pipeline
+from sharding.rules import num_shards
+from train.optimizer import Params
+
+Generate = Callable[[Params, Sequence[str], int], list[str]]
+"""From parameters, prompts and a seed to a text for each prompt."""
+
+
+def num_missing(num_rows: int, pipeline: Pipeline | None) -> int:
+    """Returns how many rows more the mesh that is set can cut evenly."""
+    num_microbatches = 1 if pipeline is None else pipeline.num_microbatches
+    return -num_rows % (num_shards("act_batch") * num_microbatches)
+
+
+def draw(logits_BV: jax.Array, sample: SampleConfig, key: jax.Array) -> jax.Array:
+    """Returns a token for each row of logits, drawn by chance; at temperature 0 the likeliest."""
+    if sample.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    if sample.top_k is not None:
+        k = min(sample.top_k, logits_BV.shape[-1])
+        least_B1 = jax.lax.top_k(logits_BV, k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < least_B1, -1e30, logits_BV)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(logits_BV)))
+    drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV / sample.temperature)
+    return drawn_B.astype(jnp.int32)
