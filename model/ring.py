@@ -295,15 +295,15 @@ def _any_seen(rule: _Rule, queries: _Queries, keys: _Keys) -> jax.Array:
     return any_seen(rule.mask, queries.places_T, keys.places_S, has_prefix=has_prefix)
 
 
-def _add_sinks(softmax: _Softmax, sinks_KG: jax.Array) -> _Softmax:
-    """Returns the softmax over the sinks too, which have no value."""
-    sinks_BKG1 = sinks_KG[None, :, :, None].astype(jnp.float32)
-    max_BKGT = jnp.maximum(softmax.max_BKGT, sinks_BKG1)
-    scale_BKGT = jnp.exp(softmax.max_BKGT - max_BKGT)
+def _add_sinks(softmax_P: _Softmax, sinks_KG: jax.Array) -> _Softmax:
+    """Returns the softmax of all blocks over the sinks too, which have no value."""
+    sinks_PBKGT = sinks_KG[None, None, :, :, None].astype(jnp.float32)
+    max_PBKGT = jnp.maximum(softmax_P.max_BKGT, sinks_PBKGT)
+    scale_PBKGT = jnp.exp(softmax_P.max_BKGT - max_PBKGT)
     return _Softmax(
-        max_BKGT,
-        softmax.sum_BKGT * scale_BKGT + jnp.exp(sinks_BKG1 - max_BKGT),
-        softmax.gathered_BKGTH * scale_BKGT[..., None],
+        max_PBKGT,
+        softmax_P.sum_BKGT * scale_PBKGT + jnp.exp(sinks_PBKGT - max_PBKGT),
+        softmax_P.gathered_BKGTH * scale_PBKGT[..., None],
     )
 
 

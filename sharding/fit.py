@@ -110,8 +110,8 @@ def _check_kind(config: RunConfig, sizes: dict[str, int]) -> None:
         )
     require(
         sizes["stage"] == 1 or model.architecture != "encoder_decoder",
-        f"mesh.stage={sizes['stage']} must be 1 with {kind}, for each layer of the decoder reads the "
-        "whole encoder: give more of mesh.fsdp",
+        f"mesh.stage={sizes['stage']} must be 1 with {kind}, for each layer of the decoder reads "
+        "the whole encoder: give more of mesh.fsdp",
     )
     gathers = sizes["context"] == 1 or model.context_attention == "all_gather"
     for name, value, other in (
@@ -121,7 +121,7 @@ def _check_kind(config: RunConfig, sizes: dict[str, int]) -> None:
         require(
             gathers or value == other,
             f"model.context_attention={model.context_attention} must be all_gather with "
-            f"model.{name}={value} and mesh.context={sizes['context']}: the ring has no such scores",
+            f"model.{name}={value} and mesh.context={sizes['context']}: the ring has none of it",
         )
 
 

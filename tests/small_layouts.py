@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from small_families import KINDS, batch_of_kind
 from small_model import (
     SEQUENCE_LEN,
     flat,
@@ -47,7 +48,24 @@ DENSE = small_model(
     init_std=0.05,
 )
 MOE = dataclasses.replace(DENSE, num_experts=8, num_active_experts=2, mlp_dim=16)
+_WIDE = {"num_layers": 8, "embed_dim": 32, "num_heads": 8, "num_kv_heads": 8, "head_dim": 4}
+_SIZES = {**_WIDE, "mlp_dim": 32, "dropout": 0.1, "init_std": 0.05}
+NINE = {**_SIZES, "num_layers": 9}
+"""Of a model whose first layer is not like the others."""
+LATENT = {"query_latent_dim": 16, "kv_latent_dim": 8, "context_attention": "all_gather"}
+FAMILIES = {
+    "prefix": KINDS["prefix"].changed(**_SIZES),
+    "future": KINDS["future"].changed(**_SIZES),
+    "gemma": KINDS["gemma"].changed(**_SIZES, attention_pattern=("local", "global")),
+    "sinks": KINDS["sinks"].changed(**_SIZES),
+    "latent": KINDS["latent"].changed(**NINE, **LATENT),
+    "bert": KINDS["bert"].changed(**_SIZES),
+    "modernbert": KINDS["modernbert"].changed(**NINE, attention_pattern=("global", "local")),
+    "t5": KINDS["t5"].changed(**_SIZES, num_encoder_layers=2),
+    "lstm": KINDS["lstm"].changed(**{**_SIZES, "init_std": 0.3}),
+}
 MODELS = {
+    **{name: family.model for name, family in FAMILIES.items()},
     "dense": DENSE,
     "packed": DENSE,
     "window": dataclasses.replace(DENSE, attention_window=5),
@@ -76,12 +94,15 @@ def run_of(name: str, cut: Cut = (), **changes: Any) -> RunConfig:
         dataclasses.replace(MODELS[name], **model),
         optim={"optimizer": "sgd", "peak_lr": 0.5, **optim},
         train={"batch_size": B, **train},
+        data=FAMILIES[name].data if name in FAMILIES else None,
     )
     return dataclasses.replace(config, mesh=MeshConfig(**{"data": 1, **sizes, **mesh}))
 
 
 def batch_of(name: str, rng: np.random.Generator) -> Batch:
     """Returns a batch: one document a row, or several short ones and padding where packed."""
+    if name in FAMILIES:
+        return batch_of_kind(rng, run_of(name), B, num_ids=9)
     if name != "dense":
         return small_batch(rng, B, num_ids=10)
     rows = [[rng.integers(1, 10, T + 1).astype(np.int32)] for _ in range(B)]

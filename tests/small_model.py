@@ -81,12 +81,13 @@ def small_run(
     *,
     optim: Mapping[str, Any] | None = None,
     train: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Returns the settings of a run of 100 steps of 8 rows at a constant learning rate."""
     optim = {"peak_lr": 0.01, "num_warmup_steps": 0, "schedule": "constant", **(optim or {})}
     return RunConfig(
         model=model,
-        data=DataConfig(sequence_len=SEQUENCE_LEN, tokenizer="bytes"),
+        data=DataConfig(**{"sequence_len": SEQUENCE_LEN, "tokenizer": "bytes", **(data or {})}),
         optim=OptimConfig(**optim),
         train=TrainConfig(**{"num_steps": 100, "batch_size": 8, **(train or {})}),
         checkpoint=CheckpointConfig(every_steps=100),
@@ -110,7 +111,7 @@ def random_params(config: ModelConfig, *, std: float = 0.3, seed: int = 0) -> Pa
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        middle = 1.0 if path[-1].key == "scale" else 0.0
+        middle = 1.0 if path[-1].key == "scale" and not config.norm_zero_centered else 0.0
         return jnp.asarray(middle + std * rng.standard_normal(leaf.shape), leaf.dtype)
 
     return jax.tree.map_with_path(draw, nnx.to_pure_dict(shape_of(config).state))

@@ -25,6 +25,15 @@ PRODUCTS: list[Cut] = [
 ]
 FOUR_AXES: Cut = (("stage", 2), ("fsdp", 2), ("context", 2), ("tensor", 2))
 QUICK: list[tuple[str, Cut]] = [
+    ("prefix", (("fsdp", 2), ("context", 2), ("tensor", 2))),
+    ("future", (("context", 2), ("tensor", 2), ("stage", 2))),
+    ("gemma", (("context", 2), ("tensor", 2), ("stage", 2))),
+    ("sinks", (("fsdp", 2), ("context", 2), ("tensor", 2))),
+    ("latent", (("expert", 2), ("tensor", 2), ("stage", 2))),
+    ("bert", (("fsdp", 2), ("context", 2), ("tensor", 2))),
+    ("modernbert", (("context", 2), ("tensor", 2), ("stage", 2))),
+    ("t5", (("data", 2), ("fsdp", 2), ("tensor", 2))),
+    ("lstm", (("fsdp", 2), ("tensor", 2), ("stage", 2))),
     ("dense", (("data", 2), ("fsdp", 2), ("tensor", 2))),
     ("packed", (("fsdp", 2), ("context", 2), ("tensor", 2))),
     ("window", (("context", 4),)),
@@ -36,11 +45,22 @@ QUICK: list[tuple[str, Cut]] = [
 ]
 """The small cut through the table that always runs."""
 TABLE = [(name, cut) for name in MODELS for cut in (*ALONE, *PAIRS, *PRODUCTS)]
-REFUSED = {
-    (name, cut): "mesh.expert="  # only experts can be cut into experts
-    for name, cut in TABLE
-    if MODELS[name].num_experts is None and "expert" in dict(cut)
-}
+
+
+def refused_field(name: str, cut: Cut) -> str | None:
+    """Returns the field that the refusal of a combination that cannot be names; None if it can."""
+    model, axes = MODELS[name], dict(cut)
+    in_order = model.architecture == "encoder_decoder" or model.is_recurrent
+    if "context" in axes and in_order:
+        return "mesh.context="
+    if "stage" in axes and model.architecture == "encoder_decoder":
+        return "mesh.stage="
+    if "expert" in axes and model.num_experts is None:  # only experts can be cut into experts
+        return "mesh.expert="
+    return None
+
+
+REFUSED = {(name, cut): field for name, cut in TABLE if (field := refused_field(name, cut))}
 """Combinations that cannot be, and the field that the refusal names."""
 
 
