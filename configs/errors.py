@@ -40,6 +40,12 @@ class Corrupted(TesseraError):
     exit_code = 1
 
 
+class CheckFailed(TesseraError):
+    """What was looked at is not as it must be."""
+
+    exit_code = 1
+
+
 class Hung(TesseraError):
     """Something took longer than its limit allows."""
 

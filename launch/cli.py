@@ -15,6 +15,8 @@ COMMANDS = {
     "status": "say whether a run is alive, where it is and how to go on: ./tessera status RUN",
     "report": "write a page with the curves, events and time of a run: ./tessera report RUN",
     "checkpoints": "list, pin and verify the checkpoints of a run: ./tessera checkpoints RUN",
+    "import": "make a run of a Hugging Face model: ./tessera import FOLDER --run-dir RUN",
+    "export": "make a Hugging Face model of a run: ./tessera export RUN OUT",
     "prepare": "turn raw text into tokens: ./tessera prepare --data.path raw/ --out tokens/",
     "inspect": "show what a step saw, or what tokens there are: ./tessera inspect RUN --step 7",
     "eval": "evaluate a run on its validation split: ./tessera eval RUN",

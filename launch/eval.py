@@ -36,6 +36,12 @@ def main(arguments: Sequence[str]) -> int:
     from train.evaluate import Evaluator
 
     run = open_run(parsed.run, parsed.step, RUNS / ".data")
+    require(
+        run.data is not None,
+        f"{parsed.run} has no text: data.path=None, for its model was imported; begin a run with "
+        f"it: ./tessera train PRESET --data.path TEXT --init-from {parsed.run}",
+    )
+    assert run.data is not None
     evaluator = Evaluator(run.config, run.data, run.mesh)
     require(bool(evaluator.sets), f"{parsed.run} has no validation set: train with data.validation")
     with run.on_mesh():

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from configs.check import require
 from launch.arguments import parse_arguments
 from launch.devices import prepare_jax
 from launch.paths import RUNS
@@ -40,6 +41,12 @@ def main(arguments: Sequence[str]) -> int:
     from train.generate import make_generate
 
     run = open_run(parsed.run, parsed.step, RUNS / ".data")
+    require(
+        run.tokenizer is not None,
+        f"{parsed.run} has no tokenizer: data.tokenizer={run.config.data.tokenizer}, for none came "
+        "with its model; import it again from a folder with tokenizer.json or a .model",
+    )
+    assert run.tokenizer is not None
     asked = {"num_tokens": parsed.num_tokens, "temperature": parsed.temperature}
     sample = dataclasses.replace(
         run.config.sample, **{name: value for name, value in asked.items() if value is not None}
@@ -47,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     generate = make_generate(
         run.config.model,
         sample,
-        run.data.tokenizer,
+        run.tokenizer,
         run.config.data.sequence_len,
         run.config.data.target_len,
     )

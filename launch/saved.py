@@ -10,7 +10,8 @@ import jax
 from configs.check import require
 from configs.run import MeshConfig, RunConfig
 from data.mixture import Data
-from data.open_data import open_data
+from data.open_data import given_tokenizer, open_data
+from data.tokenizers.tokenizer import Tokenizer
 from sharding.mesh import make_mesh
 from train.checkpoint import restore_params
 from train.checkpoint_files import checkpoint_steps, read_progress, verify
@@ -24,7 +25,9 @@ class SavedRun:
     """A run's settings, data and parameters, on the devices that are here."""
 
     config: RunConfig
-    data: Data
+    data: Data | None
+    """None where a model was imported and has not been trained here."""
+    tokenizer: Tokenizer | None
     params: Params
     step: int
     mesh: jax.sharding.Mesh
@@ -34,8 +37,13 @@ class SavedRun:
         return jax.set_mesh(self.mesh)
 
 
-def open_run(run: Path, step: int | None, cache_dir: Path) -> SavedRun:
+def open_run(
+    run: Path, step: int | None, cache_dir: Path, mesh: jax.sharding.Mesh | None = None
+) -> SavedRun:
     """Returns a run at a step, or at its newest checkpoint.
+
+    Args:
+        mesh: where its parameters are put; None is whole on every device.
 
     Raises:
         SettingsError: it is not a run folder, or has no such checkpoint.
@@ -51,9 +59,14 @@ def open_run(run: Path, step: int | None, cache_dir: Path) -> SavedRun:
         f"--step={chosen} must be a checkpoint of {run}: {', '.join(map(str, steps))}",
     )
     progress = read_progress(folder.checkpoints, chosen)
-    data = open_data(config.data, cache_dir, lambda line: None, moved=progress.data_folders)
-    progress.check_data(data.digest, config.data)
-    mesh = make_mesh(MeshConfig())
+    data, tokenizer = None, None
+    if config.data.path is None and not config.data.mixture:
+        tokenizer = given_tokenizer(config.data)
+    else:
+        data = open_data(config.data, cache_dir, lambda line: None, moved=progress.data_folders)
+        progress.check_data(data.digest, config.data)
+        tokenizer = data.tokenizer
+    mesh = mesh or make_mesh(MeshConfig())
     batch_size = config.eval.batch_size or config.train.batch_size
     even = -(-batch_size // mesh.size) * mesh.size  # what the devices here can cut evenly
     config = dataclasses.replace(
@@ -61,4 +74,6 @@ def open_run(run: Path, step: int | None, cache_dir: Path) -> SavedRun:
     )
     verify(folder.checkpoints, chosen, config.checkpoint.verify)
     params = restore_params(folder.checkpoints, chosen, abstract_state(config, mesh).params)
-    return SavedRun(config=config, data=data, params=params, step=chosen, mesh=mesh)
+    return SavedRun(
+        config=config, data=data, tokenizer=tokenizer, params=params, step=chosen, mesh=mesh
+    )

@@ -125,7 +125,7 @@ def _train(
 
     import jax
 
-    from train.branch import check_source, find_init_from
+    from train.branch import check_published, check_source, find_init_from
     from train.log import log_to_console, log_to_file, logger
     from train.loop import train
     from train.run import Run
@@ -143,7 +143,7 @@ def _train(
     processes.agree("init from", source.described() if source else {}, limit_sec=None)
     config, data, mesh, changed = _checked(parsed, folder, processes, phases, console)
     if source is not None:
-        check_source(source, config)
+        (check_source if source.step is not None else check_published)(source, config)
 
     with folder.held(), durable.held(folder) if durable else contextlib.nullcontext():
         _check_shared(folder, processes)

@@ -35,7 +35,8 @@ class TrainArguments:
     allow_changes: bool = False
     """Go on with a run although a setting that changes its trajectory is another one."""
     init_from: str | None = None
-    """RUN or RUN@STEP whose weights a new run begins with; it stands alone from then on."""
+    """RUN, RUN@STEP or the folder of a Hugging Face model, whose weights a new run begins with; it
+    stands alone from then on."""
     with_optimizer: bool = False
     """With --init-from: take over moments, step and place in the data too."""
     supervise: bool = False
@@ -123,13 +124,13 @@ def resolve(config: RunConfig, data: "Data") -> RunConfig:
             "shorter rows",
         )
     size = data.tokenizer.vocab_size
+    given = config.model.vocab_size
     require(
-        config.model.vocab_size in ("tokenizer", size),
-        f"model.vocab_size={config.model.vocab_size} must be {size}, the vocabulary of "
-        f"data.tokenizer={config.data.tokenizer}: pass --model.vocab_size tokenizer, or a "
-        "tokenizer of that size",
+        given == "tokenizer" or given >= size,
+        f"model.vocab_size={given} must be at least {size}, the vocabulary of data.tokenizer="
+        f"{config.data.tokenizer}: pass --model.vocab_size tokenizer, or a smaller tokenizer",
     )
-    model = dataclasses.replace(config.model, vocab_size=size)
+    model = dataclasses.replace(config.model, vocab_size=size if given == "tokenizer" else given)
     return dataclasses.replace(config, data=with_whole_paths(config.data), model=model)
 
 

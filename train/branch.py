@@ -8,6 +8,8 @@ from configs.check import require
 from configs.errors import SettingsError
 from configs.run import RunConfig
 from configs.settings import classify, differences, flatten
+from model.exchange.folder import PublishedModel, is_published, open_published
+from model.exchange.registry import meaning, settings_of_model
 from train.checkpoint_files import Manifest, checkpoint_steps, read_manifest
 from train.run_folder import RunFolder
 
@@ -17,7 +19,9 @@ class InitFrom:
     """What a run begins with."""
 
     run: Path
-    step: int
+    """A run folder, or that of a Hugging Face model."""
+    step: int | None
+    """None for a Hugging Face model."""
     with_optimizer: bool
     """Moments, step and place in the data too, and not the weights alone."""
 
@@ -38,7 +42,7 @@ class InitFrom:
 def find_init_from(
     words: str | None, folder: RunFolder, *, with_optimizer: bool
 ) -> InitFrom | None:
-    """Returns what RUN or RUN@STEP names, which without a step is its newest checkpoint.
+    """Returns what RUN, RUN@STEP or FOLDER names; RUN without a step is its newest checkpoint.
 
     None if nothing is named, or the run in the folder has begun with it already: then the other
     run need not be there any more.
@@ -55,12 +59,20 @@ def find_init_from(
     path, at, number = words.rpartition("@") if "@" in words else (words, "", "")
     require(
         not at or number.isdigit(),
-        f"--init-from={words} must be RUN or RUN@STEP, such as runs/quickstart@400",
+        f"--init-from={words} must be RUN, RUN@STEP such as runs/quickstart@400, or the folder of "
+        "a Hugging Face model",
     )
     run, step = Path(path).expanduser(), int(number) if number else None
     if folder.newest_step() is not None:
         _check_began_with(folder, run, step, with_optimizer=with_optimizer)
         return None
+    if is_published(run):
+        require(
+            not with_optimizer and step is None,
+            f"--init-from={words} is a Hugging Face model, which has no optimizer and no steps: "
+            "leave out --with-optimizer and @STEP",
+        )
+        return InitFrom(run=run, step=None, with_optimizer=False)
     source = RunFolder(run)
     source.read_config()  # it is a run folder
     steps = checkpoint_steps(source.checkpoints)
@@ -90,6 +102,35 @@ def _check_began_with(
     )
 
 
+def check_published(source: InitFrom, config: RunConfig) -> PublishedModel:
+    """Returns the Hugging Face model that a run of these settings can begin with.
+
+    Raises:
+        SettingsError: its arrays have other shapes or meanings; says what would fit.
+        IntegrityError: one of its files is damaged.
+    """
+    model = config.model
+    found = open_published(source.run, dtype=model.dtype)
+    names = [f"model.{name}" for name in settings_of_model()]
+    theirs, ours = (
+        {f"model.{name}": value for name, value in meaning(m).items()}
+        for m in (found.config, model)
+    )
+    wrong = {name: theirs[name] for name in names if theirs[name] != ours[name]}
+    require(
+        not wrong,
+        f"--init-from={source.run} is another model: "
+        + "; ".join(f"{name}={value} there, {ours[name]} here" for name, value in wrong.items())
+        + "; to begin with it add "
+        + " ".join(f"--{name} {_typed(value)}" for name, value in wrong.items()),
+    )
+    return found
+
+
+def _typed(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def check_source(source: InitFrom, config: RunConfig) -> Manifest:
     """Returns the manifest of the checkpoint that a run of these settings can begin with.
 
@@ -97,6 +138,7 @@ def check_source(source: InitFrom, config: RunConfig) -> Manifest:
         SettingsError: its arrays have other shapes or meanings, or the run would be over.
         IntegrityError: its manifest is damaged.
     """
+    assert source.step is not None
     manifest = read_manifest(source.checkpoints, source.step)
     own = ("model.", "optim.") if source.with_optimizer else "model."
     changed = differences(manifest.settings, flatten(config))

@@ -11,7 +11,7 @@ from configs.settings import flatten
 from data.batches import batch_digest, data_step, train_batches
 from sharding.rules import sharding
 from train.between import Between
-from train.branch import InitFrom, branched_progress, check_source
+from train.branch import InitFrom, branched_progress, check_published, check_source
 from train.checkpoint import Checkpoints, restore_params, restore_state
 from train.checkpoint_files import Manifest, Progress, verify
 from train.digest import params_digest
@@ -26,7 +26,14 @@ from train.replay import step_twice
 from train.run import Run, generator_key
 from train.run_folder import Record, read_metrics
 from train.signals import SharedSignals, Signals
-from train.state import TrainState, abstract_state, in_model_order, in_stage_order, init_state
+from train.state import (
+    TrainState,
+    abstract_state,
+    in_model_order,
+    in_stage_order,
+    init_state,
+    state_layout,
+)
 from train.step import TrainStep, compile_train_step
 
 
@@ -208,6 +215,8 @@ def _restore_or_init(
 def _branch(run: Run, source: InitFrom, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
     """Returns the state that a new run takes over from another one, saved as its own by then."""
     config, like = run.config, abstract_state(run.config, run.mesh)
+    if source.step is None:
+        return _begin_with_published(run, source, checkpoints)
     manifest = check_source(source, config)
     verify(source.checkpoints, source.step, config.checkpoint.verify)
     state, progress = _init(run)
@@ -220,6 +229,22 @@ def _branch(run: Run, source: InitFrom, checkpoints: Checkpoints) -> tuple[Train
     checkpoints.save(state, progress)
     what = "weights, moments and place" if source.with_optimizer else "weights"
     logger.info(f"starting at step {progress.step} with the {what} of {source.run}@{source.step}")
+    run.folder.add_event("branched", **source.described())
+    return in_stage_order(state, config, run.mesh), progress
+
+
+def _begin_with_published(
+    run: Run, source: InitFrom, checkpoints: Checkpoints
+) -> tuple[TrainState, Progress]:
+    """Returns the state of a new run with the weights of a Hugging Face model."""
+    config = run.config
+    found = check_published(source, config)
+    state, progress = _init(run)
+    like, layout = abstract_state(config, run.mesh).params, state_layout(config, run.mesh).params
+    state = state._replace(params=None)  # there may be no room for two
+    state = state._replace(params=found.read(like, layout))
+    checkpoints.save(state, progress)
+    logger.info(f"starting at step 0 with the weights of {source.run} ({found.family.model_type})")
     run.folder.add_event("branched", **source.described())
     return in_stage_order(state, config, run.mesh), progress
 

@@ -128,17 +128,20 @@ def _lost(family: Family, config: ModelConfig) -> dict[str, tuple[Any, Any]] | N
         return None
     return {
         name: (ours, theirs)
-        for name, ours, theirs in zip(_names(), _meaning(config), _meaning(back), strict=True)
+        for name, ours, theirs in zip(
+            settings_of_model(), meaning(config).values(), meaning(back).values(), strict=True
+        )
         if ours != theirs
     }
 
 
-def _names() -> list[str]:
+def settings_of_model() -> list[str]:
+    """Returns the names of the settings that say what a model is."""
     return [f.name for f in dataclasses.fields(ModelConfig) if f.name not in _OURS_ALONE]
 
 
-def _meaning(config: ModelConfig) -> list[Any]:
-    """Returns the settings that say what a model is, those that are not read left out."""
+def meaning(config: ModelConfig) -> dict[str, Any]:
+    """Returns the settings that say what a model is, None for those that are not read."""
     unread: dict[str, Any] = {}
     if config.attention_scale is None:
         width = config.head_dim + (config.rope_head_dim or 0)
@@ -153,4 +156,4 @@ def _meaning(config: ModelConfig) -> list[Any]:
         unread |= dict.fromkeys(("router", "router_normalized", "router_scale"))
     elif config.num_dense_layers == 0:
         unread |= {"mlp_dim": None, "expert_dim": config.expert_width}
-    return [unread.get(name, getattr(config, name)) for name in _names()]
+    return {name: unread.get(name, getattr(config, name)) for name in settings_of_model()}
