@@ -1,11 +1,34 @@
-"""Named runs. Each says what it costs and what to expect; a variant worth keeping is a preset."""
+"""Named runs: small ones, and the table of all.
+
+Each says what it costs and what to expect; a variant worth keeping is a preset.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 from configs.data import STDLIB, DataConfig
 from configs.model import ModelConfig
+from configs.published.encoders import (
+    bert,
+    bert_base,
+    bert_large,
+    modernbert_base,
+    modernbert_large,
+)
+from configs.published.experts import deepseek_v3, mixtral_8x7b
+from configs.published.gemma import gemma3_1b, gemma3_4b, gemma3_12b, gemma3_27b
+from configs.published.gpt2 import gpt2_124m, gpt2_355m, gpt2_774m, gpt2_1558m
+from configs.published.llama import llama3_8b, llama3_70b, llama3_405b, llama_1b, mistral_7b
+from configs.published.pairs import first_transformer, t5_base, t5_large, t5_small, t5_xl, t5_xxl
+from configs.published.qwen import (
+    qwen3_0_6b,
+    qwen3_1_7b,
+    qwen3_4b,
+    qwen3_8b,
+    qwen3_14b,
+    qwen3_30b_a3b,
+    qwen3_32b,
+)
 from configs.run import (
     CheckpointConfig,
     EvalConfig,
@@ -86,7 +109,7 @@ def quickstart_bert() -> RunConfig:
     """
     run = quickstart()
     model = replace(
-        _bert_model(num_layers=4, embed_dim=192, num_heads=6, vocab_size="tokenizer"),
+        bert(num_layers=4, embed_dim=192, num_heads=6, vocab_size="tokenizer"),
         num_positions=128,
         dropout=0.0,
         attention_dropout=0.0,
@@ -164,113 +187,6 @@ def shakespeare_gpu() -> RunConfig:
     )
 
 
-def gpt2_124m() -> RunConfig:
-    """GPT-2 small at its published shape, on text of your own.
-
-    124 M parameters, 0.5 M tokens a step, 10 B tokens: about 2 hours on 8 H100, a day on one.
-    Give data.tokenizer the path of a model with 50257 pieces, or set model.vocab_size to its size.
-    """
-    return RunConfig(
-        model=ModelConfig(
-            num_layers=12,
-            embed_dim=768,
-            num_heads=12,
-            num_kv_heads=12,
-            head_dim=64,
-            mlp_dim=3072,
-            vocab_size=50257,
-            norm="layer",
-            norm_epsilon=1e-5,
-            position="learned",
-            num_positions=1024,
-            mlp="gelu_tanh",
-            bias=True,
-        ),
-        data=DataConfig(sequence_len=1024, vocab_size=50257),
-        optim=OptimConfig(peak_lr=6e-4, num_warmup_steps=700),
-        train=TrainConfig(num_steps=19_073, batch_size=512, num_microbatches=8),
-        checkpoint=CheckpointConfig(every_steps=1000, keep_every_steps=5000),
-        eval=EvalConfig(every_steps=1000, batch_size=64),
-    )
-
-
-def llama_1b() -> RunConfig:
-    """Llama 3.2's 1B shape, without its rotary scaling.
-
-    1.24 B parameters (0.97 B of them in layers), 0.5 M tokens a step, 25 B tokens: Chinchilla's 20
-    a parameter. About 2 days on 8 H100.
-    """
-    return _llama3(
-        model=_llama3_model(
-            num_layers=16, embed_dim=2048, num_heads=32, head_dim=64, mlp_dim=8192, tied_head=True
-        ),
-        peak_lr=3e-4,
-        num_steps=47_684,
-        batch_size=64,
-    )
-
-
-def llama3_8b() -> RunConfig:
-    """Llama 3 8B at its published shape: 8,030,261,248 parameters, context 8192.
-
-    160 B tokens are 20 a parameter: 7.7e21 FLOP, about 10 days on 64 v5p chips at half their peak.
-    """
-    return _llama3(
-        model=_llama3_model(
-            num_layers=32, embed_dim=4096, num_heads=32, head_dim=128, mlp_dim=14_336
-        ),
-        peak_lr=3e-4,
-        num_steps=38_147,
-        batch_size=512,
-    )
-
-
-def llama3_70b() -> RunConfig:
-    """Llama 3 70B at its published shape: 70,553,706,496 parameters, context 8192.
-
-    1.4 T tokens are 20 a parameter: 6e23 FLOP, about 50 days on 1024 v5p chips at half their peak.
-    """
-    return _llama3(
-        model=_llama3_model(
-            num_layers=80, embed_dim=8192, num_heads=64, head_dim=128, mlp_dim=28_672
-        ),
-        peak_lr=1.5e-4,
-        num_steps=166_893,
-        batch_size=1024,
-    )
-
-
-def mixtral_8x7b() -> RunConfig:
-    """Mixtral 8x7B at its published shape: 46,702,792,704 parameters, two of eight experts a token.
-
-    Rows are of 8192 tokens, where the paper's are of 32768. 255 B tokens are 20 for each of the
-    12.7 B parameters that compute one: 2.2e22 FLOP, about 18 days on 64 v5p chips at half their
-    peak. Source: Jiang et al. 2024, Mixtral of experts, arXiv:2401.04088, table 1.
-    """
-    return RunConfig(
-        model=ModelConfig(
-            num_layers=32,
-            embed_dim=4096,
-            num_heads=32,
-            num_kv_heads=8,
-            head_dim=128,
-            mlp_dim=14_336,
-            vocab_size=32_000,
-            norm_epsilon=1e-5,
-            rope_theta=1e6,
-            num_experts=8,
-            num_active_experts=2,
-            tied_head=False,
-            remat="full",
-        ),
-        data=DataConfig(sequence_len=8192, vocab_size=32_000),
-        optim=OptimConfig(peak_lr=3e-4, num_warmup_steps=2000),
-        train=TrainConfig(num_steps=60_797, batch_size=512),
-        checkpoint=CheckpointConfig(every_steps=500, keep_every_steps=10_000),
-        eval=EvalConfig(every_steps=1000),
-    )
-
-
 def _nanogpt(
     *,
     num_layers: int,
@@ -301,70 +217,6 @@ def _nanogpt(
     )
 
 
-def _bert_model(
-    *, num_layers: int, embed_dim: int, num_heads: int, vocab_size: int | Literal["tokenizer"]
-) -> ModelConfig:
-    return ModelConfig(
-        architecture="encoder",
-        num_layers=num_layers,
-        embed_dim=embed_dim,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=embed_dim // num_heads,
-        mlp_dim=4 * embed_dim,
-        vocab_size=vocab_size,
-        norm="layer",
-        norm_place="residual",
-        norm_epsilon=1e-12,
-        position="learned",
-        num_positions=512,
-        num_token_types=2,
-        embed_norm=True,
-        mlp="gelu",
-        bias=True,
-        head_transform=True,
-        head_bias=True,
-        next_sentence=True,
-        dropout=0.1,
-        attention_dropout=0.1,
-    )
-
-
-def _llama3_model(
-    *,
-    num_layers: int,
-    embed_dim: int,
-    num_heads: int,
-    head_dim: int,
-    mlp_dim: int,
-    tied_head: bool = False,
-) -> ModelConfig:
-    return ModelConfig(
-        num_layers=num_layers,
-        embed_dim=embed_dim,
-        num_heads=num_heads,
-        num_kv_heads=8,
-        head_dim=head_dim,
-        mlp_dim=mlp_dim,
-        vocab_size=128_256,
-        norm_epsilon=1e-5,
-        rope_theta=500_000.0,
-        tied_head=tied_head,
-        remat="full",
-    )
-
-
-def _llama3(*, model: ModelConfig, peak_lr: float, num_steps: int, batch_size: int) -> RunConfig:
-    return RunConfig(
-        model=model,
-        data=DataConfig(sequence_len=8192, vocab_size=128_256),
-        optim=OptimConfig(peak_lr=peak_lr, num_warmup_steps=2000),
-        train=TrainConfig(num_steps=num_steps, batch_size=batch_size),
-        checkpoint=CheckpointConfig(every_steps=500, keep_every_steps=10_000),
-        eval=EvalConfig(every_steps=1000),
-    )
-
-
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     preset.__name__: preset
     for preset in (
@@ -376,9 +228,36 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
         shakespeare_cpu,
         shakespeare_gpu,
         gpt2_124m,
+        gpt2_355m,
+        gpt2_774m,
+        gpt2_1558m,
         llama_1b,
         llama3_8b,
         llama3_70b,
+        llama3_405b,
+        mistral_7b,
+        qwen3_0_6b,
+        qwen3_1_7b,
+        qwen3_4b,
+        qwen3_8b,
+        qwen3_14b,
+        qwen3_32b,
+        qwen3_30b_a3b,
+        gemma3_1b,
+        gemma3_4b,
+        gemma3_12b,
+        gemma3_27b,
         mixtral_8x7b,
+        deepseek_v3,
+        bert_base,
+        bert_large,
+        modernbert_base,
+        modernbert_large,
+        t5_small,
+        t5_base,
+        t5_large,
+        t5_xl,
+        t5_xxl,
+        first_transformer,
     )
 }

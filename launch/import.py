@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
             f"{found.tokenizer} has {size} tokens, and config.json: vocab_size={num_tokens} must "
             "be at least that: give the folder its own tokenizer",
         )
-    config, num = import_model(found, parsed.run_dir, describe_environment(ALONE))
+    num = import_model(found, parsed.run_dir, describe_environment(ALONE))
     has = "its tokenizer" if found.tokenizer else "no tokenizer that is read here"
     print(
         f"imported {found.family.model_type}, {num / 1e6:,.1f} M parameters with {has}, to "

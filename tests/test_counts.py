@@ -5,18 +5,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from small_families import KINDS
 from small_model import VARIANTS, random_params, small_model
 
 from configs.counts import count
 from configs.model import ModelConfig
-from configs.presets import (
-    PRESETS,
-    gpt2_124m,
-    llama3_8b,
-    llama3_70b,
-    llama_1b,
-    mixtral_8x7b,
-)
+from configs.presets import PRESETS
 from model.inputs import Inputs
 from train.state import shape_of
 
@@ -30,6 +24,7 @@ def preset_model(name: str) -> ModelConfig:
 
 MODELS = {
     **VARIANTS,
+    **{name: kind.model for name, kind in KINDS.items()},
     "bias_qk_norm_untied": small_model(bias=True, qk_norm=True, tied_head=False),
     **{name: preset_model(name) for name in PRESETS},
 }
@@ -38,24 +33,60 @@ MODELS = {
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 def test_the_total_is_that_of_the_real_parameters_without_padding(config):
     leaves = jax.tree.leaves(nnx.to_pure_dict(shape_of(config).state))
-    num_padding = (config.num_padded_tokens - config.num_tokens) * config.embed_dim
-    num_tables = 1 if config.tied_head else 2
-    real = sum(math.prod(leaf.shape) for leaf in leaves) - num_tables * num_padding
+    width = config.embed_dim * (1 if config.tied_head else 2) + config.head_bias
+    num_padding = (config.num_padded_tokens - config.num_tokens) * width
+    real = sum(math.prod(leaf.shape) for leaf in leaves) - num_padding
     assert count(config, 1024).total == real
 
 
-@pytest.mark.parametrize(
-    ("preset", "total"),
-    [
-        (gpt2_124m, 124_439_808),
-        (llama_1b, 1_235_814_400),
-        (llama3_8b, 8_030_261_248),
-        (llama3_70b, 70_553_706_496),
-        (mixtral_8x7b, 46_702_792_704),
-    ],
-)
-def test_published_models_have_their_published_totals(preset, total):
-    assert count(preset().model, 1024).total == total
+# Published, or of the class of transformers 5.24 with the published settings, made on the device
+# "meta": sum(p.numel() for p in model.parameters()), for T5 with the head that v1.1 has, and for
+# DeepSeek-V3 with the biases of its routers, which are buffers there.
+PUBLISHED = {
+    "gpt2_124m": 124_439_808,
+    "gpt2_355m": 354_823_168,
+    "gpt2_774m": 774_030_080,
+    "gpt2_1558m": 1_557_611_200,
+    "llama_1b": 1_235_814_400,
+    "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496,
+    "llama3_405b": 405_853_388_800,
+    "mistral_7b": 7_241_732_096,
+    "qwen3_0_6b": 596_049_920,
+    "qwen3_1_7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    "qwen3_14b": 14_768_307_200,
+    "qwen3_32b": 32_762_123_264,
+    "qwen3_30b_a3b": 30_532_122_624,
+    "gemma3_1b": 999_885_952,
+    "gemma3_4b": 3_880_263_168,
+    "gemma3_12b": 11_766_034_176,
+    "gemma3_27b": 27_009_346_304,
+    "mixtral_8x7b": 46_702_792_704,
+    "deepseek_v3": 671_026_419_200,
+    "bert_base": 110_106_428,
+    "bert_large": 336_226_108,
+    "modernbert_base": 149_655_232,
+    "modernbert_large": 395_881_664,
+    "t5_small": 76_961_152,
+    "t5_base": 247_577_856,
+    "t5_large": 783_150_080,
+    "t5_xl": 2_849_757_184,
+    "t5_xxl": 11_135_332_352,
+}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_published_models_have_their_published_totals(preset):
+    assert count(PRESETS[preset]().model, 1024).total == PUBLISHED[preset]
+    words = PRESETS[preset].__doc__ or ""
+    assert f"{PUBLISHED[preset]:,} parameters" in words
+
+
+def test_deepseek_computes_37_billion_parameters_for_a_token():
+    # "671B total parameters with 37B activated": the input embedding is not counted here.
+    assert count(PRESETS["deepseek_v3"]().model, 4096).matmul == pytest.approx(36.6e9, rel=0.01)
 
 
 def test_flops_are_those_counted_by_hand():

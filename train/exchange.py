@@ -116,10 +116,8 @@ def check_new(path: Path, field: str) -> None:
     require(free, f"{field}={path} must not be there yet, or be empty: give another {field}")
 
 
-def import_model(
-    found: PublishedModel, run_dir: Path, environment: dict[str, Any]
-) -> tuple[RunConfig, int]:
-    """Makes a run folder of a model; returns its settings and how many parameters it has.
+def import_model(found: PublishedModel, run_dir: Path, environment: dict[str, Any]) -> int:
+    """Makes a run folder of a model; returns how many parameters it has, padding included.
 
     Its one checkpoint, at step 0, has weights and no moments: other runs begin with it.
     """
@@ -144,7 +142,7 @@ def import_model(
         checkpoints.close()
         if cause is not None:
             raise OSError(cause)
-    return config, sum(leaf.size for leaf in jax.tree.leaves(params))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def export_model(

@@ -45,8 +45,8 @@ def kind_of(said: Said, key: str, kinds: Mapping[str, str]) -> str:
 
 
 def name_of(kind: str, kinds: Mapping[str, str]) -> str:
-    """Returns their name of an activation, the first that they have for ours; else ours."""
-    return next((theirs for theirs, ours in kinds.items() if ours == kind), kind)
+    """Returns their name of an activation; where they have not ours, that of another one."""
+    return next((theirs for theirs, ours in kinds.items() if ours == kind), next(iter(kinds)))
 
 
 def refuse(said: Said, **only: Any) -> None:

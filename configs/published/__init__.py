@@ -1,0 +1,1 @@
+"""Runs at the sizes that were published, family by family."""
