@@ -138,8 +138,10 @@ def _head(model: ModelConfig) -> _Size:
     if model.head_transform:
         bias = D if model.bias else 0
         head = head.plus(_Size(D * D + bias + _norm(model), D * D))
+    if model.pooler:
+        head = head.plus(_Size(D * D + D, D * D))
     if model.next_sentence:
-        head = head.plus(_Size(D * D + D + 2 * D + 2, D * D + 2 * D))
+        head = head.plus(_Size(2 * D + 2, 2 * D))
     return head
 
 

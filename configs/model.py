@@ -63,8 +63,10 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
     """Logits have a bias (BERT)."""
     head_transform: bool = False
     """Before the logits a matrix, the GELU and a norm (BERT, ModernBERT)."""
+    pooler: bool = False
+    """A matrix and a tanh over the hidden state of [CLS], for who reads a whole text (BERT)."""
     next_sentence: bool = False
-    """A second head says whether the second text follows the first (BERT)."""
+    """A second head, behind the pooler, says whether the second text follows the first (BERT)."""
     num_future_tokens: int = 0
     """Tokens beyond the next that are predicted too, one block for each (DeepSeek-V3)."""
     future_weight: float = 0.3
@@ -159,6 +161,7 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
             ("num_experts", None, ("decoder",)),
             ("num_future_tokens", 0, ("decoder",)),
             ("attention", "heads", ("decoder",)),
+            ("pooler", False, ("encoder",)),
             ("next_sentence", False, ("encoder",)),
             ("num_token_types", None, ("encoder",)),
             ("first_norm", True, ("encoder", "decoder")),
@@ -171,6 +174,11 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
                 f"model.{name}={value} must be {other} with model.architecture={kind}; it is for "
                 f"{' and '.join(kinds)}",
             )
+        require(
+            self.pooler or not self.next_sentence,
+            f"model.pooler={self.pooler} must be True with model.next_sentence="
+            f"{self.next_sentence}",
+        )
         require(
             self.position != "relative" or not self.is_recurrent,
             f"model.position={self.position} must not be relative with model.architecture={kind}",

@@ -76,6 +76,7 @@ _INCOMPATIBLE = (
     "model.tied_head",
     "model.head_bias",
     "model.head_transform",
+    "model.pooler",
     "model.next_sentence",
     "model.num_future_tokens",
     "model.bias",

@@ -36,9 +36,10 @@ class LanguageModel(nnx.Module):
             self.transform = normal(rngs, (D, D), "embed", "head_dim", std=std)
             self.transform_bias = zeros((D,), "norm") if config.bias else None
             self.transform_norm = make_norm(config)
-        if config.next_sentence:
+        if config.pooler:
             self.pooler = normal(rngs, (D, D), "embed", "head_dim", std=std)
             self.pooler_bias = zeros((D,), "norm")
+        if config.next_sentence:
             self.next_sentence = normal(rngs, (D, 2), "embed", "head_dim", std=std)
             self.next_sentence_bias = zeros((2,), "norm")
 
@@ -97,6 +98,9 @@ class LanguageModel(nnx.Module):
 
         Source: Devlin et al. 2018, BERT, arXiv:1810.04805, section 3.1.
         """
-        pooled = project(x_BTD, self.pooler[...], self.pooler_bias[...], axes=(None,))
         kernel, bias = self.next_sentence[...], self.next_sentence_bias[...]
-        return project(jnp.tanh(pooled), kernel, bias, axes=(None,), out_dtype=jnp.float32)
+        return project(self.pool(x_BTD), kernel, bias, axes=(None,), out_dtype=jnp.float32)
+
+    def pool(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns what the first hidden state of a text says of all of it, at each place."""
+        return jnp.tanh(project(x_BTD, self.pooler[...], self.pooler_bias[...], axes=(None,)))

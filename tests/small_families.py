@@ -72,6 +72,7 @@ BERT: Mapping[str, Any] = {
     "bias": True,
     "head_transform": True,
     "head_bias": True,
+    "pooler": True,
     "next_sentence": True,
 }
 MODERNBERT: Mapping[str, Any] = {

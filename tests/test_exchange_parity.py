@@ -1,6 +1,5 @@
 """Logits and hidden states are those of `transformers`, from weights that it has written."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -10,25 +9,19 @@ import pytest
 from conftest import ROOT
 from small_model import mesh_of, quick_jit
 
-from model.exchange.files import stored_tensors
-from model.exchange.registry import read_settings
-from model.exchange.weights import match_tensors, read_weights
+from model.exchange.folder import open_published
 from model.inputs import Inputs
 from train.state import shape_of
 
 GOLDENS = sorted(path.parent for path in (ROOT / "tests" / "huggingface").glob("*/golden.npz"))
 
 
-def import_golden(folder: Path):
-    said = json.loads((folder / "config.json").read_text())
-    stored = stored_tensors(folder)
-    family, config = read_settings(said, stored.keys(), dtype="float32")
-    shape = shape_of(config)
-    with jax.set_mesh(mesh_of()):
-        params = read_weights(
-            match_tensors(family, config, stored), shape.params, shape.layout(mesh_of())
-        )
-    return config, params
+def import_published(folder: Path):
+    """Returns the settings and parameters of a model, in float32."""
+    found = open_published(folder, dtype="float32")
+    shape, mesh = shape_of(found.config), mesh_of()
+    with jax.set_mesh(mesh):
+        return found.config, found.read(shape.params, shape.layout(mesh))
 
 
 def inputs_of_golden(golden) -> Inputs:
@@ -43,9 +36,9 @@ def inputs_of_golden(golden) -> Inputs:
     return text._replace(types_BT=golden.get("token_type_ids"))
 
 
-@pytest.mark.parametrize("folder", GOLDENS, ids=lambda folder: folder.name)
-def test_logits_are_those_of_the_reference(folder):
-    config, params = import_golden(folder)
+def largest_difference(folder: Path) -> float:
+    """Returns how far hidden states and logits are from the golden's, over their scale."""
+    config, params = import_published(folder)
     with np.load(folder / "golden.npz") as arrays:
         golden = dict(arrays)
 
@@ -53,12 +46,22 @@ def test_logits_are_those_of_the_reference(folder):
     def run(params, inputs):
         model = shape_of(config).merge(params)
         hidden_BTD = model(inputs)
-        return hidden_BTD, model.logits(hidden_BTD)
+        found = {"hidden": hidden_BTD, "logits": model.logits(hidden_BTD)[..., : config.num_tokens]}
+        if config.next_sentence:
+            found["next_sentence"] = model.next_sentence_logits(hidden_BTD)[:, 0]
+        return found
 
     inputs = inputs_of_golden(golden)
-    hidden_BTD, logits_BTV = run(params, inputs)
     is_token = np.asarray(inputs.segments_BT) > 0
-    for found, wanted in ((hidden_BTD, golden["hidden"]), (logits_BTV[..., :61], golden["logits"])):
-        wanted = wanted[is_token]
-        difference = np.abs(np.asarray(found)[is_token] - wanted).max()
-        assert difference <= 2e-5 * np.abs(wanted).max()
+    differences = []
+    for name, found in run(params, inputs).items():
+        wanted, found = golden[name], np.asarray(found)
+        if found.ndim == 3:
+            wanted, found = wanted[is_token], found[is_token]
+        differences.append(np.abs(found - wanted).max() / np.abs(wanted).max())
+    return max(differences)
+
+
+@pytest.mark.parametrize("folder", GOLDENS, ids=lambda folder: folder.name)
+def test_hidden_states_and_logits_are_those_of_the_reference(folder):
+    assert largest_difference(folder) <= 2e-5

@@ -90,6 +90,7 @@ def bert(
         bias=True,
         head_transform=True,
         head_bias=True,
+        pooler=True,
         next_sentence=True,
         dropout=0.1,
         attention_dropout=0.1,

@@ -41,7 +41,9 @@ def _read_bert(said: Said, names: Set[str]) -> dict[str, Any]:
     kinds = said.get("architectures") or ["BertForPreTraining"]
     has_head = any(name.startswith("cls.predictions.") for name in names)
     has_next = any(name.startswith("cls.seq_relationship.") for name in names)
+    has_pooler = any(name.startswith("bert.pooler.") for name in names)
     if not names:
+        has_pooler = kinds[0] in ("BertForPreTraining", "BertModel")
         has_head = kinds[0] in ("BertForPreTraining", "BertForMaskedLM")
         has_next = kinds[0] == "BertForPreTraining"
     return {
@@ -64,6 +66,7 @@ def _read_bert(said: Said, names: Set[str]) -> dict[str, Any]:
         "bias": True,
         "head_transform": has_head,
         "head_bias": has_head,
+        "pooler": has_pooler,
         "next_sentence": has_next,
     }
 
@@ -110,8 +113,9 @@ def _bert_tensors(config: ModelConfig) -> Iterator[Tensor]:
         yield from linear("layers/mlp/up", f"{theirs}.intermediate.dense", index, (D, F))
         yield from linear("layers/mlp/down", f"{theirs}.output.dense", index, (F, D))
         yield from layer_norm("layers/mlp_out_norm", f"{theirs}.output.LayerNorm", index, D)
-    if config.next_sentence:
+    if config.pooler:
         yield from linear("pooler", "bert.pooler.dense", (), (D, D))
+    if config.next_sentence:
         yield from linear("next_sentence", "cls.seq_relationship", (), (D, 2))
     if config.head_transform:
         transform = "cls.predictions.transform"
