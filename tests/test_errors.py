@@ -171,8 +171,8 @@ def test_a_mesh_that_does_not_fit_is_refused(settings: str, said: tuple[str, ...
             ("data.vocab_size=100000", "--data.tokenizer bytes"),
         ),
         (
-            "--model.vocab_size 300",
-            ("model.vocab_size=300", "257", "data.tokenizer=bytes", "--model.vocab_size tokenizer"),
+            "--model.vocab_size 200",
+            ("model.vocab_size=200", "257", "data.tokenizer=bytes", "--model.vocab_size tokenizer"),
         ),
         (
             "--model.position learned --model.num_positions 8",

@@ -58,6 +58,7 @@ def test_settings_are_read_without_jax():
 
 
 def test_settings_load_without_jax_in_a_new_process():
-    modules = ", ".join(f"configs.{path.stem}" for path in files("configs"))
+    paths = (path.relative_to(ROOT).with_suffix("") for path in files("configs"))
+    modules = ", ".join(".".join(path.parts) for path in paths)
     code = f"import sys, {modules}; assert not {{'jax', 'flax', 'numpy'}} & {{*sys.modules}}"
     subprocess.run((sys.executable, "-c", code), cwd=ROOT, check=True)

@@ -79,7 +79,7 @@ def _qwen2() -> hf.PreTrainedModel:
 
 
 def _qwen3() -> hf.PreTrainedModel:
-    return hf.Qwen3ForCausalLM(hf.Qwen3Config(**LLAMA, tie_word_embeddings=True))
+    return hf.Qwen3ForCausalLM(hf.Qwen3Config(**{"tie_word_embeddings": True, **LLAMA}))
 
 
 def _olmo2() -> hf.PreTrainedModel:
@@ -125,9 +125,14 @@ def _qwen3_moe() -> hf.PreTrainedModel:
 
 def _deepseek_v3() -> hf.PreTrainedModel:
     settings = {name: value for name, value in LLAMA.items() if name != "head_dim"}
+    settings["num_key_value_heads"] = LLAMA["num_attention_heads"]
     return hf.DeepseekV3ForCausalLM(
         hf.DeepseekV3Config(
-            **{**settings, "num_hidden_layers": 3, "num_key_value_heads": 4},
+            **{
+                **settings,
+                "num_hidden_layers": 3,
+                "num_key_value_heads": LLAMA["num_attention_heads"],
+            },
             n_routed_experts=8,
             n_shared_experts=1,
             num_experts_per_tok=3,
