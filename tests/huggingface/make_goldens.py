@@ -128,11 +128,7 @@ def _deepseek_v3() -> hf.PreTrainedModel:
     settings["num_key_value_heads"] = LLAMA["num_attention_heads"]
     return hf.DeepseekV3ForCausalLM(
         hf.DeepseekV3Config(
-            **{
-                **settings,
-                "num_hidden_layers": 3,
-                "num_key_value_heads": LLAMA["num_attention_heads"],
-            },
+            **{**settings, "num_hidden_layers": 3},
             n_routed_experts=8,
             n_shared_experts=1,
             num_experts_per_tok=3,
