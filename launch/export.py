@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     check_new(parsed.out, "OUT")
     config = RunFolder(parsed.run).read_config()
     find_family(config.model)  # refused before weights are read
-    run = open_run(parsed.run, parsed.step, RUNS / ".data", mesh_for(config.model))
+    run = open_run(parsed.run, parsed.step, RUNS / ".data", mesh_for(config.model), frugal=True)
     kept = parsed.run / PUBLISHED
     with run.on_mesh():
         difference = export_model(

@@ -38,12 +38,18 @@ class SavedRun:
 
 
 def open_run(
-    run: Path, step: int | None, cache_dir: Path, mesh: jax.sharding.Mesh | None = None
+    run: Path,
+    step: int | None,
+    cache_dir: Path,
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    frugal: bool = False,
 ) -> SavedRun:
     """Returns a run at a step, or at its newest checkpoint.
 
     Args:
         mesh: where its parameters are put; None is whole on every device.
+        frugal: read them one after the other, with little memory beside them.
 
     Raises:
         SettingsError: it is not a run folder, or has no such checkpoint.
@@ -73,7 +79,8 @@ def open_run(
         config, eval=dataclasses.replace(config.eval, batch_size=even), mesh=MeshConfig()
     )
     verify(folder.checkpoints, chosen, config.checkpoint.verify)
-    params = restore_params(folder.checkpoints, chosen, abstract_state(config, mesh).params)
+    like = abstract_state(config, mesh).params
+    params = restore_params(folder.checkpoints, chosen, like, one_at_a_time=frugal)
     return SavedRun(
         config=config, data=data, tokenizer=tokenizer, params=params, step=chosen, mesh=mesh
     )

@@ -1,6 +1,7 @@
 """Saves the state in the background and restores it, through Orbax."""
 
 import errno
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -50,17 +51,24 @@ class Checkpoints:
         place: Place,
         settings: Mapping[str, Any],
         next_batch: Callable[[Progress], str | None] = lambda progress: None,
+        *,
+        one_at_a_time: Any = None,
     ):
         """Removes what a killed process left unfinished.
 
         Args:
+            one_at_a_time: a tree of arrays of which no more than the largest is to be on its way
+                to the disk at once, and which stay as they are until they are there; None takes
+                what memory it takes, to be done sooner.
             settings: of the run, by flat name; they go into every manifest.
             next_batch: the digest of the batch that follows; it is computed in the background.
         """
         self._place, self._processes = place, place.processes
         self._settings = dict(settings)
         self._next_batch = next_batch
-        self._saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        self._stays = one_at_a_time is not None
+        limit = {} if one_at_a_time is None else {"save_concurrent_gb": _most_gb(one_at_a_time)}
+        self._saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(**limit))
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._finished: Future[str | None] | None = None
         self._copies = Copies(place)
@@ -91,7 +99,7 @@ class Checkpoints:
         making, cause = self._processes.from_first("save", [making and str(making), cause])
         if cause is None:
             try:
-                if jax.default_backend() == "cpu":
+                if jax.default_backend() == "cpu" and not self._stays:
                     # Orbax writes from a CPU's arrays themselves, which the next step would reuse.
                     state = jax.tree.map(jnp.copy, state)
                 self._saver.save(Path(making) / STATE, args=ocp.args.StandardSave(state))
@@ -190,6 +198,12 @@ class Checkpoints:
             self._saver.close()
 
 
+def _most_gb(tree: Any) -> Any:
+    """Returns the size of the largest array and a little more, as Orbax wants it."""
+    sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)]
+    return 1.01 * max(sizes) / 1e9 + 1e-6
+
+
 def _check_space(folder: Path, state: TrainState) -> None:
     """Raises OSError unless the disk has room for a state, before any of it is written."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -212,9 +226,14 @@ def restore_state(folder: Path, step: int, like: TrainState) -> TrainState:
     return handler.restore(path, args=ocp.args.StandardRestore(like))
 
 
-def restore_params(folder: Path, step: int, like: Params) -> Params:
-    """Returns the parameters of a verified checkpoint alone; its moments are not read."""
-    handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+def restore_params(folder: Path, step: int, like: Params, *, one_at_a_time: bool = False) -> Params:
+    """Returns the parameters of a verified checkpoint alone; its moments are not read.
+
+    Args:
+        one_at_a_time: no more than the largest array is on its way from the disk at once.
+    """
+    limit = {"restore_concurrent_gb": _most_gb(like)} if one_at_a_time else {}
+    handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**limit))
     wanted = {"params": like}
     return handler.restore(
         folder.absolute() / str(step) / STATE,

@@ -16,7 +16,8 @@ import numpy as np
 _SIZE, _NUM_PRODUCTS, _NUM_PROBES = 512, 4, 8
 _TIMES_SLOWER = 1.5
 _LEAST_WAIT_FRACTION = 0.1
-"""Of a step: a wait for data that is shorter holds nobody up."""
+_LEAST_WAIT_SEC = 0.005
+"""A wait for data that is shorter than either, of a step or by itself, holds nobody up."""
 
 
 class Own(NamedTuple):
@@ -90,7 +91,8 @@ def slow_processes(measured: Sequence[Own], step_sec: float) -> dict[int, str]:
             reasons.append(
                 f"its devices take {_ms(own.probe_sec)} for what takes the others {_ms(probe_sec)}"
             )
-        least_sec = max(_TIMES_SLOWER * wait_sec, wait_sec + _LEAST_WAIT_FRACTION * step_sec)
+        longer_sec = max(_LEAST_WAIT_FRACTION * step_sec, _LEAST_WAIT_SEC)
+        least_sec = max(_TIMES_SLOWER * wait_sec, wait_sec + longer_sec)
         if own.data_wait_sec > least_sec:
             reasons.append(
                 f"it waits {_ms(own.data_wait_sec)} a step for its data, the others {_ms(wait_sec)}"
