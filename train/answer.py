@@ -12,7 +12,7 @@ from data.tokenizers.tokenizer import Tokenizer
 from model.inputs import Inputs
 from model.transformer import Transformer
 from sharding.rules import constrain
-from train.draw import Generate, draw, num_missing
+from train.draw import Generate, as_rows, draw, num_missing, up_to
 from train.optimizer import Params
 from train.state import shape_of
 
@@ -63,22 +63,14 @@ def make_answer(
             for prompt in prompts
         ]
         rows += rows[:1] * num_missing(len(rows), None)
-        tokens_BS = np.zeros((len(rows), sequence_len), np.int32)
-        segments_BS = np.zeros_like(tokens_BS)
-        for tokens, segments, row in zip(tokens_BS, segments_BS, rows, strict=True):
-            tokens[: len(row)], segments[: len(row)] = row, 1
+        tokens_BS, segments_BS = as_rows(rows, sequence_len)
         positions_BS = np.broadcast_to(np.arange(sequence_len, dtype=np.int32), tokens_BS.shape)
         arrays = tokens_BS, positions_BS, segments_BS
         encoded = jax.tree.map(jnp.asarray, Inputs(*arrays))  # pyright: ignore[reportArgumentType]
         found_BT = np.asarray(write(params, encoded, jax.random.key(seed)))[:, len(begin) :]
         return [
-            prompt + tokenizer.decode(_up_to(found, tokenizer.separator))
+            prompt + tokenizer.decode(up_to(found, tokenizer.separator))
             for prompt, found in zip(prompts, found_BT, strict=False)
         ]
 
     return answer
-
-
-def _up_to(ids: np.ndarray, separator: int) -> np.ndarray:
-    ends = np.flatnonzero(ids == separator)
-    return ids[: ends[0]] if len(ends) else ids

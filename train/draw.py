@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from configs.run import SampleConfig
 from sharding.pipeline import Pipeline
@@ -18,6 +19,21 @@ def num_missing(num_rows: int, pipeline: Pipeline | None) -> int:
     """Returns how many rows more the mesh that is set can cut evenly."""
     num_microbatches = 1 if pipeline is None else pipeline.num_microbatches
     return -num_rows % (num_shards("act_batch") * num_microbatches)
+
+
+def as_rows(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns tokens and segments [B, T] of texts, each at the beginning of a row of its own."""
+    tokens_BT = np.zeros((len(rows), length), np.int32)
+    segments_BT = np.zeros_like(tokens_BT)
+    for tokens, segments, row in zip(tokens_BT, segments_BT, rows, strict=True):
+        tokens[: len(row)], segments[: len(row)] = row, 1
+    return tokens_BT, segments_BT
+
+
+def up_to(ids: np.ndarray, separator: int) -> np.ndarray:
+    """Returns the ids before the first separator, all where there is none."""
+    ends = np.flatnonzero(ids == separator)
+    return ids[: ends[0]] if len(ends) else ids
 
 
 def draw(logits_BV: jax.Array, sample: SampleConfig, key: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from data.tokenizers.tokenizer import Tokenizer
 from model.inputs import Inputs
 from sharding.pipeline import Pipeline
 from sharding.rules import constrain
-from train.draw import Generate, draw, num_missing
+from train.draw import Generate, as_rows, draw, num_missing
 from train.optimizer import Params
 from train.state import shape_of
 
@@ -49,10 +49,7 @@ def make_fill(
     def fill_in(params: Params, prompts: Sequence[str], seed: int) -> list[str]:
         rows = [_encode(tokenizer, prompt)[:sequence_len] for prompt in prompts]
         rows += rows[:1] * num_missing(len(rows), pipeline)
-        tokens_BT = np.zeros((len(rows), sequence_len), np.int32)
-        segments_BT = np.zeros_like(tokens_BT)
-        for tokens, segments, row in zip(tokens_BT, segments_BT, rows, strict=True):
-            tokens[: len(row)], segments[: len(row)] = row, 1
+        tokens_BT, segments_BT = as_rows(rows, sequence_len)
         filled_BT = np.asarray(fill(params, tokens_BT, segments_BT, jax.random.key(seed)))
         return [
             tokenizer.decode(filled[: len(row)])

@@ -13,7 +13,7 @@ from model.inputs import Inputs
 from sharding.pipeline import Pipeline, pipeline_of
 from sharding.rules import constrain
 from train.answer import make_answer
-from train.draw import Generate, draw, num_missing
+from train.draw import Generate, draw, num_missing, up_to
 from train.fill import make_fill
 from train.optimizer import Params
 from train.state import shape_of
@@ -96,8 +96,8 @@ def _make_continue(
 
 
 def _text(tokenizer: Tokenizer, ids: np.ndarray, num_prompt: int) -> str:
-    ends = np.flatnonzero(ids[num_prompt:] == tokenizer.separator)
-    return tokenizer.decode(ids[: num_prompt + ends[0]] if len(ends) else ids)
+    num_more = len(up_to(ids[num_prompt:], tokenizer.separator))
+    return tokenizer.decode(ids[: num_prompt + num_more])
 
 
 class Sampler:

@@ -36,16 +36,7 @@ def modernbert_base() -> RunConfig:
     Rotary, two local layers for each global one, GeGLU. 1.7 T tokens as the paper: 1.3e21 FLOP.
     """
     model = _modernbert(num_layers=22, embed_dim=768, num_heads=12, mlp_dim=1152)
-    return pretrain(
-        model,
-        sequence_len=1024,
-        batch_size=4608,
-        num_steps=364_000,
-        peak_lr=8e-4,
-        objective="masked",
-        mask_rate=0.3,
-        special_tokens=("masked",),
-    )
+    return _hidden(model, batch_size=4608, num_steps=364_000, peak_lr=8e-4)
 
 
 def modernbert_large() -> RunConfig:
@@ -54,16 +45,7 @@ def modernbert_large() -> RunConfig:
     As modernbert_base: 1.7 T tokens, 4e21 FLOP.
     """
     model = _modernbert(num_layers=28, embed_dim=1024, num_heads=16, mlp_dim=2624)
-    return pretrain(
-        model,
-        sequence_len=1024,
-        batch_size=4928,
-        num_steps=340_000,
-        peak_lr=5e-4,
-        objective="masked",
-        mask_rate=0.3,
-        special_tokens=("masked",),
-    )
+    return _hidden(model, batch_size=4928, num_steps=340_000, peak_lr=5e-4)
 
 
 def bert(
@@ -105,6 +87,19 @@ def _masked(model: ModelConfig, *, peak_lr: float) -> RunConfig:
         num_steps=1_000_000,
         peak_lr=peak_lr,
         objective="masked_pairs",
+        special_tokens=("masked",),
+    )
+
+
+def _hidden(model: ModelConfig, *, batch_size: int, num_steps: int, peak_lr: float) -> RunConfig:
+    return pretrain(
+        model,
+        sequence_len=1024,
+        batch_size=batch_size,
+        num_steps=num_steps,
+        peak_lr=peak_lr,
+        objective="masked",
+        mask_rate=0.3,
         special_tokens=("masked",),
     )
 

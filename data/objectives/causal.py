@@ -1,6 +1,6 @@
 """Each token predicts the next: as it is, behind a start that is seen whole, or out of order."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -55,19 +55,34 @@ def whole(piece: Piece, separator: int) -> np.ndarray:
 def prefix(
     pieces: Iterable[Piece], separator: int, draw: np.random.Generator, *, two_sided: bool
 ) -> Iterator[Segment]:
-    """Yields each piece cut at a place by chance: what is before is seen whole.
+    """Returns each piece cut at a place by chance: what is before is seen whole.
 
     Source: Raffel et al. 2019, T5, arXiv:1910.10683, section 3.2.1.
 
     Args:
         two_sided: what is before goes to the encoder, and the decoder begins with a separator.
     """
+
+    def choose(length: int) -> int:
+        return int(draw.integers(1, length))
+
+    return cut_in_two(pieces, separator, choose, two_sided=two_sided)
+
+
+def cut_in_two(
+    pieces: Iterable[Piece], separator: int, choose: Callable[[int], int], *, two_sided: bool
+) -> Iterator[Segment]:
+    """Yields each piece of two tokens or more, cut behind as many as `choose` says of its length.
+
+    Args:
+        two_sided: as of `prefix`.
+    """
     for piece in pieces:
         sequence = whole(piece, separator)
         length = len(sequence) - 1
         if length < 2:
             continue
-        cut = int(draw.integers(1, length))
+        cut = choose(length)
         if two_sided:
             yield beside(sequence[:cut], sequence[cut:-1], separator)
         else:

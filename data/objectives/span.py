@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.objectives.causal import behind, beside, whole
+from data.objectives.causal import behind, beside, cut_in_two
 from data.objectives.segment import Piece, Segment
 
 
@@ -71,7 +71,11 @@ def corrupt(
         most_targets: tokens that the targets of the row may have, ends included.
     """
     if denoiser is SUFFIX:
-        yield from _suffixes(pieces, separator, draw, two_sided=target_len is not None)
+
+        def choose(length: int) -> int:
+            return length - int(draw.integers(1, length // 2 + 1))
+
+        yield from cut_in_two(pieces, separator, choose, two_sided=target_len is not None)
         return
     sizes = np.array([len(piece.content) for piece in pieces], np.int64)
     num_hidden, num_spans = denoiser.counts(int(sizes.sum()))
@@ -112,21 +116,6 @@ def _hide(
         given += [shown, [sentinel]]
         found += [[sentinel], span]
     return np.concatenate(given), np.concatenate(found)
-
-
-def _suffixes(
-    pieces: Sequence[Piece], separator: int, draw: np.random.Generator, *, two_sided: bool
-) -> Iterator[Segment]:
-    for piece in pieces:
-        sequence = whole(piece, separator)
-        length = len(sequence) - 1
-        if length < 2:
-            continue
-        cut = length - int(draw.integers(1, length // 2 + 1))
-        if two_sided:
-            yield beside(sequence[:cut], sequence[cut:-1], separator)
-        else:
-            yield behind(sequence[:cut], sequence[cut:])
 
 
 def _parts(total: int, num: int, draw: np.random.Generator) -> np.ndarray:

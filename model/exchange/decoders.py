@@ -131,9 +131,13 @@ def tensors(config: ModelConfig) -> Iterator[Tensor]:
     yield from ends(config)
     for i in range(config.num_layers):
         theirs = f"model.layers.{i}"
-        yield from norms(config, "layers", theirs, i)
-        yield from attention(config, "layers/attention", f"{theirs}.self_attn", i)
+        yield from _around_mlp(config, theirs, i)
         yield from gated_mlp(config, "layers/mlp", f"{theirs}.mlp", (i,), config.mlp_dim)
+
+
+def _around_mlp(config: ModelConfig, theirs: str, number: int) -> Iterator[Tensor]:
+    yield from norms(config, "layers", theirs, number)
+    yield from attention(config, "layers/attention", f"{theirs}.self_attn", number)
 
 
 def _mixtral_tensors(config: ModelConfig) -> Iterator[Tensor]:
@@ -152,8 +156,7 @@ def _expert_tensors(
     yield from ends(config)
     for i in range(config.num_layers):
         theirs = f"model.layers.{i}"
-        yield from norms(config, "layers", theirs, i)
-        yield from attention(config, "layers/attention", f"{theirs}.self_attn", i)
+        yield from _around_mlp(config, theirs, i)
         yield transposed(f"{theirs}.{room}.gate.weight", Part("layers/mlp/router", (i,)), (D, E))
         for e in range(E):
             expert = f"{theirs}.{room}.experts.{e}"
