@@ -12,6 +12,7 @@ import tyro
 from configs.check import require
 from launch.arguments import parse_arguments
 from launch.devices import prepare_jax
+from launch.memory import return_freed_memory
 from launch.paths import RUNS
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parse_arguments(ExportArguments, arguments, command="./tessera export")
     shard_bytes = _bytes(parsed.shard_size)
     prepare_jax()
+    return_freed_memory()
 
     from launch.saved import open_run
     from model.exchange.registry import find_family

@@ -10,6 +10,7 @@ import tyro
 from configs.check import require
 from launch.arguments import parse_arguments
 from launch.devices import describe_environment, prepare_jax
+from launch.memory import return_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     parsed = parse_arguments(ImportArguments, arguments, command="./tessera import")
     prepare_jax()
+    return_freed_memory()
 
     from data.open_data import given_tokenizer
     from model.exchange.folder import open_published

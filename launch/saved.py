@@ -49,7 +49,7 @@ def open_run(
 
     Args:
         mesh: where its parameters are put; None is whole on every device.
-        frugal: read them one after the other, with little memory beside them.
+        frugal: read them piece by piece, with little memory beside theirs.
 
     Raises:
         SettingsError: it is not a run folder, or has no such checkpoint.
@@ -80,7 +80,7 @@ def open_run(
     )
     verify(folder.checkpoints, chosen, config.checkpoint.verify)
     like = abstract_state(config, mesh).params
-    params = restore_params(folder.checkpoints, chosen, like, one_at_a_time=frugal)
+    params = restore_params(folder.checkpoints, chosen, like, frugal=frugal)
     return SavedRun(
         config=config, data=data, tokenizer=tokenizer, params=params, step=chosen, mesh=mesh
     )

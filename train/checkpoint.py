@@ -1,6 +1,7 @@
 """Saves the state in the background and restores it, through Orbax."""
 
 import errno
+import functools
 import math
 import shutil
 import time
@@ -13,8 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+import tensorstore as ts
 
 from configs.errors import TesseraError
+from sharding.fill import PIECE_BYTES, fill, zeros
 from sharding.processes import EndedElsewhere
 from train.checkpoint_files import (
     STATE,
@@ -67,8 +70,11 @@ class Checkpoints:
         self._settings = dict(settings)
         self._next_batch = next_batch
         self._stays = one_at_a_time is not None
-        limit = {} if one_at_a_time is None else {"save_concurrent_gb": _most_gb(one_at_a_time)}
-        self._saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(**limit))
+        limit: dict[str, Any] = {}
+        if one_at_a_time is not None:
+            # What is compressed would be in memory beside what it is made of.
+            limit = {"save_concurrent_gb": _most_gb(one_at_a_time), "use_compression": False}
+        self._saver = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(**limit))
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._finished: Future[str | None] | None = None
         self._copies = Copies(place)
@@ -102,7 +108,7 @@ class Checkpoints:
                 if jax.default_backend() == "cpu" and not self._stays:
                     # Orbax writes from a CPU's arrays themselves, which the next step would reuse.
                     state = jax.tree.map(jnp.copy, state)
-                self._saver.save(Path(making) / STATE, args=ocp.args.StandardSave(state))
+                self._saver.save(Path(making) / STATE, args=_saving(state, frugal=self._stays))
             except (OSError, ValueError) as error:
                 cause = words(error)
         stall_sec = time.perf_counter() - began
@@ -198,6 +204,24 @@ class Checkpoints:
             self._saver.close()
 
 
+def _saving(state: TrainState, *, frugal: bool) -> ocp.args.PyTreeSave:
+    """Returns what Orbax is to save, large arrays in pieces that can be read by themselves.
+
+    Args:
+        frugal: files are small, because the content of a file is in memory until it is full.
+    """
+    pieces = jax.tree.map(lambda leaf: ocp.SaveArgs(**_cut(leaf)), state)
+    most = PIECE_BYTES if frugal else None
+    return ocp.args.PyTreeSave(state, save_args=pieces, ocdbt_target_data_file_size=most)
+
+
+def _cut(leaf: jax.Array) -> dict[str, Any]:
+    """Returns how a large array is cut on disk: into layers first, where it has layers."""
+    if leaf.nbytes <= PIECE_BYTES:
+        return {}
+    return {"chunk_byte_size": PIECE_BYTES, "shard_axes": (0,) if leaf.ndim > 2 else ()}
+
+
 def _most_gb(tree: Any) -> Any:
     """Returns the size of the largest array and a little more, as Orbax wants it."""
     sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)]
@@ -226,20 +250,35 @@ def restore_state(folder: Path, step: int, like: TrainState) -> TrainState:
     return handler.restore(path, args=ocp.args.StandardRestore(like))
 
 
-def restore_params(folder: Path, step: int, like: Params, *, one_at_a_time: bool = False) -> Params:
+def restore_params(folder: Path, step: int, like: Params, *, frugal: bool = False) -> Params:
     """Returns the parameters of a verified checkpoint alone; its moments are not read.
 
     Args:
-        one_at_a_time: no more than the largest array is on its way from the disk at once.
+        frugal: read piece by piece, with little memory beside that of the parameters.
     """
-    limit = {"restore_concurrent_gb": _most_gb(like)} if one_at_a_time else {}
-    handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**limit))
+    path = folder.absolute() / str(step) / STATE
+    if frugal:
+        return jax.tree.map_with_path(functools.partial(_read_pieces, path), like)
+    handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     wanted = {"params": like}
     return handler.restore(
-        folder.absolute() / str(step) / STATE,
+        path,
         args=ocp.args.PyTreeRestore(
             item=wanted,
             restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
             partial_restore=True,
         ),
     )["params"]
+
+
+def _read_pieces(path: Path, keys: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns one parameter of a checkpoint that Orbax wrote, read layer by layer if it can be."""
+    name = jax.tree_util.keystr(keys, simple=True, separator=".")
+    place = {"driver": "ocdbt", "base": path.as_uri(), "path": f"params.{name}/"}
+    stored = ts.open({"driver": "zarr", "kvstore": place}, open=True).result()
+    array = zeros(like.shape, like.dtype, like.sharding)
+    if (stored.chunk_layout.read_chunk.shape or ())[:1] != (1,):
+        return fill(array, stored, like.sharding)
+    for layer in range(like.shape[0]):
+        array = fill(array, stored[layer], like.sharding, (layer,))
+    return array

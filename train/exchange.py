@@ -172,7 +172,8 @@ def export_model(
     tensors = list(family.tensors(config.model))
     kind = np.dtype(DTYPES[dtype])
     if kind != np.float32:
-        params = jax.tree.map(lambda x: jnp.asarray(x, kind).astype(jnp.float32), params)
+        rounded = jax.jit(lambda x: x.astype(kind).astype(x.dtype), donate_argnums=0)
+        params = jax.tree.map(rounded, params)
     shards = plan_shards({tensor.name: tensor.shape for tensor in tensors}, kind, shard_bytes)
     by_name = {tensor.name: tensor for tensor in tensors}
     with whole_or_not_at_all(out) as making:

@@ -18,6 +18,7 @@ import numpy as np
 
 from configs.check import require
 from configs.errors import IntegrityError
+from sharding.fill import PIECE_BYTES
 
 _DTYPES: Mapping[str, Any] = {
     "F64": np.float64,
@@ -177,7 +178,10 @@ def write_shard(path: Path, shard: Shard, dtype: np.dtype, arrays: Iterable[np.n
         file.write(content)
         for shape, array in zip(shard.shapes.values(), arrays, strict=True):
             assert array.shape == shape
-            file.write(np.ascontiguousarray(array, dtype=dtype).reshape(-1).view(np.uint8).data)
+            rows = np.atleast_1d(array)
+            num_pieces = -(-rows.size * dtype.itemsize // PIECE_BYTES)
+            for piece in np.array_split(rows, max(1, min(num_pieces, len(rows)))):
+                file.write(np.ascontiguousarray(piece, dtype).reshape(-1).view(np.uint8).data)
 
 
 def index_of(shards: Iterable[Shard], dtype: np.dtype) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def padded(name: str, tensor: Tensor, num: int, num_padded: int, axis: int = 0) 
         return tensor.split(np.pad(x, widths))
 
     def join(parts: Arrays) -> np.ndarray:
-        return np.take(tensor.join(parts), range(num), axis=axis)
+        rows = (slice(None),) * axis + (slice(num),)
+        return tensor.join(parts)[rows]
 
     return Tensor(name, tuple(shape), tensor.parts, split, join)
 

@@ -1,11 +1,9 @@
 """Weights read from a checkpoint straight into sharded arrays, and written from them."""
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs.errors import SettingsError
@@ -13,6 +11,7 @@ from configs.model import ModelConfig
 from model.exchange.family import Family
 from model.exchange.files import Stored, by_file
 from model.exchange.tensors import Part, Tensor
+from sharding.fill import fill, zeros
 
 Tree = Mapping[str, Any]
 """Arrays by module path, nested."""
@@ -70,38 +69,14 @@ def read_weights(pairs: list[tuple[Tensor, Stored]], shapes: Tree, layout: Tree)
     """
     flat_shapes, flat_layout = _flat(shapes), _flat(layout)
     arrays = {
-        path: jax.jit(functools.partial(jnp.zeros, leaf.shape, leaf.dtype), out_shardings=where)()
-        for (path, leaf), where in zip(flat_shapes.items(), flat_layout.values(), strict=True)
+        path: zeros(leaf.shape, leaf.dtype, flat_layout[path]) for path, leaf in flat_shapes.items()
     }
     for tensor, stored in pairs:
         parts = tensor.split(stored.read())
         for part, value in zip(tensor.parts, parts, strict=True):
             where = flat_layout[part.path]
-            arrays[part.path] = _put(arrays[part.path], part, value, where)
+            arrays[part.path] = fill(arrays[part.path], value, where, part.index)
     return _nested(arrays)
-
-
-def _put(array: jax.Array, part: Part, value: np.ndarray, where: Any) -> jax.Array:
-    """Returns the array with a part of it set; the memory is that of the array given up."""
-    inner = jax.sharding.PartitionSpec(*tuple(where.spec)[len(part.index) :])
-    value = np.ascontiguousarray(value, dtype=array.dtype)
-    piece = jax.device_put(value, jax.sharding.NamedSharding(where.mesh, inner))
-    index = np.array(part.index, np.int32)
-    array = _setter(where, len(part.index))(array, piece, index)
-    array.block_until_ready()  # one tensor is on its way at a time
-    return array
-
-
-@functools.cache
-def _setter(where: Any, num_leading: int) -> Any:
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=where)
-    def put(array: jax.Array, piece: jax.Array, index: jax.Array) -> jax.Array:
-        start = [index[i] for i in range(num_leading)] + [0] * piece.ndim
-        return jax.lax.dynamic_update_slice(
-            array, piece.reshape((1,) * num_leading + piece.shape), start
-        )
-
-    return put
 
 
 def tensor_arrays(params: Tree, tensors: list[Tensor]) -> Iterator[np.ndarray]:
