@@ -122,7 +122,7 @@ def quickstart_bert() -> RunConfig:
         run,
         model=model,
         data=data,
-        optim=replace(run.optim, peak_lr=3e-3),
+        optim=replace(run.optim, peak_lr=1e-3),
         train=replace(run.train, num_steps=1500),
     )
 

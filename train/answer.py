@@ -33,9 +33,9 @@ def make_answer(
     or after sample.num_tokens or target_len.
     """
     shape = shape_of(model)
-    end = min(target_len, sample.num_tokens + 2)
     span = [tokenizer.special[FIRST_SPAN]] if FIRST_SPAN in tokenizer.special else []
     begin = [tokenizer.separator, *span]
+    end = min(target_len, len(begin) + sample.num_tokens)
 
     @jax.jit
     def write(params: Params, encoded: Inputs, key: jax.Array) -> jax.Array:
