@@ -5,7 +5,7 @@ import pytest
 from small_model import quick_jit, random_params, small_batch, small_model
 
 from model.attention import attend
-from model.mask import Mask
+from model.mask import Mask, Scoring
 from model.norm import LayerNorm, RMSNorm, make_norm
 from model.rotary import rotate
 from train.loss import inputs_of
@@ -15,6 +15,8 @@ B, T, N, H = 3, 10, 4, 8
 FREQUENCY_J = 100.0 ** (-2 * jnp.arange(H // 2) / H)
 SEGMENTS_BT = np.array([[1] * 4 + [2] * 6, [1] * 10, [1] * 3 + [2] * 3 + [0] * 4], np.int32)
 
+NO_PREFIX_BT, NO_SINKS_N = np.zeros((B, T), bool), np.full(N, -np.inf)
+
 
 def random_qkv(rng, *, num_kv_heads=2):
     q_BTNH = rng.standard_normal((B, T, N, H), np.float32)
@@ -22,16 +24,31 @@ def random_qkv(rng, *, num_kv_heads=2):
     return q_BTNH, k_BSKH, v_BSKH
 
 
-def reference(q_BTNH, k_BSKH, v_BSKH, *, causal, segments_BT):
+def reference(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    *,
+    causal,
+    segments_BT,
+    prefix_BT=NO_PREFIX_BT,
+    window=T,
+    scale=H**-0.5,
+    softcap=np.inf,
+    sinks_N=NO_SINKS_N,
+):
     """One query, one head at a time, over the keys that it may see."""
     y_BTNH = np.zeros(q_BTNH.shape)
     queries_per_key = N // k_BSKH.shape[2]
     for b, t, n in np.ndindex(B, T, N):
         seen = [s for s in range(T) if segments_BT[b, s] == segments_BT[b, t]]
-        seen = [s for s in seen if s <= t or not causal]
+        seen = [s for s in seen if s <= t or not causal or prefix_BT[b, s]]
+        seen = [s for s in seen if abs(s - t) < window]
         k = n // queries_per_key
-        weight_S = np.exp(k_BSKH[b, seen, k].astype(np.float64) @ q_BTNH[b, t, n] / np.sqrt(H))
-        y_BTNH[b, t, n] = weight_S / weight_S.sum() @ v_BSKH[b, seen, k]
+        score_S = k_BSKH[b, seen, k].astype(np.float64) @ q_BTNH[b, t, n] * scale
+        score_S = score_S if softcap == np.inf else softcap * np.tanh(score_S / softcap)
+        weight_S = np.exp(score_S)
+        y_BTNH[b, t, n] = weight_S / (weight_S.sum() + np.exp(sinks_N[n])) @ v_BSKH[b, seen, k]
     return y_BTNH
 
 
@@ -46,6 +63,32 @@ def test_attend_is_the_formula_over_the_keys_that_a_query_sees(rng, num_kv_heads
     gathered = quick_jit(lambda q, k, v: attend(q, k, v, mask))(*qkv)
     # float32 sums of at most ten terms of size one: a few units in the last place.
     np.testing.assert_allclose(gathered, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {"window": 3},
+        {"window": 3, "causal": False},
+        {"prefix_BT": np.arange(T) % 5 < 2},
+        {"prefix_BT": np.arange(T) % 5 < 2, "window": 4},
+        {"scale": 0.7, "softcap": 0.6},
+        {"sinks_N": np.array([0.0, 2.0, -1.0, 0.5])},
+        {"sinks_N": np.array([0.0, 2.0, -1.0, 0.5]), "window": 3, "softcap": 0.6},
+    ],
+    ids=lambda ways: " ".join(ways),
+)
+def test_attend_is_the_formula_of_every_family(rng, ways):
+    qkv = random_qkv(rng)
+    ways = {"causal": True, "segments_BT": SEGMENTS_BT, **ways}
+    if "prefix_BT" in ways:
+        ways["prefix_BT"] = np.broadcast_to(ways["prefix_BT"], (B, T))
+    arrays = {name: jnp.asarray(x) for name, x in ways.items() if name.endswith("_BT")}
+    kind = "causal" if ways["causal"] else "full"
+    mask = Mask(kind=kind, window=ways.get("window"), **arrays)
+    scoring = Scoring(ways.get("scale", H**-0.5), ways.get("softcap"))
+    found = attend(*qkv, mask, scoring=scoring, sinks_N=ways.get("sinks_N"))
+    np.testing.assert_allclose(found, reference(*qkv, **ways), rtol=0, atol=2e-6)
 
 
 def test_a_token_never_sees_the_future(rng):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from small_families import KINDS
+from small_goldens import LLAMA, by_golden
 from small_model import small_model
 from small_runs import call, write_text
 
@@ -19,8 +19,6 @@ from model.exchange.registry import FAMILIES, find_family, read_settings
 from model.exchange.tensors import Part
 from train.state import shape_of
 
-GOLDENS = sorted(path.parent for path in (ROOT / "tests" / "huggingface").glob("*/golden.npz"))
-LLAMA = ROOT / "tests" / "huggingface" / "llama"
 CONTINUED = """
     quickstart --data.path text.txt --data.tokenizer characters --data.sequence_len 16
     --model.num_layers 2 --model.num_unrolled_layers 2 --model.embed_dim 16 --model.mlp_dim 24
@@ -30,7 +28,6 @@ CONTINUED = """
     --sample.prompts sheep
     --checkpoint.every_steps 2 --eval.every_steps 2 --run-dir run --init-from llama
 """
-by_golden = pytest.mark.parametrize("folder", GOLDENS, ids=lambda folder: folder.name)
 
 
 def copied(folder: Path, tmp_path: Path) -> Path:

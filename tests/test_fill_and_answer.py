@@ -40,7 +40,7 @@ def params_of(name: str) -> Params:
     return {**params, "head": params["head"] * np.where(is_letter, 1.0, 0.3)[None]}
 
 
-def inputs_of(ids: list[int]) -> Inputs[jax.Array]:
+def inputs_of(ids: list[int]) -> Inputs:
     row = jnp.asarray(ids, jnp.int32)[None]
     return Inputs(row, jnp.arange(len(ids))[None], jnp.ones_like(row))
 
@@ -50,7 +50,7 @@ def likeliest(name: str):
     """Returns the function from (params, inputs) of one text to the likeliest id at each place."""
 
     @quick_jit
-    def likeliest(params: Params, inputs: Inputs[jax.Array]) -> jax.Array:
+    def likeliest(params: Params, inputs: Inputs) -> jax.Array:
         module = shape_of(MODELS[name]).merge(params)
         return jnp.argmax(module.logits(module(inputs))[0], axis=-1)
 

@@ -106,12 +106,6 @@ def _gemma3() -> hf.PreTrainedModel:
     )
 
 
-def _gpt_oss() -> hf.PreTrainedModel:
-    return hf.GptOssForCausalLM(
-        hf.GptOssConfig(**LLAMA, sliding_window=5, num_local_experts=4, num_experts_per_tok=2)
-    )
-
-
 def _mixtral() -> hf.PreTrainedModel:
     return hf.MixtralForCausalLM(
         hf.MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2, sliding_window=None)

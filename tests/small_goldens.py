@@ -1,0 +1,8 @@
+"""The models that `transformers` wrote, each in a folder with what it says of two texts."""
+
+import pytest
+from conftest import ROOT
+
+GOLDENS = sorted(path.parent for path in (ROOT / "tests" / "huggingface").glob("*/golden.npz"))
+LLAMA = ROOT / "tests" / "huggingface" / "llama"
+by_golden = pytest.mark.parametrize("folder", GOLDENS, ids=lambda folder: folder.name)
