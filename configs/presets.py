@@ -124,6 +124,10 @@ def quickstart_bert() -> RunConfig:
         data=data,
         optim=replace(run.optim, peak_lr=1e-3),
         train=replace(run.train, num_steps=1500),
+        eval=replace(run.eval, every_steps=300),
+        sample=replace(
+            run.sample, prompts=("def [MASK](self):", "import [MASK]", "return [MASK].[MASK]")
+        ),
     )
 
 
@@ -148,7 +152,8 @@ def quickstart_t5() -> RunConfig:
         num_unrolled_layers=3,
     )
     data = replace(run.data, objective="span", target_len=40, special_tokens=("span",))
-    return replace(run, model=model, data=data)
+    prompts = ("def <extra_id_0>(self):", "import <extra_id_0>\n", "return <extra_id_0>\n")
+    return replace(run, model=model, data=data, sample=replace(run.sample, prompts=prompts))
 
 
 def shakespeare_cpu() -> RunConfig:

@@ -1,6 +1,8 @@
 """What an encoder fills in and a model of two parts answers is what plain readings find."""
 
 import functools
+import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from small_model import quick_jit, random_params
 
 from configs.run import SampleConfig
 from model.inputs import Inputs
-from train.answer import FIRST_SPAN
+from train.answer import FIRST_SPAN, put_in
 from train.fill import MASK
 from train.generate import make_generate
 from train.optimizer import Params
@@ -109,15 +111,16 @@ def test_an_answer_is_that_of_a_plain_loop(name, target_len):
     answers = [answer_greedily(name, params, prompt, target_len) for prompt in ANSWERED]
     assert len(set(map(tuple, answers))) >= 3
     expected = [
-        prompt + TOKENIZER.decode(before_the_end(answer))
+        prompt[: T - 2] + TOKENIZER.decode(before_the_next(answer))
         for prompt, answer in zip(ANSWERED, answers, strict=True)
     ]
     generate = make_generate(MODELS[name], GREEDY, TOKENIZER, T, target_len)
     assert generate(params, ANSWERED, 0) == expected
 
 
-def before_the_end(ids: list[int]) -> list[int]:
-    return ids[: ids.index(TOKENIZER.separator)] if TOKENIZER.separator in ids else ids
+def before_the_next(ids: list[int]) -> list[int]:
+    """Returns what is found for the first span: up to the separator or another span."""
+    return list(itertools.takewhile(lambda token: token < TOKENIZER.separator, ids))
 
 
 def test_an_answer_ends_at_the_separator():
@@ -130,5 +133,21 @@ def test_an_answer_ends_at_the_separator():
     answer = answer_greedily("t5", params, ANSWERED[0], T)
     assert TOKENIZER.separator in answer
     generate = make_generate(model, GREEDY, TOKENIZER, T, T)
-    expected = ANSWERED[0] + TOKENIZER.decode(before_the_end(answer))
+    expected = ANSWERED[0] + TOKENIZER.decode(before_the_next(answer))
     assert generate(params, ANSWERED[:1], 0) == [expected]
+
+
+def test_what_is_found_for_each_span_stands_in_its_place():
+    spans = [TOKENIZER.special[f"<extra_id_{i}>"] for i in range(3)]
+    written = np.array([spans[0], 5, 6, spans[2], 7, spans[1], 8])
+    asked = [1, spans[0], 2, spans[1], spans[2], 3]
+    assert put_in(asked, written, spans) == [1, 5, 6, 2, 8, 7, 3]
+    assert put_in([1, 2], np.array([5, 6]), []) == [1, 2, 5, 6]
+
+
+def test_a_prompt_may_say_where_its_spans_are():
+    prompt = "12<extra_id_0>34<extra_id_1>"
+    generate = make_generate(MODELS["t5"], GREEDY, TOKENIZER, T, T)
+    (text,) = generate(params_of("t5"), [prompt], 0)
+    assert re.fullmatch("12.*34.*", text, re.DOTALL)
+    assert text != "1234"

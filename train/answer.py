@@ -1,6 +1,6 @@
 """What a decoder writes beside an encoder that reads a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from data.tokenizers.tokenizer import Tokenizer
 from model.inputs import Inputs
 from model.transformer import Transformer
 from sharding.rules import constrain
-from train.draw import Generate, as_rows, draw, num_missing, up_to
+from train.draw import Generate, as_rows, draw, encode_with, num_missing, up_to
 from train.optimizer import Params
 from train.state import shape_of
 
@@ -28,13 +28,13 @@ def make_answer(
 ) -> Generate:
     """Returns the function from (params, prompts, seed) to each prompt with what was found for it.
 
-    Where the tokenizer has a token that stands for a span, it is put at the end of the prompt, and
-    the decoder begins with it: it writes what would go on there. An answer ends at the separator,
-    or after sample.num_tokens or target_len.
+    Where the tokenizer has tokens that stand for spans, a prompt may have them from <extra_id_0>
+    on, and has that one at its end otherwise; each is replaced with what the decoder finds for it.
+    An answer ends at the separator, or after sample.num_tokens or target_len.
     """
     shape = shape_of(model)
-    span = [tokenizer.special[FIRST_SPAN]] if FIRST_SPAN in tokenizer.special else []
-    begin = [tokenizer.separator, *span]
+    spans = {name: i for name, i in tokenizer.special.items() if name.startswith("<extra_id_")}
+    begin = [tokenizer.separator, *([spans[FIRST_SPAN]] if spans else [])]
     end = min(target_len, len(begin) + sample.num_tokens)
 
     @jax.jit
@@ -58,19 +58,39 @@ def make_answer(
         return constrain(text_BT, None, None)
 
     def answer(params: Params, prompts: Sequence[str], seed: int) -> list[str]:
-        rows = [
-            [tokenizer.separator, *tokenizer.encode(prompt)][: sequence_len - len(span)] + span
-            for prompt in prompts
-        ]
+        rows = [_encode(tokenizer, prompt, spans, sequence_len) for prompt in prompts]
         rows += rows[:1] * num_missing(len(rows), None)
         tokens_BS, segments_BS = as_rows(rows, sequence_len)
         positions_BS = np.broadcast_to(np.arange(sequence_len, dtype=np.int32), tokens_BS.shape)
         arrays = tokens_BS, positions_BS, segments_BS
         encoded = jax.tree.map(jnp.asarray, Inputs(*arrays))  # pyright: ignore[reportArgumentType]
-        found_BT = np.asarray(write(params, encoded, jax.random.key(seed)))[:, len(begin) :]
+        written_BT = np.asarray(write(params, encoded, jax.random.key(seed)))[:, 1:]
         return [
-            prompt + tokenizer.decode(up_to(found, tokenizer.separator))
-            for prompt, found in zip(prompts, found_BT, strict=False)
-        ]
+            tokenizer.decode(put_in(row[1:], up_to(written, tokenizer.separator), spans.values()))
+            for row, written in zip(rows, written_BT, strict=True)
+        ][: len(prompts)]
 
     return answer
+
+
+def _encode(
+    tokenizer: Tokenizer, prompt: str, spans: Mapping[str, int], sequence_len: int
+) -> list[int]:
+    """Returns the separator and a prompt, of which as much as fits; with a span at its end."""
+    ids = [tokenizer.separator, *encode_with(tokenizer, prompt, spans)]
+    if not spans or spans[FIRST_SPAN] in ids:
+        return ids[:sequence_len]
+    return [*ids[: sequence_len - 1], spans[FIRST_SPAN]]
+
+
+def put_in(asked: Sequence[int], written: np.ndarray, spans: Collection[int]) -> list[int]:
+    """Returns what was asked with the tokens behind each span in its place; or behind all of it."""
+    found: dict[int, list[int]] = {}
+    place = -1
+    for token in written.tolist():
+        if token in spans:
+            place = token
+        else:
+            found.setdefault(place, []).append(token)
+    text = [x for token in asked for x in (found.get(token, []) if token in spans else [token])]
+    return text if spans else text + found.get(place, [])

@@ -1,12 +1,14 @@
 """Tokens drawn from logits."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from configs.run import SampleConfig
+from data.tokenizers.tokenizer import Tokenizer
 from sharding.pipeline import Pipeline
 from sharding.rules import num_shards
 from train.optimizer import Params
@@ -19,6 +21,16 @@ def num_missing(num_rows: int, pipeline: Pipeline | None) -> int:
     """Returns how many rows more the mesh that is set can cut evenly."""
     num_microbatches = 1 if pipeline is None else pipeline.num_microbatches
     return -num_rows % (num_shards("act_batch") * num_microbatches)
+
+
+def encode_with(tokenizer: Tokenizer, text: str, names: Collection[str]) -> list[int]:
+    """Returns the ids of a text in which these names stand for special tokens."""
+    pieces = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+    encoded = (
+        [tokenizer.special[piece]] if piece in names else tokenizer.encode(piece).tolist()
+        for piece in pieces
+    )
+    return [token for ids in encoded for token in ids]
 
 
 def as_rows(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:

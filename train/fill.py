@@ -12,7 +12,7 @@ from data.tokenizers.tokenizer import Tokenizer
 from model.inputs import Inputs
 from sharding.pipeline import Pipeline
 from sharding.rules import constrain
-from train.draw import Generate, as_rows, draw, num_missing
+from train.draw import Generate, as_rows, draw, encode_with, num_missing
 from train.optimizer import Params
 from train.state import shape_of
 
@@ -62,8 +62,5 @@ def make_fill(
 def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Returns [CLS], the prompt and [SEP]."""
     special = tokenizer.special
-    parts = (prompt if MASK in prompt else prompt + MASK).split(MASK)
-    ids = [special["[CLS]"], *tokenizer.encode(parts[0]).tolist()]
-    for part in parts[1:]:
-        ids += [special[MASK], *tokenizer.encode(part).tolist()]
-    return [*ids, special["[SEP]"]]
+    text = encode_with(tokenizer, prompt if MASK in prompt else prompt + MASK, {MASK})
+    return [special["[CLS]"], *text, special["[SEP]"]]
