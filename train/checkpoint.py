@@ -1,7 +1,6 @@
 """Saves the state in the background and restores it, through Orbax."""
 
 import errno
-import functools
 import math
 import shutil
 import time
@@ -18,6 +17,7 @@ import tensorstore as ts
 
 from configs.errors import TesseraError
 from sharding.fill import PIECE_BYTES, fill, zeros
+from sharding.paths import by_path, nested
 from sharding.processes import EndedElsewhere
 from train.checkpoint_files import (
     STATE,
@@ -258,7 +258,7 @@ def restore_params(folder: Path, step: int, like: Params, *, frugal: bool = Fals
     """
     path = folder.absolute() / str(step) / STATE
     if frugal:
-        return jax.tree.map_with_path(functools.partial(_read_pieces, path), like)
+        return nested({name: _read_pieces(path, name, x) for name, x in by_path(like).items()})
     handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     wanted = {"params": like}
     return handler.restore(
@@ -271,10 +271,10 @@ def restore_params(folder: Path, step: int, like: Params, *, frugal: bool = Fals
     )["params"]
 
 
-def _read_pieces(path: Path, keys: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+def _read_pieces(path: Path, name: str, like: jax.ShapeDtypeStruct) -> jax.Array:
     """Returns one parameter of a checkpoint that Orbax wrote, read layer by layer if it can be."""
-    name = jax.tree_util.keystr(keys, simple=True, separator=".")
-    place = {"driver": "ocdbt", "base": path.as_uri(), "path": f"params.{name}/"}
+    key = f"params/{name}".replace("/", ".")
+    place = {"driver": "ocdbt", "base": path.as_uri(), "path": f"{key}/"}
     stored = ts.open({"driver": "zarr", "kvstore": place}, open=True).result()
     array = zeros(like.shape, like.dtype, like.sharding)
     if (stored.chunk_layout.read_chunk.shape or ())[:1] != (1,):

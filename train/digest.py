@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sharding.paths import by_path
+
 
 def params_digest(params: Mapping[str, Any]) -> str:
     """Returns the SHA-256 over sorted paths, shapes, dtypes and little-endian bytes of arrays.
@@ -16,9 +18,7 @@ def params_digest(params: Mapping[str, Any]) -> str:
     Every process that holds a part of an array must call it; each gets the same digest.
     """
     total = hashlib.sha256()
-    leaves, _ = jax.tree.flatten_with_path(params)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
-    for name, array in sorted(named.items()):
+    for name, array in sorted(by_path(params).items()):
         total.update(f"{name}\0{array.shape}\0{array.dtype.name}\0".encode())
         for piece in on_host(array):
             total.update(piece.astype(piece.dtype.newbyteorder("<")).tobytes())

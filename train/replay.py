@@ -10,6 +10,7 @@ from configs.check import require
 from configs.errors import Corrupted
 from configs.run import RunConfig
 from data.batch import Batch
+from sharding.paths import by_path
 from sharding.processes import Processes
 from train.recovery import Say, say_nothing
 from train.state import TrainState
@@ -74,8 +75,8 @@ def _copy(state: TrainState) -> TrainState:
 
 def _arrays(state: TrainState, metrics: Metrics) -> Iterator[tuple[str, jax.Array]]:
     for name, tree in (("state", state), ("metrics", metrics)):
-        for path, array in jax.tree.flatten_with_path(tree)[0]:
-            yield f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}", array
+        for path, array in by_path(tree).items():
+            yield f"{name}/{path}", array
 
 
 def _digests(array: jax.Array) -> dict[str, str]:

@@ -13,6 +13,7 @@ from configs.model import ModelConfig
 from configs.run import RunConfig
 from model.build import build_model
 from model.language_model import LanguageModel
+from sharding.paths import nested
 from sharding.pipeline import Pipeline, pipeline_of
 from sharding.rules import RULES, WHOLE_PARAMETERS, Rules, sharding
 from train.optimizer import Params, make_optimizer
@@ -53,7 +54,9 @@ class ModelShape(NamedTuple):
 
     def axes(self) -> Params:
         """Returns the logical axes that every parameter was made with."""
-        return _nest({path: tuple(leaf.axes) for path, leaf in nnx.to_flat_state(self.state)})
+        return nested(
+            {"/".join(map(str, path)): tuple(x.axes) for path, x in nnx.to_flat_state(self.state)}
+        )
 
     def is_stacked(self) -> Params:
         """Returns for every parameter whether its first dim counts layers."""
@@ -72,17 +75,6 @@ class ModelShape(NamedTuple):
             self.axes(),
             is_leaf=lambda node: isinstance(node, tuple),
         )
-
-
-def _nest(flat: dict[tuple[Any, ...], Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *folders, name = path
-        folder = nested
-        for key in folders:
-            folder = folder.setdefault(key, {})
-        folder[name] = leaf
-    return nested
 
 
 def shape_of(config: ModelConfig, pipeline: Pipeline | None = None) -> ModelShape:

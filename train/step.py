@@ -11,6 +11,7 @@ from configs.model import ModelConfig
 from configs.run import RunConfig
 from data.batch import Batch
 from model.moe import RouterRecord
+from sharding.paths import by_path
 from sharding.pipeline import pipeline_of
 from sharding.rules import constrain
 from train.loss import Sums, batch_sums, weights_of
@@ -168,8 +169,7 @@ def _layer_norms(
         sums_L = constrain(jnp.sum(squares, axis=range(1, grad.ndim)), None)
         return jnp.sqrt(sums_L)[model_order_L]
 
-    norms, _ = jax.tree.flatten_with_path(jax.tree.map(norm, grads, is_stacked))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in norms}
+    return by_path(jax.tree.map(norm, grads, is_stacked))
 
 
 def _router_means(

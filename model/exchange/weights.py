@@ -12,6 +12,7 @@ from model.exchange.family import Family
 from model.exchange.files import Stored, by_file
 from model.exchange.tensors import Part, Tensor
 from sharding.fill import fill, zeros
+from sharding.paths import by_path, nested
 
 Tree = Mapping[str, Any]
 """Arrays by module path, nested."""
@@ -67,7 +68,7 @@ def read_weights(pairs: list[tuple[Tensor, Stored]], shapes: Tree, layout: Tree)
         shapes: of all parameters, by path.
         layout: the sharding of each.
     """
-    flat_shapes, flat_layout = _flat(shapes), _flat(layout)
+    flat_shapes, flat_layout = by_path(shapes), by_path(layout)
     arrays = {
         path: zeros(leaf.shape, leaf.dtype, flat_layout[path]) for path, leaf in flat_shapes.items()
     }
@@ -76,31 +77,15 @@ def read_weights(pairs: list[tuple[Tensor, Stored]], shapes: Tree, layout: Tree)
         for part, value in zip(tensor.parts, parts, strict=True):
             where = flat_layout[part.path]
             arrays[part.path] = fill(arrays[part.path], value, where, part.index)
-    return _nested(arrays)
+    return nested(arrays)
 
 
 def tensor_arrays(params: Tree, tensors: list[Tensor]) -> Iterator[np.ndarray]:
     """Yields each tensor in their shape, float32, fetched as it is asked for."""
-    flat = _flat(params)
+    flat = by_path(params)
     for tensor in tensors:
         yield tensor.join([_get(flat[part.path], part) for part in tensor.parts])
 
 
 def _get(array: jax.Array, part: Part) -> np.ndarray:
     return np.asarray(array[part.index] if part.index else array)
-
-
-def _flat(tree: Tree) -> dict[str, Any]:
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *rooms, name = path.split("/")
-        room = nested
-        for key in rooms:
-            room = room.setdefault(key, {})
-        room[name] = leaf
-    return nested
