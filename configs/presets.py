@@ -74,8 +74,9 @@ def quickstart() -> RunConfig:
 def quickstart_moe() -> RunConfig:
     """The quickstart with eight experts a layer, of which two compute a token, and one for all.
 
-    5.0 M parameters, 2.1 M of them for a token. Expect the least and the most loaded expert
-    (moe/load) to stay between half and twice the mean.
+    5.0 M parameters, 2.1 M of them for a token, 4 minutes on 2 CPU cores. It ends near 1.63 bits
+    per byte; from step 200 on the least and the most loaded expert (moe/load_least and
+    moe/load_most) have between 0.5 and 1.5 times the mean.
     """
     run = quickstart()
     model = replace(
@@ -93,7 +94,8 @@ def quickstart_moe() -> RunConfig:
 def quickstart_lstm() -> RunConfig:
     """An LSTM on the text of the quickstart: what attention is compared with.
 
-    2.1 M parameters.
+    2.1 M parameters, 4 minutes on 2 CPU cores. It ends near 4.1 nats per token, 2.1 bits per byte,
+    where the quickstart has 3.2 and 1.65.
     """
     run = quickstart()
     model = ModelConfig(
@@ -105,7 +107,8 @@ def quickstart_lstm() -> RunConfig:
 def quickstart_bert() -> RunConfig:
     """A small BERT on the text of the quickstart: hidden tokens, and whether a text follows.
 
-    1.1 M parameters. The loss is that of hidden tokens alone; the other is next_sentence/loss.
+    1.1 M parameters, 5 minutes on 2 CPU cores. The loss is that of hidden tokens alone: it ends
+    near 4.9 nats, where the frequencies of tokens alone give 5.6. The other is next_sentence/loss.
     """
     run = quickstart()
     model = replace(
@@ -134,7 +137,7 @@ def quickstart_bert() -> RunConfig:
 def quickstart_t5() -> RunConfig:
     """A small T5 on the text of the quickstart: spans are hidden, and found by the decoder.
 
-    2.2 M parameters.
+    2.2 M parameters, 3 minutes on 2 CPU cores. It ends near 3.8 nats per token of the spans.
     """
     run = quickstart()
     model = ModelConfig(
