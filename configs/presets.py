@@ -19,7 +19,15 @@ from configs.published.experts import deepseek_v3, mixtral_8x7b
 from configs.published.gemma import gemma3_1b, gemma3_4b, gemma3_12b, gemma3_27b
 from configs.published.gpt2 import gpt2_124m, gpt2_355m, gpt2_774m, gpt2_1558m
 from configs.published.llama import llama3_8b, llama3_70b, llama3_405b, llama_1b, mistral_7b
-from configs.published.pairs import first_transformer, t5_base, t5_large, t5_small, t5_xl, t5_xxl
+from configs.published.pairs import (
+    first_transformer,
+    t5,
+    t5_base,
+    t5_large,
+    t5_small,
+    t5_xl,
+    t5_xxl,
+)
 from configs.published.qwen import (
     qwen3_0_6b,
     qwen3_1_7b,
@@ -72,7 +80,7 @@ def quickstart() -> RunConfig:
 
 
 def quickstart_moe() -> RunConfig:
-    """The quickstart with eight experts a layer, of which two compute a token, and one for all.
+    """The quickstart with eight experts a layer, of which two compute a token.
 
     5.0 M parameters, 2.1 M of them for a token, 4 minutes on 2 CPU cores. It ends near 1.63 bits
     per byte; from step 200 on the least and the most loaded expert (moe/load_least and
@@ -85,7 +93,6 @@ def quickstart_moe() -> RunConfig:
         num_experts=8,
         num_active_experts=2,
         expert_dim=192,
-        num_shared_experts=1,
         router_z_weight=1e-3,
     )
     return replace(run, model=model)
@@ -140,20 +147,8 @@ def quickstart_t5() -> RunConfig:
     2.2 M parameters, 3 minutes on 2 CPU cores. It ends near 3.8 nats per token of the spans.
     """
     run = quickstart()
-    model = ModelConfig(
-        architecture="encoder_decoder",
-        num_encoder_layers=3,
-        num_layers=3,
-        embed_dim=160,
-        num_heads=5,
-        num_kv_heads=5,
-        head_dim=32,
-        mlp_dim=416,
-        position="relative",
-        mlp="geglu_tanh",
-        dtype="float32",
-        num_unrolled_layers=3,
-    )
+    sizes = t5(num_layers=3, embed_dim=160, num_heads=5, mlp_dim=416, vocab_size="tokenizer")
+    model = replace(sizes, head_dim=32, dtype="float32", num_unrolled_layers=3)
     data = replace(run.data, objective="span", target_len=40, special_tokens=("span",))
     prompts = ("def <extra_id_0>(self):", "import <extra_id_0>\n", "return <extra_id_0>\n")
     return replace(run, model=model, data=data, sample=replace(run.sample, prompts=prompts))

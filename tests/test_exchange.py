@@ -277,11 +277,13 @@ def test_an_import_or_export_over_something_is_refused(here):
         ("sinks", "model.attention_sinks=True"),
         ("lstm", "model.architecture=lstm"),
         ("future", "model.num_future_tokens=2"),
+        ("t5", "the closest is t5, but for model.tied_head=True"),
     ],
 )
 def test_a_model_that_no_class_has_is_refused_by_the_name_of_the_setting(name, field):
+    model = KINDS[name].changed(tied_head=True).model
     with pytest.raises(SettingsError) as error:
-        find_family(KINDS[name].model)
+        find_family(model)
     assert field in str(error.value)
 
 

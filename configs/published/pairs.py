@@ -4,6 +4,8 @@ Source: Raffel et al. 2019, T5, arXiv:1910.10683; Shazeer 2020, arXiv:2002.05202
 al. 2017, arXiv:1706.03762, table 3.
 """
 
+from typing import Literal
+
 from configs.model import ModelConfig
 from configs.published.pretraining import pretrain
 from configs.run import RunConfig
@@ -86,10 +88,16 @@ def first_transformer() -> RunConfig:
     )
 
 
-def _t5(
-    *, num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, peak_lr: float
-) -> RunConfig:
-    model = ModelConfig(
+def t5(
+    *,
+    num_layers: int,
+    embed_dim: int,
+    num_heads: int,
+    mlp_dim: int,
+    vocab_size: int | Literal["tokenizer"],
+) -> ModelConfig:
+    """Returns a T5 v1.1 of some size, with as many layers in the encoder as in the decoder."""
+    return ModelConfig(
         architecture="encoder_decoder",
         num_encoder_layers=num_layers,
         num_layers=num_layers,
@@ -98,12 +106,24 @@ def _t5(
         num_kv_heads=num_heads,
         head_dim=64,
         mlp_dim=mlp_dim,
-        vocab_size=32_128,
+        vocab_size=vocab_size,
         position="relative",
         attention_scale=1.0,
         mlp="geglu_tanh",
         tied_head=False,
         remat="full" if embed_dim >= 2048 else "none",
+    )
+
+
+def _t5(
+    *, num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, peak_lr: float
+) -> RunConfig:
+    model = t5(
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        mlp_dim=mlp_dim,
+        vocab_size=32_128,
     )
     return pretrain(
         model,

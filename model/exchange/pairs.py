@@ -59,7 +59,7 @@ def _write_t5(config: ModelConfig) -> dict[str, Any]:
         "relative_attention_num_buckets": config.num_relative_buckets,
         "relative_attention_max_distance": config.max_relative_distance,
         "feed_forward_proj": name_of(config.mlp, _T5_KINDS),
-        "tie_word_embeddings": config.tied_head,
+        "tie_word_embeddings": False,
     }
 
 

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Set
 from typing import Any
 
-from configs.check import require
 from configs.errors import SettingsError
 from configs.model import ModelConfig
 from model.exchange.decoders import (
@@ -106,10 +105,12 @@ def find_family(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
             continue
         if not changes:
             return family, family.write(config)
-        if closest is None or len(changes) < len(closest[1]):
+        if "architecture" not in changes and (closest is None or len(changes) < len(closest[1])):
             closest = family.model_type, changes
-    require(closest is not None, f"model.architecture={config.architecture} has no class there")
-    assert closest is not None
+    if closest is None:
+        raise SettingsError(
+            f"no Hugging Face class that is known here has model.architecture={config.architecture}"
+        )
     name, changes = closest
     words = ", ".join(
         f"model.{field}={old} (it has {new})" for field, (old, new) in changes.items()
