@@ -1,5 +1,6 @@
 """Evaluation of several validation sets: each by itself, and the sources' together."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -7,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 from small_data import data_config, item, open_quietly
+from small_families import KINDS
 from small_model import random_params, small_model, small_run
 
 from configs.run import RunConfig
 from data.batches import validation_batches
 from data.mixture import Data
 from train.evaluate import Evaluation, Evaluator
-from train.loss import cross_entropy, inputs_of
+from train.loss import batch_sums, cross_entropy, inputs_of
 from train.state import shape_of
 
 TEXTS = {"a": "some words of the first. " * 30, "b": "OTHER WORDS! " * 90, "play": "To be. " * 20}
@@ -68,6 +70,35 @@ def test_the_total_is_of_the_sources_and_each_set_has_its_own_score(tmp_path, me
 def test_a_further_set_validates_with_all_of_its_text(tmp_path, mesh):
     config, data = opened(tmp_path, held_out=True)
     assert evaluate(config, data, mesh).sets["play"].tokens == len(TEXTS["play"]) + 1
+
+
+def test_whether_a_text_follows_is_scored_over_the_whole_set(tmp_path, mesh):
+    (tmp_path / "a.txt").write_text(TEXTS["a"] * 9)
+    data_settings = data_config(
+        path=str(tmp_path / "a.txt"),
+        validation_fraction=0.5,
+        sequence_len=16,
+        objective="masked_pairs",
+        special_tokens=("masked",),
+    )
+    model = dataclasses.replace(KINDS["bert"].model, vocab_size=261)
+    config = dataclasses.replace(KINDS["bert"].run(), model=model, data=data_settings)
+    data = open_quietly(data_settings, tmp_path / "cache")
+    (stream,) = data.validation_sets().values()
+    batches = validation_batches(stream, config.data, batch_size=1024, tokenizer=data.tokenizer)
+    batch = item(batches, 0).map(jnp.asarray)
+    params = random_params(model, std=0.1)
+    sums = batch_sums(shape_of(model).merge(params), batch).others
+    assert batch.next_BT is not None
+    num_pairs = int(jnp.sum(batch.next_BT > 0))
+    assert num_pairs > 50
+
+    found = evaluate(config, data, mesh)
+    assert found.total.others.keys() == {"next_sentence/loss", "next_sentence/accuracy"}
+    for name, value in found.total.others.items():
+        assert value == pytest.approx(float(sums[name]) / num_pairs, rel=1e-5)
+        assert found.record()[f"eval/{name}"] == value
+        assert name in found.total.describe()
 
 
 def test_without_validation_splits_the_further_sets_are_the_total(tmp_path, mesh):

@@ -1,9 +1,9 @@
 """The loss over a whole validation split."""
 
-import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from data.store import TokenStream
 from sharding.pipeline import pipeline_of
 from sharding.rules import sharding
 from train.feed import Feed
-from train.loss import batch_sums
+from train.loss import batch_sums, weights_of
 from train.optimizer import Params
 from train.run_folder import Record
 from train.state import shape_of
@@ -33,11 +33,32 @@ class Score:
     each token is predicted from those before it."""
     tokens: int
     """Targets that counted."""
+    others: dict[str, float]
+    """Means of further losses and counts, such as next_sentence/accuracy."""
 
     def describe(self) -> str:
         """Returns the score as a person reads it."""
         bits = "" if self.bits_per_byte is None else f"{self.bits_per_byte:.3f} bits per byte, "
-        return f"{self.loss:.4f} nats per token, {bits}on {self.tokens:,} tokens"
+        others = "".join(f", {name} {value:.4f}" for name, value in self.others.items())
+        return f"{self.loss:.4f} nats per token, {bits}on {self.tokens:,} tokens{others}"
+
+    def record(self) -> Record:
+        """Returns all of it by name."""
+        return {
+            "loss": self.loss,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens,
+            **self.others,
+        }
+
+
+class Tally(NamedTuple):
+    """What a batch or a whole set adds up to: scalars on devices, or numbers."""
+
+    nats: Any
+    tokens: Any
+    others: dict[str, tuple[Any, Any]]
+    """Of further losses and counts, each beside what it is divided by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +84,7 @@ class Evaluation:
         return {
             f"{prefix}/{name}": value
             for prefix, score in scores.items()
-            for name, value in dataclasses.asdict(score).items()
+            for name, value in score.record().items()
         }
 
 
@@ -85,8 +106,8 @@ class Evaluator:
             sets={name: self._score([sums[name]], [self.sets[name]]) for name in sums},
         )
 
-    def _sums(self, params: Params, stream: TokenStream) -> tuple[float, int]:
-        """Returns the nats of a whole set and its targets."""
+    def _sums(self, params: Params, stream: TokenStream) -> Tally:
+        """Returns what a whole set adds up to."""
         config = self._config
         batch_size = config.eval.batch_size or config.train.batch_size
         feed = Feed(
@@ -101,27 +122,40 @@ class Evaluator:
             sharding=self._sharding,
             batch_size=batch_size,
         )
-        sums = jax.device_get([self._eval_step(params, batch) for batch in feed])
-        nats = math.fsum(float(loss_sum) for loss_sum, _ in sums)
-        return nats, sum(int(num_tokens) for _, num_tokens in sums)
+        return _add(jax.device_get([self._eval_step(params, batch) for batch in feed]))
 
-    def _score(self, sums: list[tuple[float, int]], streams: list[TokenStream]) -> Score:
-        nats, tokens = math.fsum(n for n, _ in sums), sum(t for _, t in sums)
+    def _score(self, sums: list[Tally], streams: list[TokenStream]) -> Score:
+        nats, tokens, others = _add(sums)
         num_bytes = sum(stream.num_bytes for stream in streams)
         is_causal = self._config.data.objective == "causal"
         bits = nats / math.log(2) / num_bytes if is_causal else None
-        return Score(loss=nats / tokens, bits_per_byte=bits, tokens=tokens)
+        means = {name: part / whole for name, (part, whole) in others.items() if whole}
+        return Score(loss=nats / tokens, bits_per_byte=bits, tokens=tokens, others=means)
 
 
-def make_eval_step(
-    config: RunConfig, mesh: jax.sharding.Mesh
-) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
-    """Returns the compiled function from (params, batch) to (summed nats, number of targets)."""
+def _add(sums: Sequence[Tally]) -> Tally:
+    names = sums[0].others if sums else ()
+    return Tally(
+        math.fsum(float(each.nats) for each in sums),
+        sum(int(each.tokens) for each in sums),
+        {
+            name: (
+                math.fsum(float(each.others[name][0]) for each in sums),
+                math.fsum(float(each.others[name][1]) for each in sums),
+            )
+            for name in names
+        },
+    )
+
+
+def make_eval_step(config: RunConfig, mesh: jax.sharding.Mesh) -> Callable[[Params, Batch], Tally]:
+    """Returns the compiled function from (params, batch) to what the batch adds up to."""
     shape = shape_of(config.model, pipeline_of(config, mesh))
 
     @jax.jit
-    def eval_step(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        nats = batch_sums(shape.merge(params), batch).nats
-        return nats, jnp.sum(batch.weights_BT > 0, dtype=jnp.int32)
+    def eval_step(params: Params, batch: Batch) -> Tally:
+        sums, weights = batch_sums(shape.merge(params), batch), weights_of(config.model, batch)
+        others = {name: (sums.others[name], weight) for name, weight in weights.items()}
+        return Tally(sums.nats, jnp.sum(batch.weights_BT > 0, dtype=jnp.int32), others)
 
     return eval_step

@@ -87,14 +87,14 @@ def later_targets(batch: Batch, distance: int) -> tuple[jax.Array, jax.Array]:
 
 
 def weights_of(config: ModelConfig, batch: Batch) -> dict[str, jax.Array]:
-    """Returns what the sums of further losses are divided by to be means, by their names."""
+    """Returns what the sums of further losses and counts are divided by to be means, by name."""
     weights = {}
     if config.num_future_tokens:
         later = [later_targets(batch, k)[1] for k in range(1, config.num_future_tokens + 1)]
-        weights["future/loss"] = jnp.maximum(sum(map(jnp.sum, later)), 1)
+        weights["future/loss"] = sum(map(jnp.sum, later), jnp.zeros(()))
     if config.next_sentence:
         assert batch.next_BT is not None
-        num_pairs = jnp.maximum(jnp.sum(batch.next_BT > 0), 1)
+        num_pairs = jnp.sum(batch.next_BT > 0, dtype=jnp.float32)
         weights |= {"next_sentence/loss": num_pairs, "next_sentence/accuracy": num_pairs}
     return weights
 

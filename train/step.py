@@ -74,7 +74,7 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
             rows_B = jnp.arange(batch.tokens_BT.shape[0])
             keys_B = jax.vmap(jax.random.fold_in, (None, 0))(step_key, rows_B)
         weight = jnp.maximum(jnp.sum(batch.weights_BT), 1)
-        weights = weights_of(model, batch)
+        weights = {name: jnp.maximum(x, 1) for name, x in weights_of(model, batch).items()}
         num_routed = model.num_stacked_layers * jnp.maximum(jnp.sum(batch.segments_BT > 0), 1)
 
         def loss_fn(params: Params, rows: Rows) -> tuple[jax.Array, Sums]:

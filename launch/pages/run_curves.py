@@ -10,7 +10,7 @@ from launch.report import RunReport
 _NUM_POINTS = 1000
 _NUM_OTHERS = 24
 _NUM_FOR_TAIL = 20
-_SECOND = "#c98a1f"
+_SECOND, _MANY = "#c98a1f", "#c4ccd4"
 _RESUMED, _WENT_BACK = "#8b95a1", "#cc5140"
 _OWN = "goodput/"
 """The namespace that the page shows in another way."""
@@ -26,6 +26,10 @@ class _Chart(NamedTuple):
     y_title: str
     log_y: bool = False
     from_zero: bool = False
+    many: str = "\0"
+    """Keys that begin with this are drawn pale and behind, one for each expert or the like."""
+    each: str = ""
+    """What they are called."""
 
 
 _CHARTS = (
@@ -38,6 +42,16 @@ _CHARTS = (
     _Chart("Use of the device", ("mfu_causal", "mfu_full"), "part of its peak", from_zero=True),
     _Chart("Device memory", ("device_memory_bytes",), "bytes at its peak", from_zero=True),
     _Chart("Goodput", ("goodput/fraction",), "part of the run's life", from_zero=True),
+    _Chart(
+        "Tokens of an expert",
+        ("moe/load_most", "moe/load_least"),
+        "times the mean",
+        from_zero=True,
+        many="moe/load/",
+        each="each expert",
+    ),
+    _Chart("Next sentence, loss", ("next_sentence/loss",), "nats"),
+    _Chart("Next sentence, right answers", ("next_sentence/accuracy",), "part of all"),
 )
 _TAIL = _CHARTS[0]._replace(title="Loss, last half")
 """Its changes are dwarfed by those of the first steps."""
@@ -67,14 +81,20 @@ def run_curves(report: RunReport) -> list[Html]:
 def _others(report: RunReport) -> list[str]:
     """Returns the namespaced keys that no chart of ours has, and whose values change."""
     known = {name for chart in _CHARTS for name in chart.names}
+    shown = (_OWN, *(chart.many for chart in _CHARTS))
     first: dict[str, object] = {}
     changing = set()
     for record in report.records.values():
         for name, value in record.items():
-            is_other = "/" in name and name not in known and not name.startswith(_OWN)
+            is_other = "/" in name and name not in known and not name.startswith(shown)
             if is_other and first.setdefault(name, value) != value:
                 changing.add(name)
     return sorted(changing)
+
+
+def _names(report: RunReport) -> list[str]:
+    """Returns all keys, in the order in which they were first logged."""
+    return list(dict.fromkeys(name for record in report.records.values() for name in record))
 
 
 def _draw(
@@ -82,7 +102,8 @@ def _draw(
 ) -> Html | None:
     """Returns a chart of the steps of a span, or None where there is no value to draw."""
     curves, words = [], []
-    for name, color in zip(chart.names, (ACCENT, _SECOND), strict=False):
+    many = {name: _MANY for name in _names(report) if name.startswith(chart.many)}
+    for name, color in (*many.items(), *zip(chart.names, (ACCENT, _SECOND), strict=False)):
         points: list[Point] = [p for p in report.curve(name) if p[0] >= span[0]]
         num_values = sum(y is not None for _, y in points)
         if num_values:
@@ -99,7 +120,9 @@ def _draw(
         log_y=chart.log_y and all(y is None or y > 0 for c in curves for _, y in c.points),
         from_zero=chart.from_zero,
     )
-    legend = [_legend("—", c.name, c.color) for c in curves] if len(curves) > 1 else []
+    named = [c for c in curves if c.name not in many]
+    legend = [_legend("—", c.name, c.color) for c in named] if len(curves) > 1 else []
+    legend += [_legend("—", chart.each, _MANY)] if many else []
     said = [tag("p", *legend, class_="soft")] if legend else []
     said += [tag("p", word, class_="soft") for word in words]
     return tag("div", card(chart.title, drawn, *said), style=_WHOLE)
