@@ -1,7 +1,7 @@
 """What a step saw: the rows of its batch, and the pieces of documents that they are made of."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,8 @@ from data.mixture import Data
 from data.rows import Rows
 from data.store import TokenStore, TokenStream
 from data.text.sources import record_name
-
-"""Kinds of files that are one document each."""
+from data.tokenizers.special_tokens import END_OF_TEXT
+from data.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,18 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Question:
+    """What the model reads of a segment of a row and what it is to find, special tokens by name."""
+
+    reads: str
+    """Of a model with an encoder what that reads."""
+    finds: str
+    """The targets that count; "..." stands between those that are not neighbours."""
+    follows: bool | None
+    """Whether the second text is what follows the first; None where nobody asks."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RowReport:
     """A row of a batch."""
 
@@ -52,11 +64,14 @@ class RowReport:
     num_rows: int
     """Rows in an epoch of the source."""
     num_padding: int
-    """Positions at the end of the row that hold no token."""
+    """Positions of the row that hold no token."""
     sha256: str
     """Digest of the row in all arrays of the batch."""
     pieces: tuple[Piece, ...]
-    """The inputs, in order. The last target is the token that would come next, or a separator."""
+    """What was read, in order. For the causal objective these are the inputs; the last target is
+    the token that would come next, or a separator."""
+    questions: tuple[Question, ...]
+    """What another objective made of that; none for the causal one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,26 +126,61 @@ def report_step(
         item=item,
         batch_sha256=batch_digest(batch),
         num_rows=batch_size,
-        rows=tuple(_report_row(data, sequence, places[row], row, batch) for row in wanted),
+        rows=tuple(_report_row(data, config, sequence, places[row], row, batch) for row in wanted),
     )
 
 
 def _report_row(
-    data: Data, sequence: TrainRows, place: int, index: int, batch: Batch[np.ndarray]
+    data: Data,
+    config: DataConfig,
+    sequence: TrainRows,
+    place: int,
+    index: int,
+    batch: Batch[np.ndarray],
 ) -> RowReport:
     address = sequence.address(place)
     source, rows = data.sources[address.source], sequence.rows[address.source]
     own = batch.map(lambda array: array[index : index + 1])
     pieces = pieces_of_row(rows, source.store, address.row)
+    is_causal = config.objective == "causal"
     return RowReport(
         index=index,
         source=source.name,
         epoch=address.epoch,
         row=address.row,
         num_rows=len(rows),
-        num_padding=batch.tokens_BT.shape[1] - sum(piece.num_tokens for piece in pieces),
+        num_padding=int(np.sum(own.segments_BT == 0)),
         sha256=batch_digest(own),
         pieces=tuple(pieces),
+        questions=() if is_causal else tuple(questions_of_row(own, source.store.tokenizer)),
+    )
+
+
+def questions_of_row(row: Batch[np.ndarray], tokenizer: Tokenizer) -> Iterator[Question]:
+    """Yields what is asked of each segment of a batch of one row."""
+    for segment in range(1, int(row.segments_BT.max()) + 1):
+        here = row.segments_BT[0] == segment
+        reads = row.tokens_BT[0][here]
+        if row.encoder is not None:
+            reads = row.encoder.tokens_BS[0][row.encoder.segments_BS[0] == segment]
+        counts, targets = row.weights_BT[0][here] > 0, row.targets_BT[0][here]
+        edges = np.flatnonzero(np.diff(counts)) + 1
+        parts = zip(np.split(targets, edges), np.split(counts, edges), strict=True)
+        answer = 0 if row.next_BT is None else int(row.next_BT[0][here].max())
+        yield Question(
+            reads=spelled(reads, tokenizer),
+            finds=" ... ".join(spelled(part, tokenizer) for part, count in parts if count.any()),
+            follows=None if answer == 0 else answer == 1,
+        )
+
+
+def spelled(ids: np.ndarray, tokenizer: Tokenizer) -> str:
+    """Returns the text of tokens, those that stand for no text by their names."""
+    names = {i: name for name, i in tokenizer.special.items()}
+    names.setdefault(tokenizer.separator, END_OF_TEXT[0])
+    return "".join(
+        "".join(names[i] for i in group) if is_special else tokenizer.decode(group)
+        for is_special, group in itertools.groupby(ids.tolist(), names.__contains__)
     )
 
 

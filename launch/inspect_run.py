@@ -17,7 +17,7 @@ from configs.run import RunConfig
 from configs.settings import differences, flatten
 from data.mixture import Data
 from data.open_data import open_data
-from data.row_report import Piece, RowReport, StepReport, report_step
+from data.row_report import Piece, Question, RowReport, StepReport, report_step
 from launch.progress import Progress
 from launch.visible import first_lines, shortened, visible, visible_lines
 from train.checkpoint_files import checkpoint_steps, read_progress
@@ -150,6 +150,19 @@ def _show_row(console: Console, row: RowReport, *, full: bool) -> None:
         if text:
             shown = Text(text, "dim", overflow="fold")
             console.print(Padding(shown, (0, 0, 0, 4), expand=False))
+    for question in row.questions:
+        _show_question(console, question, full=full)
+
+
+def _show_question(console: Console, question: Question, *, full: bool) -> None:
+    follows = {None: "", True: "follows", False: "does not follow"}[question.follows]
+    for name, text in (("reads", question.reads), ("finds", question.finds)):
+        shown = visible_lines(text) if full else first_lines(text, console.width - 11)
+        lines = Text(shown, "dim", overflow="fold")
+        console.print(Text(f"  {name}", "green"))
+        console.print(Padding(lines, (0, 0, 0, 4), expand=False))
+    if follows:
+        console.print(Text.assemble(("  the second text ", "green"), follows))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,12 @@
 """`./tessera inspect RUN`: what it shows is what the step saw; and what is refused."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -20,7 +23,7 @@ from small_runs import call, write_text
 
 from configs.data import DataConfig
 from data.batches import batch_digest, train_batches
-from data.row_report import report_step
+from data.row_report import RowReport, report_step
 from launch.visible import first_lines, visible, visible_lines
 
 BATCH_SIZE, SEED = 6, 3
@@ -43,6 +46,43 @@ def mixture(folder: Path, packing: str) -> DataConfig:
         sequence_len=48,
         packing=packing,  # type: ignore[arg-type]
     )
+
+
+def asked(folder: Path, **settings: Any) -> list[RowReport]:
+    """Returns what a step saw of two texts under another objective."""
+    write_texts(folder)
+    config = dataclasses.replace(mixture(folder, "concat"), **settings)
+    data = open_quietly(config, folder / "cache")
+    report = report_step(data, config, batch_size=BATCH_SIZE, seed=SEED, step=2)
+    return list(report.rows)
+
+
+def test_hidden_spans_are_shown_where_they_were(tmp_path: Path):
+    rows = asked(tmp_path, objective="span", target_len=40, special_tokens=("span",))
+    names = [f"<extra_id_{i}>" for i in range(100)]
+    for row in rows:
+        texts = []
+        for question in row.questions:
+            text = question.reads.removeprefix("<|endoftext|>")
+            found = re.split("(<extra_id_[0-9]+>)", question.finds.removesuffix("<|endoftext|>"))
+            assert found[1::2] == names[: len(found) // 2]
+            for name, span in zip(found[1::2], found[2::2], strict=True):
+                text = text.replace(name, span)
+            texts.append(text)
+        assert texts
+        assert set(texts) <= {piece.text for piece in row.pieces}  # of short ones nothing is hidden
+        assert row.num_padding > 0
+
+
+def test_hidden_tokens_are_shown_with_what_they_were(tmp_path: Path):
+    rows = asked(tmp_path, objective="masked_pairs", special_tokens=("masked",))
+    questions = [question for row in rows for question in row.questions]
+    assert {True, False} <= {question.follows for question in questions}
+    for question in questions:
+        assert question.reads.startswith("[CLS]")
+        assert question.reads.count("[SEP]") == (1 if question.follows is None else 2)
+        num_hidden = sum(map(len, question.finds.split(" ... ")))
+        assert 0 < question.reads.count("[MASK]") <= num_hidden
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
