@@ -76,11 +76,10 @@ def test_hidden_spans_are_shown_where_they_were(tmp_path: Path):
 
 def test_hidden_tokens_are_shown_with_what_they_were(tmp_path: Path):
     rows = asked(tmp_path, objective="masked_pairs", special_tokens=("masked",))
-    questions = [question for row in rows for question in row.questions]
+    questions = [question for row in rows for question in row.questions if question.finds]
     assert {True, False} <= {question.follows for question in questions}
     for question in questions:
-        assert question.reads.startswith("[CLS]")
-        assert question.reads.count("[SEP]") == (1 if question.follows is None else 2)
+        assert question.reads.count("[SEP]") == (0 if question.follows is None else 2)
         num_hidden = sum(map(len, question.finds.split(" ... ")))
         assert 0 < question.reads.count("[MASK]") <= num_hidden
 
