@@ -51,12 +51,15 @@ def refused_field(name: str, cut: Cut) -> str | None:
     """Returns the field that the refusal of a combination that cannot be names; None if it can."""
     model, axes = MODELS[name], dict(cut)
     in_order = model.architecture == "encoder_decoder" or model.is_recurrent
+    num_layers = model.num_stacked_layers // axes.get("stage", 1)
+    if "expert" in axes and model.num_experts is None:  # only experts can be cut into experts
+        return "mesh.expert="
     if "context" in axes and in_order:
         return "mesh.context="
     if "stage" in axes and model.architecture == "encoder_decoder":
         return "mesh.stage="
-    if "expert" in axes and model.num_experts is None:  # only experts can be cut into experts
-        return "mesh.expert="
+    if num_layers % len(model.attention_pattern or (0,)):  # a stage has whole periods
+        return "mesh.stage="
     return None
 
 
@@ -141,7 +144,7 @@ def test_the_layout_does_not_change_a_run_of_adamw(cut):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [n for n in MODELS if refused_field(n, FOUR_AXES) is None])
 def test_four_axes_at_once_change_nothing(name, tmp_path, environment):
     saved = tmp_path / "course.npz"
     subprocess.run(
