@@ -148,7 +148,7 @@ def quickstart_t5() -> RunConfig:
     """
     run = quickstart()
     sizes = t5(num_layers=3, embed_dim=160, num_heads=5, mlp_dim=416, vocab_size="tokenizer")
-    model = replace(sizes, head_dim=32, dtype="float32", num_unrolled_layers=3)
+    model = replace(sizes, head_dim=32, dtype="float32", init_std=0.06, num_unrolled_layers=3)
     data = replace(run.data, objective="span", target_len=40, special_tokens=("span",))
     prompts = ("def <extra_id_0>(self):", "import <extra_id_0>\n", "return <extra_id_0>\n")
     return replace(run, model=model, data=data, sample=replace(run.sample, prompts=prompts))

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from launch.saved import open_run
     from model.exchange.registry import find_family
-    from train.exchange import PUBLISHED, check_new, export_model, mesh_for
+    from train.import_export import PUBLISHED, check_new, export_model, mesh_for
     from train.run_folder import RunFolder
 
     check_new(parsed.out, "OUT")

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     prepare_jax()
 
     from launch.saved import open_run
-    from train.generate import make_generate
+    from train.generation.generate import make_generate
 
     run = open_run(parsed.run, parsed.step, RUNS / ".data")
     require(

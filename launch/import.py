@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     from data.open_data import given_tokenizer
     from model.exchange.folder import open_published
     from sharding.processes import ALONE
-    from train.exchange import import_model, run_of
+    from train.import_export import import_model, run_of
 
     found = open_published(parsed.folder.expanduser(), dtype=parsed.dtype)
     if found.tokenizer is not None:

@@ -294,15 +294,15 @@ def test_a_squared_relu_is_refused_by_its_name():
 
 
 def test_an_export_that_reads_back_otherwise_is_not_kept(here, monkeypatch):
-    import train.exchange as exchange
+    from train import import_export
 
     assert call("import", str(LLAMA), "--run-dir", "run", "--dtype", "float32")[0] == 0
-    write = exchange.write_shard
+    write = import_export.write_shard
 
     def wrong(path, shard, dtype, arrays):
         write(path, shard, dtype, (array + 0.01 for array in arrays))
 
-    monkeypatch.setattr(exchange, "write_shard", wrong)
+    monkeypatch.setattr(import_export, "write_shard", wrong)
     code, words = call("export", "run", "out")
     assert code == 1
     assert "reads back as another model" in words

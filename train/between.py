@@ -9,7 +9,7 @@ from configs.errors import Stopped
 from train.checkpoint import Checkpoints
 from train.checkpoint_files import Progress
 from train.evaluate import Evaluator
-from train.generate import Sampler
+from train.generation.generate import Sampler
 from train.guard import Trouble
 from train.log import logger
 from train.metrics import MetricsWriter

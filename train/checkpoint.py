@@ -16,8 +16,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from configs.errors import TesseraError
-from sharding.fill import PIECE_BYTES, fill, zeros
 from sharding.paths import by_path, nested
+from sharding.pieces import PIECE_BYTES, fill, zeros
 from sharding.processes import EndedElsewhere
 from train.checkpoint_files import (
     STATE,

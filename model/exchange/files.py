@@ -18,7 +18,7 @@ import numpy as np
 
 from configs.check import require
 from configs.errors import IntegrityError
-from sharding.fill import PIECE_BYTES
+from sharding.pieces import PIECE_BYTES
 
 _DTYPES: Mapping[str, Any] = {
     "F64": np.float64,

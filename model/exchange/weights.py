@@ -11,8 +11,8 @@ from configs.model import ModelConfig
 from model.exchange.family import Family
 from model.exchange.files import Stored, by_file
 from model.exchange.tensors import Part, Tensor
-from sharding.fill import fill, zeros
 from sharding.paths import by_path, nested
+from sharding.pieces import fill, zeros
 
 Tree = Mapping[str, Any]
 """Arrays by module path, nested."""

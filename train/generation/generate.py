@@ -12,9 +12,9 @@ from data.tokenizers.tokenizer import Tokenizer
 from model.inputs import Inputs
 from sharding.pipeline import Pipeline, pipeline_of
 from sharding.rules import constrain
-from train.answer import make_answer
-from train.draw import Generate, draw, num_missing, up_to
-from train.fill import make_fill
+from train.generation.answer import make_answer
+from train.generation.draw import Generate, draw, num_missing, up_to
+from train.generation.fill import make_fill
 from train.optimizer import Params
 from train.state import shape_of
 
