@@ -203,6 +203,7 @@ def _t5() -> hf.PreTrainedModel:
             tie_word_embeddings=False,
             initializer_factor=1.0,
             decoder_start_token_id=0,
+            attn_implementation="eager",
         )
     )
 
