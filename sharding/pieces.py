@@ -1,6 +1,7 @@
 """Arrays filled piece by piece where they lie, so that a host need not hold one of them twice."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -39,7 +40,9 @@ def fill(
     return array
 
 
-def _slices(source: Any, dtype: np.dtype, where: NamedSharding) -> Any:
+def _slices(
+    source: Any, dtype: np.dtype, where: NamedSharding
+) -> Iterator[tuple[Any, tuple[int, ...]]]:
     """Yields pieces of a source, each with the index where it begins."""
     here = where.shard_shape(source.shape)
     axis = next((i for i, num in enumerate(source.shape) if here[i] == num), None)
