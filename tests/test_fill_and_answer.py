@@ -31,7 +31,6 @@ MODELS = {
 }
 """A model whose head is its embedding says again and again what it read."""
 by_encoder = pytest.mark.parametrize("name", ["bert", "modernbert"])
-by_pair = pytest.mark.parametrize("name", ["t5", "first_transformer"])
 
 
 @functools.cache
@@ -104,8 +103,7 @@ def answer_greedily(name: str, params: Params, prompt: str, target_len: int) -> 
     return target[2:]
 
 
-@by_pair
-@pytest.mark.parametrize("target_len", [7, 14])
+@pytest.mark.parametrize(("name", "target_len"), [("t5", 14), ("first_transformer", 7)])
 def test_an_answer_is_that_of_a_plain_loop(name, target_len):
     params = params_of(name)
     answers = [answer_greedily(name, params, prompt, target_len) for prompt in ANSWERED]

@@ -148,7 +148,7 @@ def test_every_second_of_a_run_that_was_killed_twice_is_accounted_for(tmp_path, 
     life_sec = said["beat"] - said["first_start"]
     assert sum(said["seconds"].values()) == pytest.approx(life_sec, abs=0.5)
     for kind in ("set_up", "compile", "step", "save_stall", "evaluation", "lost_work", "down_time"):
-        assert said["seconds"][kind] > 0, said
+        assert said["seconds"][kind] > 0, (kind, said["seconds"], run.read_events())
     times = [event["time"] for event in run.read_events()]
     assert len(times) > 3
     last = read_metrics(run.metrics)[60]
