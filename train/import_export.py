@@ -263,4 +263,6 @@ def _write_tokenizer(
         if content is not None:
             (folder / "tokenizer.json").write_bytes(content)
             said = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest}
-            write_json(folder / "tokenizer_config.json", {**said, **named_tokens(tokenizer)})
+            write_json(
+                folder / "tokenizer_config.json", {**said, **named_tokens(tokenizer, content)}
+            )

@@ -24,20 +24,22 @@ def as_tokenizer_json(tokenizer: Tokenizer) -> bytes | None:
     """
     import tokenizers
 
-    if tokenizer.kind == "huggingface":
-        return tokenizer.content()
+    given = tokenizer.content() if tokenizer.kind == "huggingface" else None
     made = {
         "bytes": _of_bytes,
         "characters": _of_characters,
         "sentencepiece": _of_sentencepiece,
+        "huggingface": _as_given,
     }[tokenizer.kind](tokenizer)
     if made is None:
         return None
     named = {index: name for name, index in tokenizer.special.items() if name != "separator"}
     named.setdefault(tokenizer.separator, SEPARATOR)
-    have = made.get_vocab()
+    have = {*made.get_vocab().values()}
+    if given is not None and named.keys() <= have:
+        return given
     for index, name in sorted(named.items()):
-        if index in have.values():
+        if index in have:
             name = made.id_to_token(index)
         made.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False)])
         if made.token_to_id(name) != index:
@@ -52,20 +54,32 @@ def as_tokenizer_json(tokenizer: Tokenizer) -> bytes | None:
     return made.to_str().encode()
 
 
-def named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    """Returns the tokens with a meaning by their names in tokenizer_config.json."""
-    special = {index: name for name, index in tokenizer.special.items() if name != "separator"}
-    end = special.get(tokenizer.separator, SEPARATOR)
-    named = {"bos_token": end, "eos_token": end, "pad_token": end}
-    for name, token in (
-        ("pad_token", "[PAD]"),
-        ("cls_token", "[CLS]"),
-        ("sep_token", "[SEP]"),
-        ("mask_token", "[MASK]"),
-    ):
-        if token in tokenizer.special:
-            named[name] = token
-    return named
+def named_tokens(tokenizer: Tokenizer, content: bytes) -> dict[str, str]:
+    """Returns the tokens with a meaning by their names in tokenizer_config.json.
+
+    Args:
+        content: the tokenizer.json, whose spelling they have: another would be a token more.
+    """
+    import tokenizers
+
+    end, special = tokenizer.separator, tokenizer.special
+    ids = {
+        "bos_token": end,
+        "eos_token": end,
+        "pad_token": special.get("[PAD]", end),
+        "cls_token": special.get("[CLS]"),
+        "sep_token": special.get("[SEP]"),
+        "mask_token": special.get("[MASK]"),
+    }
+    made = tokenizers.Tokenizer.from_str(content.decode())
+    spelled = {name: made.id_to_token(index) for name, index in ids.items() if index is not None}
+    return {name: token for name, token in spelled.items() if token is not None}
+
+
+def _as_given(tokenizer: Tokenizer) -> Any:
+    from tokenizers import Tokenizer as Made
+
+    return Made.from_str(tokenizer.content().decode())
 
 
 def _of_bytes(tokenizer: Tokenizer) -> Any:
