@@ -28,6 +28,12 @@ class Stopped(TesseraError):
     exit_code = 75
 
 
+class Unavailable(TesseraError):
+    """Storage or another process did not answer in time, which may pass; start again."""
+
+    exit_code = 75
+
+
 class Diverged(TesseraError):
     """The run diverged, and going back to a good checkpoint did not help."""
 
@@ -53,6 +59,19 @@ class Hung(TesseraError):
 
 
 INTERNAL_ERROR, OUT_OF_MEMORY = 70, 71
+
+_HELPED_BY_A_RESTART = (
+    Corrupted.exit_code,
+    Stopped.exit_code,
+    Hung.exit_code,
+    INTERNAL_ERROR,
+)
+
+
+def closing_line(message: str, exit_code: int, command: str | None) -> str:
+    """Returns the last line of a run: why it ended, and the command that goes on, if that helps."""
+    line = f"{message} (exit code {exit_code})"
+    return f"{line}; to go on: {command}" if command and exit_code in _HELPED_BY_A_RESTART else line
 
 
 def exit_code_of(error: BaseException) -> int:

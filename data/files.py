@@ -8,22 +8,84 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from configs.errors import SettingsError
+from configs.errors import SettingsError, Unavailable
+
+Result = TypeVar("Result")
 
 MANIFEST = "manifest.json"
 """Says what belongs to a prepared folder; written last, so a folder without one is not whole."""
 
 
+_BUFFER_BYTES = 1 << 20
+_WAITS_SEC = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Before an operation that failed by an I/O error is tried again."""
+_WRONG = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""Errors that say what is there, and not that a disk or network has failed to answer."""
+
+
+class Moved:
+    """Bytes that this process has read, hashed, sent or received, of which a watchdog can see that
+    something long is still going on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.total = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Counts bytes; any thread may call it."""
+        with self._lock:
+            self.total += num_bytes
+
+
+MOVED = Moved()
+"""The count of this process, which only ever grows."""
+
+
 def digest_file(path: Path) -> str:
     """Returns the SHA-256 of the bytes of a file, read in parts."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, buffer = hashlib.sha256(), bytearray(_BUFFER_BYTES)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(view[:size])
+            MOVED.add(size)
+    return digest.hexdigest()
+
+
+def retried(work: Callable[[], Result], what: str) -> Result:
+    """Returns work(), which is tried again where the disk or network fails to answer (EIO, ESTALE,
+    EACCES, a timeout, ...).
+
+    Args:
+        what: a path or URL and what is done to it, such as "x/manifest.json cannot be read".
+
+    Raises:
+        FileNotFoundError: it is absent, or a folder; trying again would not help.
+        Unavailable: it did not pass.
+    """
+    for wait_sec in (*_WAITS_SEC, None):
+        try:
+            return work()
+        except _WRONG:
+            raise
+        except OSError as error:
+            cause = error.strerror or str(error)
+            if wait_sec is None:
+                raise Unavailable(
+                    f"{what}: {cause}, at {len(_WAITS_SEC) + 1} tries within "
+                    f"{sum(_WAITS_SEC):.0f} s. Nothing was changed; see to the disk or network, "
+                    "then start again"
+                ) from None
+        time.sleep(wait_sec)
+    raise AssertionError("the last try returns or raises")
 
 
 def file_entry(path: Path) -> dict[str, Any]:

@@ -7,7 +7,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from configs.errors import OUT_OF_MEMORY, SettingsError, TesseraError, exit_code_of
+from configs.errors import (
+    OUT_OF_MEMORY,
+    SettingsError,
+    TesseraError,
+    closing_line,
+    exit_code_of,
+)
 from launch.arguments import did_you_mean
 
 COMMANDS = {
@@ -47,7 +53,7 @@ def guarded(command: Callable[[], int], go_on: str | None = None) -> int:
     """Returns the command's exit code, or that of the exception it ended with, and says why.
 
     Args:
-        go_on: the command that goes on afterwards; it ends the last line.
+        go_on: the command of a run; it ends the last line where giving it again would help.
     """
     try:
         return command()
@@ -64,7 +70,7 @@ def guarded(command: Callable[[], int], go_on: str | None = None) -> int:
             message = f"{str(error).splitlines()[0]}\n{_SMALLER}"
         else:
             message = f"{traceback.format_exc()}ended by an error of ours, please report it"
-    _say(f"{message} (exit code {code}); to go on: {go_on}" if go_on else message)
+    _say(closing_line(message, code, go_on) if go_on else message)
     return code
 
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from configs.errors import SettingsError, TesseraError, exit_code_of
+from configs.errors import SettingsError, TesseraError, closing_line, exit_code_of
 from sharding.job import Job
 from sharding.rendezvous import meet
 
@@ -233,8 +233,7 @@ class Processes:
             time.sleep(_POLL_SEC)
 
     def _say_last(self, error: TesseraError) -> None:
-        way_on = f"; to go on: {self.way_on}" if self.way_on else ""
-        _logger.error(f"{error} (exit code {error.exit_code}){way_on}")
+        _logger.error(closing_line(str(error), error.exit_code, self.way_on))
 
     def _watch(self) -> None:
         """Ends this process where it cannot end by itself after another has: it may be waiting."""
