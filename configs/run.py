@@ -227,20 +227,12 @@ class GuardConfig:
     """Steps whose losses make the median and the deviation, skipped and high ones left out."""
     max_rollbacks: int = 3
     """How often the run goes back and passes over the batches that did it, before it ends (76)."""
-    start_limit_sec: float | None = 900.0
-    """Seconds that set-up may take, preparing data not counted; None waits for ever."""
-    compile_limit_sec: float | None = 3600.0
-    """Seconds that compilation may take."""
-    step_limit_sec: float | None = 600.0
-    """Seconds that a step may take, waiting for its data included."""
-    save_limit_sec: float | None = 3600.0
-    """Seconds that a step may wait for a save."""
-    eval_limit_sec: float | None = 3600.0
-    """Seconds that an evaluation or a sample may take."""
+    hang_limit_sec: float | None = 1800.0
+    """Seconds that one thing may take (a step, an evaluation, compilation) before it was timed
+    three times, or that a save, fetch or upload may go without a byte, before the run is ended
+    (124); None waits for ever. The default is above the longest compilation one would wait for."""
     hang_factor: float = 30.0
-    """A limit falls to this multiple of the measured median, once there is one."""
-    min_limit_sec: float = 60.0
-    """No limit falls below this."""
+    """From then on a thing may take this many times its own median, and a minute in any case."""
     replay_every_steps: int | None = None
     """Every so many steps the step is computed twice and compared bit by bit; None never."""
 
@@ -251,15 +243,9 @@ class GuardConfig:
         require_at_least("guard.max_rollbacks", self.max_rollbacks, 0)
         require_at_least("guard.replay_every_steps", self.replay_every_steps or 1, 1)
         require_at_least("guard.hang_factor", self.hang_factor, 1)
-        for name in ("spike_deviations", "min_limit_sec", *self.limits):
+        for name in ("spike_deviations", "hang_limit_sec"):
             value = getattr(self, name)
             require(value is None or value > 0, f"guard.{name}={value} must be above zero, or None")
-
-    @property
-    def limits(self) -> tuple[str, ...]:
-        """Names of the limits that None switches off."""
-        phases = ("start", "compile", "step", "save", "eval")
-        return tuple(f"{phase}_limit_sec" for phase in phases)
 
 
 @dataclass(frozen=True, kw_only=True)

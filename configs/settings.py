@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from configs.run import RunConfig
@@ -90,6 +90,24 @@ _INCOMPATIBLE = (
 )
 
 
+REPLACED = {
+    "guard.start_limit_sec": "guard.hang_limit_sec",
+    "guard.compile_limit_sec": "guard.hang_limit_sec",
+    "guard.step_limit_sec": "guard.hang_limit_sec",
+    "guard.save_limit_sec": "guard.hang_limit_sec",
+    "guard.eval_limit_sec": "guard.hang_limit_sec",
+    "guard.min_limit_sec": "guard.hang_limit_sec",
+    "start_limit_sec": "rendezvous-timeout-sec",
+}
+"""{a setting of an earlier version: what took its place}. In the folder of a run it is read and
+named; on the command line it is refused with its successor."""
+
+
+def without_replaced(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings by flat name without those that have a successor."""
+    return {name: value for name, value in flat.items() if name not in REPLACED}
+
+
 def classify(name: str) -> Change:
     """Says what changing a setting does to a run that has begun.
 
@@ -137,9 +155,10 @@ def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns {"group.field": (old, new)} for each setting that differs, in the order of new.
 
-    A setting that came later than `old` is there at its default.
+    A setting that came later than `old` is there at its default; one that has a successor by now
+    makes no difference.
     """
-    old = {**_defaults(), **old}
+    old = {**_defaults(), **without_replaced(old)}
     names = [*new, *(name for name in old if name not in new)]
     return {
         name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)

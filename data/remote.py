@@ -224,6 +224,11 @@ class Store:
         with _told(self.address(name), "removed"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{name}")
 
+    def move(self, name: str, to: str) -> None:
+        """Gives a file another name."""
+        with _told(self.address(name), "moved"):
+            self._fs.mv(f"{self._root}/{name}", f"{self._root}/{to}")
+
     def write(self, name: str, content: bytes) -> None:
         """Writes a small file."""
         with self._writing(name) as there:

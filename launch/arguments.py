@@ -10,7 +10,9 @@ from typing import TypeVar, cast
 
 import tyro
 
+from configs.check import require
 from configs.errors import SettingsError
+from configs.settings import REPLACED
 
 Arguments = TypeVar("Arguments")
 
@@ -72,6 +74,12 @@ def parse_arguments(
     if unknown:
         if names is None:
             names = [f"--{name}" for name in getattr(kind, "__dataclass_fields__", ())]
+        name = unknown[0].partition("=")[0].lstrip("-").replace("-", "_")
+        require(
+            name not in REPLACED,
+            f"{unknown[0]} is a setting of an earlier version: give --{REPLACED.get(name)} in its "
+            "place",
+        )
         raise SettingsError(
             f"{unknown[0]} is not a setting{did_you_mean(unknown[0], names)}; "
             f"all settings: {command} --help"

@@ -13,7 +13,7 @@ Event = dict[str, Any]
 
 TROUBLES = (
     *("skipped", "rolled_back", "save_failed", "copy_failed", "quarantined", "hung", "corrupted"),
-    *("failed", "restarted", "clock_set_back", "slow_process"),
+    *("failed", "restarted", "clock_set_back", "slow_process", "not_removed"),
 )
 """Events that somebody should know of."""
 
@@ -45,6 +45,7 @@ _WORDS = {
     "{passed_over}: {cause}",
     "saved": "saved step {step}: {bytes} bytes; training stood still for {stall_sec} s",
     "save_failed": "step {step} could not be saved: {cause}",
+    "not_removed": "an older checkpoint could not be removed after step {step} was saved: {cause}",
     "quarantined": "the checkpoint of step {step} is damaged, and now in {path}: {cause}",
     "copied": "copied step {step} to {url}",
     "copy_failed": "step {step} could not be copied: {cause}",

@@ -21,7 +21,7 @@ from launch.event_words import Event, name_of
 from launch.status import read_status
 from launch.visible import visible
 from train.checkpoint_files import checkpoint_folders, other_names
-from train.phases import CLASSES
+from train.ledger import CLASSES
 from train.run_folder import Record, RunFolder, read_metrics
 
 _PAGE = "report.html"

@@ -14,6 +14,7 @@ from configs.check import require
 from configs.errors import Hung, Stopped
 from configs.run import RunConfig
 from configs.settings import flatten
+from data.files import MOVED
 from launch.cli import guarded
 from launch.devices import (
     describe_devices,
@@ -29,8 +30,8 @@ from launch.supervise import RestartPolicy, supervise
 from launch.train_settings import TrainArguments, default_run_dir, parse, resolve
 from launch.words import closing_words, opening_words
 from sharding.job import find_job
-from train.phases import Phases
 from train.run_folder import RunFolder
+from train.spans import Hang, Spans
 
 if TYPE_CHECKING:
     from data.mixture import Data
@@ -49,17 +50,17 @@ def main(arguments: Sequence[str]) -> int:
     if "--supervise" in arguments and not start_heartbeat():
         return _supervise(arguments)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save
-    with contextlib.closing(Phases()) as phases:
-        return _join_and_train(arguments, phases)
+    with contextlib.closing(Spans()) as spans:
+        return _join_and_train(arguments, spans)
 
 
-def _join_and_train(arguments: Sequence[str], phases: Phases) -> int:
+def _join_and_train(arguments: Sequence[str], spans: Spans) -> int:
     job = find_job(arguments)
     if job is None:
         preset, parsed = _prepare(arguments)
         from sharding.processes import ALONE
 
-        return _train(arguments, preset, parsed, ALONE, phases)
+        return _train(arguments, preset, parsed, ALONE, spans)
 
     from sharding.processes import join
 
@@ -71,7 +72,7 @@ def _join_and_train(arguments: Sequence[str], phases: Phases) -> int:
             same = {**describe_software(), **_flat(preset, parsed)}
             processes.agree("settings", same, job.start_limit_sec)
             processes.agree("devices", describe_devices(), _DEVICES_WITHIN_SEC)
-            return _train(arguments, preset, parsed, processes, phases)
+            return _train(arguments, preset, parsed, processes, spans)
 
     return processes.end(guarded(run))
 
@@ -118,7 +119,7 @@ def _train(
     preset: str,
     parsed: TrainArguments,
     processes: "Processes",
-    phases: Phases,
+    spans: Spans,
 ) -> int:
     started = time.perf_counter()
     command = shlex.join(("./tessera", "train", *arguments))
@@ -135,13 +136,13 @@ def _train(
     )
     log_to_console(Console(highlight=False), process=processes.index)
     console = Console(highlight=False, quiet=not processes.is_first)  # for what is live
-    signals = _watched(parsed.config, folder, processes, phases)
+    signals = _watched(parsed.config, folder, processes, spans)
     durable = _open_durable(parsed.config, folder, processes)
 
     # Everything that can be refused is refused here, before anything is compiled.
     source = find_init_from(parsed.init_from, folder, with_optimizer=parsed.with_optimizer)
     processes.agree("init from", source.described() if source else {}, limit_sec=None)
-    config, data, mesh, changed = _checked(parsed, folder, processes, phases, console)
+    config, data, mesh, changed = _checked(parsed, folder, processes, spans, console)
     if source is not None:
         (check_source if source.step is not None else check_published)(source, config)
 
@@ -149,11 +150,16 @@ def _train(
         _check_shared(folder, processes)
         environment = describe_environment(processes)
         before = folder.last_environment()
+        replaced = folder.replaced_settings() if folder.exists else []
         folder.begin(config, environment)
         processes.wait("folder")
         log_to_file(folder.logs / f"process-{processes.index}.log")
         processes.way_on = command
         folder.add_event("started", command=command, environment=environment)
+        if replaced:
+            logger.warning(
+                f"{folder.config} had settings of an earlier version: {', '.join(replaced)}"
+            )
         if changed:
             logger.warning(f"going on with other settings: {', '.join(changed)}")
             folder.add_event("changed", settings=changed)
@@ -161,7 +167,7 @@ def _train(
             logger.warning(f"going on in another environment: {', '.join(changes)}")
             folder.add_event("environment_changed", changes=changes)
         if processes.is_first:
-            _keep_ledger(folder, phases)
+            _keep_ledger(folder, spans)
         logger.info(opening_words(folder, config, data, mesh))
         run = Run(
             config=config,
@@ -169,7 +175,7 @@ def _train(
             data=data,
             mesh=mesh,
             processes=processes,
-            phases=phases,
+            spans=spans,
             durable=durable,
             init_from=source,
         )
@@ -177,35 +183,42 @@ def _train(
         def go() -> int:
             with processes.together(), jax.set_mesh(mesh):
                 outcome = train(run, signals, console)
-            phases.ledger.is_finished = True
+            spans.ledger.is_finished = True
             logger.info(closing_words(folder, outcome, time.perf_counter() - started))
             return 0
 
         code = guarded(go, go_on=command)
         if code not in (0, Stopped.exit_code):
             folder.add_event("failed", exit_code=code)
-        phases.close()  # here, for of several processes none comes back from its end
+        signals.close()
+        spans.close()  # here, for of several processes none comes back from its end
         return code
 
 
 def _watched(
-    config: RunConfig, folder: RunFolder, processes: "Processes", phases: Phases
+    config: RunConfig, folder: RunFolder, processes: "Processes", spans: Spans
 ) -> "Signals":
     """Returns the signals of this process, which are caught from now on, as hangs are."""
+    from train.checkpoint import stored_bytes
     from train.hang import write_stacks
     from train.signals import Signals
 
-    def on_hang(what: str, seconds: float, limit_sec: float) -> None:
+    def on_hang(hang: Hang) -> None:
         stacks = write_stacks(folder.logs, processes.index)
         folder.add_event(
-            "hung", phase=what, seconds=round(seconds, 1), limit_sec=limit_sec, stacks=stacks
+            "hung",
+            phase=hang.span,
+            seconds=round(hang.seconds, 1),
+            limit_sec=hang.limit_sec,
+            stacks=stacks,
         )
         processes.abandon(
-            Hung(
-                f"hung: {what} has taken {seconds:.0f} s, guard.{what}_limit_sec and the steps so "
-                f"far allow {limit_sec:.0f}; the stacks of all threads are in {stacks}"
-            )
+            Hung(f"hung: {hang.cause}; the stacks of all threads are in {stacks}"),
         )
+
+    def progress() -> int:
+        # A process that waits for another one is well: that one has a watchdog of its own.
+        return MOVED.total + stored_bytes() + processes.num_polls
 
     def on_notice_over(cause: str) -> None:
         newest = folder.newest_step()
@@ -220,7 +233,7 @@ def _watched(
 
     signals = Signals()
     signals.install(config.checkpoint.notice_sec, on_notice_over)
-    phases.watch(config.guard, on_hang)
+    spans.watch(config.guard, on_hang, progress)
     return signals
 
 
@@ -251,7 +264,7 @@ def _checked(
     parsed: TrainArguments,
     folder: RunFolder,
     processes: "Processes",
-    phases: Phases,
+    spans: Spans,
     console: Console,
 ) -> tuple[RunConfig, "Data", Any, dict[str, tuple]]:
     """Returns settings, data and mesh that fit together, and which settings were changed.
@@ -277,7 +290,7 @@ def _checked(
     check_platform(parsed.config, platform)
     check_can_replay(parsed.config, platform)
     check_fit(parsed.config, dict(mesh.shape))
-    with phases.phase("set_up", "unlimited"):
+    with spans("preparation of the data"):
         data = _open_data(parsed.config, processes, console)
     config = resolve(parsed.config, data)
     check_fit(config, dict(mesh.shape))  # again, now that the vocabulary is known
@@ -293,15 +306,15 @@ def _checked(
     return config, data, mesh, changed
 
 
-def _keep_ledger(folder: RunFolder, phases: Phases) -> None:
+def _keep_ledger(folder: RunFolder, spans: Spans) -> None:
     """Goes on with the ledger of the run's earlier starts."""
     from train.log import logger
 
-    set_back_sec = phases.ledger.go_on(folder.ledger)
+    set_back_sec = spans.ledger.go_on(folder.ledger)
     if set_back_sec > 1:
         logger.warning(f"the clock was set back by {set_back_sec:.0f} s since the run's last start")
         folder.add_event("clock_set_back", seconds=round(set_back_sec, 1))
-    phases.beat()
+    spans.beat()
 
 
 def _open_data(config: RunConfig, processes: "Processes", console: Console) -> "Data":

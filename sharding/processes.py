@@ -62,6 +62,8 @@ class Processes:
         self._client = client
         self._turns: dict[str, Iterator[int]] = defaultdict(itertools.count)
         self._has_told = False
+        self.num_polls = 0
+        """How often this process looked for what another one has to say, as it waits for it."""
         self._is_leaving = threading.Event()
         self.way_on: str | None = None
         """The command that goes on with the run, once there is something to go on with."""
@@ -191,6 +193,7 @@ class Processes:
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
+                self.num_polls += 1
             self._raise_if_ended_elsewhere()
             if deadline is not None and time.monotonic() > deadline:
                 raise Disagreement(

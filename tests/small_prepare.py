@@ -28,7 +28,7 @@ from configs.data import DataConfig
 from data.open_data import open_data
 from data.preparation.engine import Workers
 from data.store import TokenStore, TokenStream
-from train.phases import stat_fields
+from train.ledger import stat_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 PART_BYTES, TASK_BYTES = 4000, 16_000

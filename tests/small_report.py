@@ -16,8 +16,9 @@ from train.checkpoint_files import (
     begin_save,
     describe_files,
     finish_save,
+    list_files,
 )
-from train.phases import CLASSES
+from train.ledger import CLASSES
 from train.run_folder import RunFolder
 
 HOSTILE = "<script>alert(1)</script>"
@@ -74,7 +75,7 @@ def save(folder: RunFolder, step: int, eval_loss: float | None = None) -> Path:
     (making / STATE).mkdir()
     (making / STATE / "array").write_bytes(b"x" * 1000)
     progress = Progress(step=step, tokens=step * 128, data_sha256="0", eval_loss=eval_loss)
-    files: dict[str, FileEntry] = describe_files(making)
+    files: dict[str, FileEntry] = describe_files(making, list_files(making))
     return finish_save(making, Manifest(progress=progress, settings={}, files=files))
 
 

@@ -384,18 +384,6 @@ def test_a_save_says_its_bytes_and_how_long_the_step_waited(checkpoints, place, 
     assert details["write_sec"] > 0
 
 
-def test_a_run_that_goes_back_leaves_nothing_of_later_steps_but_what_is_pinned(checkpoints, place):
-    for step in (1, 2, 3):
-        checkpoints.save(small_state(step), progress(step))
-    checkpoints.wait()
-    pin(place.folder, 3, pinned=True)
-    checkpoints.forget_after(1)
-    checkpoints.amend(dataclasses.replace(progress(1), passed_over=(5,), num_rollbacks=1))
-    assert sorted(path.name for path in place.folder.iterdir()) == ["1", "3.aside"]
-    assert verify(place.folder, 1).progress.passed_over == (5,)
-    assert_identical(restore_state(place.folder, 1, small_state()), small_state(1), small_state())
-
-
 def test_a_checkpoint_holds_the_digest_of_the_next_batch(place):
     checkpoints = Checkpoints(place, {}, lambda at: f"of step {at.step + 1}")
     checkpoints.save(small_state(), progress(1))

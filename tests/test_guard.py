@@ -76,10 +76,25 @@ def test_skipped_and_high_losses_are_not_in_the_statistics():
     assert max(before) < 4
 
 
-def test_where_the_mixture_changes_the_losses_may_jump():
-    guard = Guard(CONFIG, phase_starts=[21])
-    assert look_at_all(guard, [*calm(20), *[9.0] * 20]) == [None] * 40
-    assert any(look_at_all(Guard(CONFIG), [*calm(20), *[9.0] * 20]))
+def test_where_the_weights_of_a_batch_change_the_losses_may_jump():
+    losses = [*calm(20), *[9.0] * 20]
+    guard = Guard(CONFIG)
+    weights = [(1.0, 2.0)] * 20 + [(1.0, 0.0)] * 20
+    said = [
+        guard.look(step, loss, True, weights[step - 1]) for step, loss in enumerate(losses, start=1)
+    ]
+    assert said == [None] * 40
+    assert any(look_at_all(Guard(CONFIG), losses))
+
+
+def test_a_guard_that_goes_on_knows_the_weights_of_the_step_before():
+    guard = Guard(CONFIG)
+    for step, loss in enumerate(calm(20), start=1):
+        guard.look(step, loss, True, (1.0, 2.0))
+    again = Guard(CONFIG, memory=json.loads(json.dumps(guard.memory())))
+    assert [again.look(step, 9.0, True, (1.0, 0.0)) for step in range(21, 30)] == [None] * 9
+    older = Guard(CONFIG, memory={"window": calm(20)})  # of a checkpoint without weights
+    assert [older.look(step, 9.0, True, (1.0, 2.0)) is None for step in (21, 22)] == [True, False]
 
 
 def test_it_worries_from_the_first_bad_step_to_the_next_good_one():

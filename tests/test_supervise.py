@@ -18,7 +18,7 @@ from small_runs import ROOT
 
 from configs.errors import SettingsError
 from launch.supervise import RestartPolicy, supervise
-from train.phases import stat_fields
+from train.ledger import stat_fields
 from train.run_folder import RunFolder
 
 CHILD = """

@@ -33,8 +33,13 @@ class Between:
         self._recorder, self._writer = recorder, writer
         self._evaluate = Evaluator(run.config, run.data, run.mesh)
         self._sample = Sampler(run.config, run.data.tokenizer, run.mesh)
-        self._is_overdue = False
         self._slow: dict[int, str] = {}
+
+    def begin(self, start: Progress) -> None:
+        """Begins after a step: that of a checkpoint, or 0."""
+        self._is_overdue = False
+        self._last_finite_step = start.step
+        """The newest step whose state is known to be finite: no other is ever saved."""
 
     def __call__(self, state: TrainState, step: int, wish: Wish) -> None:
         """Does what is due after a step; a run that stops is saved.
@@ -45,26 +50,27 @@ class Between:
         Raises:
             Stopped: the run stops or ends here, but its state cannot be saved.
         """
-        config, phases = self._run.config, self._run.phases
-        evaluates = self._is_due(step, config.eval.every_steps)
+        config, spans = self._run.config, self._run.spans
+        evaluates = self._is_due(step, config.eval.every_steps) and bool(self._evaluate.sets)
         samples = self._is_due(step, config.sample.every_steps)
         saves = self._is_due(step, config.checkpoint.every_steps) or self._is_overdue
         is_last = wish.stop is not None or step == config.train.num_steps
         if not (evaluates or samples or saves or wish.save or is_last):
             return
         with self._recorder.paused():
-            with phases.phase("evaluation", "eval"):
-                evaluation = (
-                    self._evaluate(state.params) if evaluates and self._evaluate.sets else None
-                )
+            evaluation = None
+            if evaluates:
+                with spans("evaluation"):
+                    evaluation = self._evaluate(state.params)
             self._recorder.finish(evaluation and evaluation.record())
-            self._name_slow_processes(step)
+            with spans("straggler probe"):
+                self._name_slow_processes(step)
             if samples:
-                with phases.phase("evaluation", "eval"):
+                with spans("sample"):
                     self._show(self._sample(state.params, step), step)
             self._is_overdue = saves and self._recorder.is_worried and not is_last
             if (saves or wish.save or is_last) and not self._is_overdue:
-                with phases.phase("save_stall", "save"):
+                with spans("stall"):
                     self._save(state, step, evaluation and evaluation.loss, is_last=is_last)
 
     def _name_slow_processes(self, step: int) -> None:
@@ -93,9 +99,11 @@ class Between:
             return
         start = self._recorder.start
         if not _is_finite(state):
-            cause = f"the state of step {step} is not finite"
-            self._recorder.trouble = Trouble(start.step + 1, step, cause)
+            # Any step since the last state that was looked at may have done it.
+            cause = f"the state of step {step} is not finite, though its loss was"
+            self._recorder.trouble = Trouble(self._last_finite_step + 1, step, cause)
             return
+        self._last_finite_step = step
         progress = Progress(
             step=step,
             tokens=self._recorder.tokens,
@@ -103,31 +111,39 @@ class Between:
             passed_over=start.passed_over,
             num_rollbacks=start.num_rollbacks,
             guard=self._recorder.guard.memory(),
-            ledger=self._run.phases.ledger.snapshot(),
+            ledger=self._run.spans.ledger.snapshot(),
             eval_loss=eval_loss,
             **self._run.position(),
         )
         ordered = in_model_order(state, self._run.config, self._run.mesh)
-        # A checkpoint never counts before the lines up to it are on disk.
-        self._checkpoints.save(ordered, progress, before=self._writer.flush)
+        self._begin_save(ordered, progress)
         if is_last:
             self._insist(ordered, progress)
 
+    def _begin_save(self, ordered: TrainState, progress: Progress) -> None:
+        # A checkpoint never counts before the lines up to it are on disk. One that is saved while
+        # steps go wrong, for the run ends here, must not take the place of an older one.
+        keeps_all = self._recorder.is_worried
+        self._checkpoints.save(ordered, progress, before=self._writer.flush, keeps_all=keeps_all)
+
     def _insist(self, ordered: TrainState, progress: Progress) -> None:
         """Returns when the save that was begun counts, which is tried again where it fails."""
-        for wait_sec in _RETRIES_SEC:
-            if self._checkpoints.wait() is None:
+        spans, cause = self._run.spans, None
+        for wait_sec in (*_RETRIES_SEC, None):
+            with spans("save"):
+                cause = self._checkpoints.wait()
+            if cause is None:
                 return
-            with self._run.phases.phase("save_stall", "unlimited"):  # nothing hangs meanwhile
+            if wait_sec is None:
+                break
+            with spans("wait before another save"):
                 time.sleep(wait_sec)
-            self._checkpoints.save(ordered, progress, before=self._writer.flush)
-        cause = self._checkpoints.wait()
-        if cause is not None:
-            older = self._run.folder.newest_step()
-            raise Stopped(
-                f"step {progress.step} could not be saved ({cause}); the newest checkpoint is "
-                f"{f'that of step {older}' if older else 'none'}"
-            )
+            self._begin_save(ordered, progress)
+        older = self._run.folder.newest_step()
+        raise Stopped(
+            f"step {progress.step} could not be saved ({cause}); the newest checkpoint is "
+            f"{f'that of step {older}' if older else 'none'}"
+        )
 
     def _is_due(self, step: int, period: int | None) -> bool:
         is_last = step == self._run.config.train.num_steps

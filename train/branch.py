@@ -162,12 +162,14 @@ def check_source(source: InitFrom, config: RunConfig) -> Manifest:
 
 
 def branched_progress(manifest: Manifest, data_sha256: str) -> dict[str, Any]:
-    """Returns what a run with the optimizer of another one takes over of its progress."""
+    """Returns what a run with the optimizer of another one takes over of its progress.
+
+    Not what the guard remembers: the losses of that run say little of those of this one.
+    """
     progress = manifest.progress
     same_data = progress.data_sha256 == data_sha256
     return {
         "step": progress.step,
         "tokens": progress.tokens,
         "passed_over": progress.passed_over if same_data else (),
-        "guard": progress.guard if same_data else {},
     }

@@ -4,7 +4,7 @@ import errno
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from configs.errors import TesseraError
+from configs.errors import TesseraError, Unavailable
 from sharding.paths import by_path, nested
 from sharding.pieces import PIECE_BYTES, fill, zeros
 from sharding.processes import EndedElsewhere
@@ -28,9 +28,9 @@ from train.checkpoint_files import (
     checkpoint_folders,
     describe_files,
     finish_save,
-    is_pinned,
+    list_files,
     read_manifest,
-    remove_checkpoint,
+    remove_aside,
     remove_surplus,
     remove_unfinished,
     set_aside,
@@ -40,6 +40,9 @@ from train.copies import Copies
 from train.optimizer import Params
 from train.recovery import Place, words
 from train.state import TrainState
+
+_SEEN_WITHIN_SEC = 60.0
+"""How long a file that one machine has written may take to be seen by another."""
 
 
 class Checkpoints:
@@ -86,11 +89,14 @@ class Checkpoints:
         state: TrainState,
         progress: Progress,
         before: Callable[[], None] = lambda: None,
+        *,
+        keeps_all: bool = False,
     ) -> None:
         """Begins to save a state, after waiting for the save before it.
 
         Args:
             before: called in the first process; the save fails if it raises OSError.
+            keeps_all: older checkpoints stay, also those that the settings do not keep.
         """
         began = time.perf_counter()
         self.wait()
@@ -113,29 +119,21 @@ class Checkpoints:
                 cause = words(error)
         stall_sec = time.perf_counter() - began
         self._finished = self._background.submit(
-            self._finish, making and Path(making), progress, stall_sec, cause
+            self._finish, making and Path(making), progress, stall_sec, cause, keeps_all
         )
 
     def _finish(
-        self, making: Path | None, progress: Progress, stall_sec: float, cause: str | None
+        self,
+        making: Path | None,
+        progress: Progress,
+        stall_sec: float,
+        cause: str | None,
+        keeps_all: bool,
     ) -> str | None:
         """Makes a save that was begun count; returns why it does not, the same in every process."""
         began = time.perf_counter()
-        files: dict[str, FileEntry] = {}
-        if cause is None:
-            assert making is not None
-            try:
-                self._saver.wait_until_finished()  # in every process: all parts are on disk
-                part, num_parts = self._processes.index, self._processes.num
-                files = describe_files(making, part=part, num_parts=num_parts)
-            except EndedElsewhere:
-                raise
-            except Exception as error:  # of whatever stands between Orbax and the disk
-                cause = words(error)
-        parts = self._processes.gather("saved parts", [cause, files])
+        cause, files = self._describe(making, cause)
         if self._processes.is_first:
-            cause = next((cause for cause, _ in parts if cause), None)
-            files = {name: FileEntry(*entry) for _, part in parts for name, entry in part.items()}
             cause = cause or self._make_whole(making, progress, files)
             if cause is None:
                 self._place.say(
@@ -145,11 +143,47 @@ class Checkpoints:
                     stall_sec=round(stall_sec, 4),
                     write_sec=round(time.perf_counter() - began, 4),
                 )
+                self._clear_up(progress.step, keeps_all)
             else:
                 if making is not None:
                     shutil.rmtree(making, ignore_errors=True)
                 self._place.say("save_failed", step=progress.step, cause=cause)
         return self._processes.from_first("saved", cause)
+
+    def _describe(
+        self, making: Path | None, cause: str | None
+    ) -> tuple[str | None, dict[str, FileEntry]]:
+        """Returns, in the first process, why a save failed, or size and digest of all its files.
+
+        Each process says which files it sees, for on a shared file system none may see all of them
+        at once; what any of them sees belongs to the checkpoint, and is digested by one of them.
+        """
+        seen: list[str] = []
+        if cause is None:
+            assert making is not None
+            try:
+                self._saver.wait_until_finished()  # in every process: all parts are on disk
+                seen = sorted(list_files(making))
+            except EndedElsewhere:
+                raise
+            except Exception as error:  # of whatever stands between Orbax and the disk
+                cause = words(error)
+        said = self._processes.gather("saved files", [cause, seen])
+        names = sorted({name for _, seen in said for name in seen})
+        cause = next((cause for cause, _ in said if cause), None)
+        cause, names = self._processes.from_first("files of the save", [cause, names])
+        entries: dict[str, FileEntry] = {}
+        if cause is None:
+            assert making is not None
+            try:
+                part = names[self._processes.index :: self._processes.num]
+                entries = _described_once_seen(making, part)
+            except (OSError, TesseraError) as error:
+                cause = words(error)
+        parts = self._processes.gather("saved parts", [cause, entries])
+        cause = next((cause for cause, _ in parts if cause), None)
+        files = {name: FileEntry(*entry) for _, part in parts for name, entry in part.items()}
+        return cause, files
 
     def _make_whole(
         self, making: Path | None, progress: Progress, files: Mapping[str, FileEntry]
@@ -159,33 +193,55 @@ class Checkpoints:
         try:
             progress = replace(progress, next_batch_sha256=self._next_batch(progress))
             manifest = Manifest(progress=progress, settings=self._settings, files=dict(files))
-            whole = finish_save(making, manifest)
-            self._copies.begin(whole)
-            spared = self._copies.in_progress
-            remove_surplus(self._place.folder, self._place.config, spared=spared)
+            finish_save(making, manifest)
         except (OSError, TesseraError) as error:
             return words(error)
         return None
 
-    def forget_after(self, step: int) -> None:
-        """Takes away the checkpoints of later steps, which the run has gone back from."""
-        self.wait()
-        if self._processes.is_first:
-            folder = self._place.folder
-            for later in checkpoint_folders(folder):
-                if later > step:
-                    (set_aside if is_pinned(folder, later) else remove_checkpoint)(folder, later)
-            self._copies.forget_after(step)
-        self._processes.wait("checkpoints forgotten")
+    def _clear_up(self, step: int, keeps_all: bool) -> None:
+        """Copies a checkpoint that counts, and removes what is not kept beside it.
 
-    def amend(self, progress: Progress) -> None:
-        """Says anew where the run stands at a checkpoint, whose arrays stay as they are."""
+        What fails here is told, and does not make the save fail.
+        """
+        folder = self._place.folder
+        if not keeps_all:
+            remove_aside(folder)
+        self._copies.begin(folder / str(step))
+        try:
+            if not keeps_all:
+                remove_surplus(folder, self._place.config, spared=self._copies.in_progress)
+        except (OSError, TesseraError) as error:
+            self._place.say("not_removed", step=step, cause=words(error))
+
+    def go_back(self, progress: Progress) -> None:
+        """Makes a checkpoint the newest one of the run, here and in durable storage.
+
+        Those of later steps are set aside, and its manifest says what `progress` says.
+
+        Raises:
+            Unavailable: the disk or storage does not answer; the run may be started again.
+        """
+        self.wait()
+        cause = None
         if self._processes.is_first:
-            folder, step = self._place.folder, progress.step
-            manifest = read_manifest(folder, step)
-            progress = replace(progress, next_batch_sha256=self._next_batch(progress))
-            write_manifest(folder / str(step), replace(manifest, progress=progress))
-        self._processes.wait("checkpoint amended")
+            try:
+                progress = replace(progress, next_batch_sha256=self._next_batch(progress))
+                self._go_back(progress)
+            except (OSError, TesseraError) as error:
+                cause = words(error)
+        cause = self._processes.from_first("went back", cause)
+        if cause is not None:
+            raise Unavailable(f"going back to step {progress.step} failed: {cause}; start again")
+
+    def _go_back(self, progress: Progress) -> None:
+        folder, step = self._place.folder, progress.step
+        manifest = replace(read_manifest(folder, step), progress=progress)
+        # Storage first: a copy that is newer than all that is here would be fetched at a restart.
+        self._copies.go_back(manifest)
+        for later in reversed(checkpoint_folders(folder)):
+            if later > step:
+                set_aside(folder, later)
+        write_manifest(folder / str(step), manifest)
 
     def wait(self) -> str | None:
         """Waits for the save that was begun; returns why it failed, None if it counts."""
@@ -193,6 +249,12 @@ class Checkpoints:
             return None
         finished, self._finished = self._finished, None
         return finished.result()
+
+    def complete_copies(self) -> str | None:
+        """Returns once durable storage has the newest checkpoint, or why it has not."""
+        self.wait()
+        cause = self._copies.complete() if self._processes.is_first else None
+        return self._processes.from_first("copied", cause)
 
     def close(self) -> None:
         """Waits for saves and copies, then ends the background threads."""
@@ -202,6 +264,18 @@ class Checkpoints:
             self._copies.close()
             self._background.shutdown()
             self._saver.close()
+
+
+def _described_once_seen(making: Path, names: Sequence[str]) -> dict[str, FileEntry]:
+    """Returns what a manifest says of files that another machine may only just have written."""
+    deadline = time.monotonic() + _SEEN_WITHIN_SEC
+    while True:
+        try:
+            return describe_files(making, names)
+        except FileNotFoundError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 def _saving(state: TrainState, *, frugal: bool) -> ocp.args.PyTreeSave:
@@ -237,6 +311,15 @@ def _check_space(folder: Path, state: TrainState) -> None:
         raise OSError(
             errno.ENOSPC, f"{folder} has {free:,} bytes free, but a save needs {needed:,}"
         )
+
+
+def stored_bytes() -> int:
+    """Returns how many bytes of arrays this process has read and written so far."""
+    return sum(
+        int(value.get("value", 0))
+        for metric in ts.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes")
+        for value in metric["values"]
+    )
 
 
 def restore_state(folder: Path, step: int, like: TrainState) -> TrainState:

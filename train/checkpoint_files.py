@@ -2,16 +2,18 @@
 
 checkpoints/N/ holds the state after N steps and manifest.json, which names every file with its size
 and digest, and itself. It is made as N.saving and renamed when nothing is missing, so that a
-folder N without its manifest was damaged, not unfinished. N.removing is on its way out; N.bad was
-found damaged and is kept for whoever wants to know why, N.aside is a pinned one that the run has
-gone back from.
+folder N without its manifest was damaged, not unfinished. N.removing is on its way out, N.fetching
+on its way in; N.bad was found damaged and is kept for whoever wants to know why. N.aside is one
+that a rollback has gone back from: no restore takes it, and it goes once a later save is whole, or
+stays where it is pinned.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,13 +23,14 @@ from configs.data import DataConfig
 from configs.errors import IntegrityError, SettingsError
 from configs.run import CheckpointConfig, RunConfig
 from configs.settings import classify, differences, flatten
-from data.files import digest_file, stays_inside, write_json
+from data.files import digest_file, retried, stays_inside, whole_file
 
 FORMAT_VERSION = 3
 STATE = "state"
 MANIFEST = "manifest.json"
 _PINNED = "pinned"
-_SAVING, _REMOVING, _BAD, _ASIDE = ".saving", ".removing", ".bad", ".aside"
+ASIDE, FETCHING = ".aside", ".fetching"
+_SAVING, _REMOVING, _BAD = ".saving", ".removing", ".bad"
 _OWN_DIGEST = "sha256"
 _DECIDES_BATCHES = ("data.", "train.seed", "train.batch_size")
 
@@ -169,12 +172,14 @@ def read_manifest(folder: Path, step: int) -> Manifest:
     Raises:
         IntegrityError: the manifest is missing, is not as it was written, or names a file outside.
         SettingsError: it is of another format, so that this code cannot judge it.
+        Unavailable: the disk does not answer.
     """
     path = _manifest(folder, step)
     try:
-        return parse_manifest(path.read_bytes(), str(path))
+        content = retried(path.read_bytes, f"{path} cannot be read")
     except OSError as error:
-        raise IntegrityError(f"{path} cannot be read: {error.strerror}") from None
+        raise IntegrityError(f"{path} is missing: {error.strerror}") from None
+    return parse_manifest(content, str(path))
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
@@ -218,7 +223,7 @@ def verify(
 
     Raises:
         IntegrityError: a file is missing, changed, or not named.
-        SettingsError: as read_manifest.
+        SettingsError, Unavailable: as read_manifest.
     """
     manifest = read_manifest(folder, step)
     check_files(folder / str(step), manifest, how, part=part, num_parts=num_parts)
@@ -236,21 +241,33 @@ def check_files(
     """Raises IntegrityError unless the files of a checkpoint are as its manifest says."""
     for name, said in sorted(manifest.files.items())[part::num_parts]:
         path = checkpoint / name
-        if path.is_symlink() or not path.is_file():
-            raise IntegrityError(f"{path} is missing")
         check_file(path, str(path), said, how)
-    for name in sorted(_files(checkpoint) - set(manifest.files)):
+    there = retried(lambda: list_files(checkpoint), f"{checkpoint} cannot be listed")
+    for name in sorted(there - set(manifest.files)):
         raise IntegrityError(f"{checkpoint / name} is not named by its manifest")
 
 
 def check_file(
     path: Path, where: str, said: FileEntry, how: Literal["full", "sizes"] = "full"
 ) -> None:
-    """Raises IntegrityError, which names `where`, unless a file is as a manifest says."""
-    size = path.stat().st_size
-    if size != said.bytes:
-        raise IntegrityError(f"{where} has {size} bytes; its manifest says {said.bytes}")
-    found = digest_file(path) if how == "full" else said.sha256
+    """Raises IntegrityError, which names `where`, unless a file is as a manifest says.
+
+    Raises Unavailable where the disk does not answer: that is no damage.
+    """
+
+    def look() -> tuple[os.stat_result, str]:
+        there = path.lstat()
+        is_read = how == "full" and stat.S_ISREG(there.st_mode) and there.st_size == said.bytes
+        return there, digest_file(path) if is_read else said.sha256
+
+    try:
+        there, found = retried(look, f"{where} cannot be read")
+    except OSError:
+        raise IntegrityError(f"{where} is missing") from None
+    if not stat.S_ISREG(there.st_mode):
+        raise IntegrityError(f"{where} is missing: there is no plain file of this name")
+    if there.st_size != said.bytes:
+        raise IntegrityError(f"{where} has {there.st_size} bytes; its manifest says {said.bytes}")
     if found != said.sha256:
         raise IntegrityError(
             f"{where} is changed: it has sha256 {found[:12]}, its manifest says {said.sha256[:12]}"
@@ -265,25 +282,32 @@ def begin_save(folder: Path, step: int) -> Path:
     return making
 
 
-def describe_files(making: Path, *, part: int = 0, num_parts: int = 1) -> dict[str, FileEntry]:
-    """Returns what the manifest will say of the files of the state, or of one of several parts.
+def describe_files(making: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    """Returns what the manifest will say of some files of the state.
 
     They are on the disk then, and not only in its cache.
+
+    Raises:
+        OSError: one of them is not there.
+        Unavailable: the disk does not answer.
     """
-    entries = {}
-    for name in sorted(_files(making))[part::num_parts]:
-        path = making / name
+
+    def describe(path: Path) -> FileEntry:
+        sha256 = digest_file(path)
         with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        entries[name] = FileEntry(path.stat().st_size, sha256)
-    return entries
+            return FileEntry(os.fstat(file.fileno()).st_size, sha256)
+
+    return {
+        name: retried(lambda path=making / name: describe(path), f"{making / name} cannot be read")
+        for name in names
+    }
 
 
 def finish_save(making: Path, manifest: Manifest) -> Path:
     """Makes a checkpoint count: writes its manifest, and gives the folder its name."""
     write_manifest(making, manifest)
-    whole = making.with_name(making.name.removesuffix(_SAVING))
+    whole = making.with_name(str(manifest.progress.step))
     if whole.exists():  # of a run that went on from an older one
         remove_checkpoint(whole.parent, int(whole.name))
     os.rename(making, whole)
@@ -293,13 +317,20 @@ def finish_save(making: Path, manifest: Manifest) -> Path:
 
 def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
     """Writes what a checkpoint says of itself, whole or not at all."""
+    with whole_file(checkpoint / MANIFEST) as temporary:
+        temporary.write_bytes(manifest_content(manifest))
+
+
+def manifest_content(manifest: Manifest) -> bytes:
+    """Returns the bytes of what a checkpoint says of itself."""
     content = {
         "format_version": FORMAT_VERSION,
         "progress": asdict(manifest.progress),
         "settings": manifest.settings,
         "files": {name: entry._asdict() for name, entry in sorted(manifest.files.items())},
     }
-    write_json(checkpoint / MANIFEST, {**content, _OWN_DIGEST: _digest_of(content)})
+    content[_OWN_DIGEST] = _digest_of(content)
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def quarantine(folder: Path, step: int) -> Path:
@@ -308,8 +339,25 @@ def quarantine(folder: Path, step: int) -> Path:
 
 
 def set_aside(folder: Path, step: int) -> Path:
-    """Takes a good checkpoint out of the way of a run that has gone back; returns where it is."""
-    return _rename(folder / str(step), folder / f"{step}{_ASIDE}")
+    """Takes a whole checkpoint out of the way of a run that has gone back; returns where it is."""
+    return _rename(folder / str(step), folder / f"{step}{ASIDE}")
+
+
+def has_set_aside(folder: Path) -> bool:
+    """Says whether a checkpoint was set aside, or found damaged, and is still there."""
+    return any(ASIDE in name or _BAD in name for name in other_names(folder))
+
+
+def may_be_removed(folder: Path) -> list[str]:
+    """Returns the names of what rollbacks have set aside and nobody has pinned."""
+    names = other_names(folder)
+    return [name for name in names if ASIDE in name and not (folder / name / _PINNED).exists()]
+
+
+def remove_aside(folder: Path) -> None:
+    """Removes what rollbacks have set aside, once a later save is whole; pinned ones stay."""
+    for name in may_be_removed(folder):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _rename(path: Path, wanted: Path) -> Path:
@@ -335,16 +383,25 @@ def pin(folder: Path, step: int, *, pinned: bool) -> None:
 
 
 def remove_surplus(folder: Path, config: CheckpointConfig, *, spared: int | None = None) -> None:
-    """Removes the checkpoints that the settings do not keep; pinned and spared ones stay."""
+    """Removes the checkpoints that the settings do not keep; pinned and spared ones stay.
+
+    Raises OSError, once all others are removed, where one cannot be.
+    """
     losses = {}
     for step in checkpoint_steps(folder):
         try:
             losses[step] = read_progress(folder, step).eval_loss
         except (IntegrityError, SettingsError):
             continue  # not ours to judge here: it is neither counted nor removed
-    for step in set(losses) - kept_steps(losses, config):
+    failed = None
+    for step in sorted(set(losses) - kept_steps(losses, config)):
         if step != spared and not is_pinned(folder, step):
-            remove_checkpoint(folder, step)
+            try:
+                remove_checkpoint(folder, step)
+            except OSError as error:
+                failed = error
+    if failed is not None:
+        raise failed
 
 
 def remove_checkpoint(folder: Path, step: int) -> None:
@@ -355,11 +412,11 @@ def remove_checkpoint(folder: Path, step: int) -> None:
     shutil.rmtree(leaving, ignore_errors=True)
 
 
-def remove_unfinished(folder: Path) -> None:
+def remove_unfinished(folder: Path, endings: tuple[str, ...] = (_SAVING, _REMOVING)) -> None:
     """Removes what a killed process left half saved or half removed."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.endswith((_SAVING, _REMOVING)):
-            shutil.rmtree(path, ignore_errors=True)
+    for name in other_names(folder):
+        if name.endswith(endings):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -375,8 +432,11 @@ def _manifest(folder: Path, step: int) -> Path:
     return folder / str(step) / MANIFEST
 
 
-def _files(checkpoint: Path) -> set[str]:
-    """Returns the files of the state, by their paths below the checkpoint."""
+def list_files(checkpoint: Path) -> set[str]:
+    """Returns the files of the state, by their paths below the checkpoint, that this machine sees.
+
+    Where a file system is shared it may not see yet what another one has written.
+    """
     found = (checkpoint / STATE).rglob("*")
     return {path.relative_to(checkpoint).as_posix() for path in found if not path.is_dir()}
 

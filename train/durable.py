@@ -2,7 +2,8 @@
 
 URL/ has the small files of the run, checkpoints/N/ as a run folder has them, and lease.json, which
 says who writes here. Everything goes through a local copy. The manifest of a checkpoint is the last
-of its files to come and the first to go, so that one half copied or half removed never counts.
+of its files to come and the first to go, so that one half copied or half removed never counts; what
+a rollback has gone back from is in checkpoints/N.aside/, which no restore takes.
 """
 
 import contextlib
@@ -11,16 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs.check import require
-from configs.errors import TesseraError
+from configs.errors import IntegrityError, TesseraError
 from configs.run import CheckpointConfig
+from data.files import whole_file
 from data.remote import Store, each
 from train.checkpoint_files import (
+    ASIDE,
+    FETCHING,
     MANIFEST,
     Manifest,
-    begin_save,
     check_file,
     finish_save,
     kept_steps,
+    manifest_content,
     parse_manifest,
     verify,
 )
@@ -68,9 +72,41 @@ class DurableTier:
         self._check_lease()
         step = int(checkpoint.name)
         manifest = verify(checkpoint.parent, step)
+        content = (checkpoint / MANIFEST).read_bytes()
+        if self._store.read_if_there(_file(step, MANIFEST)) == content:
+            return
+
+        def put(name: str) -> None:
+            self._check_lease()
+            self._store.put(_file(step, name), checkpoint / name)
+
         self.remove(step)
-        each(lambda name: self._store.put(_file(step, name), checkpoint / name), manifest.files)
-        self._store.put(_file(step, MANIFEST), checkpoint / MANIFEST)
+        each(put, manifest.files)
+        self._check_lease()
+        self._store.write(_file(step, MANIFEST), content)
+
+    def go_back(self, manifest: Manifest) -> None:
+        """Sets the checkpoints of later steps aside, and writes a manifest that was amended.
+
+        Raises:
+            TesseraError: the storage does not take it, or another run writes here now.
+        """
+        step = manifest.progress.step
+        self.check_writable()  # a disk that is away looks like one without checkpoints
+        for later in reversed([later for later in self.steps() if later > step]):
+            self._check_lease()
+            names = self._store.names(f"checkpoints/{later}")
+            for name in sorted(names, key=lambda name: not name.endswith(f"/{MANIFEST}")):
+                rest = name.removeprefix(f"checkpoints/{later}/")
+                self._store.move(name, f"checkpoints/{later}{ASIDE}/{rest}")
+        if step in self.steps():
+            self._check_lease()
+            self._store.write(_file(step, MANIFEST), manifest_content(manifest))
+
+    def remove_aside(self) -> None:
+        """Removes what rollbacks have set aside, once a later copy is whole."""
+        names = [n for n in self._store.names("checkpoints") if Path(n).parts[1].endswith(ASIDE)]
+        each(self._remove, names)
 
     def copy_small(self, folder: RunFolder) -> None:
         """Copies the small files of a run as they are now; raises SettingsError as `copy`."""
@@ -82,39 +118,57 @@ class DurableTier:
     def fetch(self, step: int, folder: Path) -> None:
         """Makes a local checkpoint of a copy, in folder/N.
 
+        Files that an earlier try has fetched are kept where they are as the manifest says.
+
         Raises:
             IntegrityError: the copy is damaged; nothing is left in the folder.
             SettingsError: the storage cannot be read, or the disk is full.
+            Unavailable: the storage does not answer; what was fetched waits for the next try.
         """
         manifest = self.read_manifest(step)
-        making = begin_save(folder, step)
+        fetching = folder / f"{step}{FETCHING}"
+        fetching.mkdir(parents=True, exist_ok=True)
 
         def get(name: str) -> None:
-            with self._store.getting(_file(step, name), making / ".parts", making / name) as part:
-                check_file(part, self._store.address(_file(step, name)), manifest.files[name])
+            path, said = fetching / name, manifest.files[name]
+            with contextlib.suppress(IntegrityError):
+                check_file(path, str(path), said)
+                return
+            with self._store.getting(_file(step, name), fetching / ".parts", path) as part:
+                check_file(part, self._store.address(_file(step, name)), said)
 
         try:
             each(get, manifest.files)
-            shutil.rmtree(making / ".parts", ignore_errors=True)
-            finish_save(making, manifest)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
+        except IntegrityError:
+            shutil.rmtree(fetching, ignore_errors=True)
+            raise
+        shutil.rmtree(fetching / ".parts", ignore_errors=True)
+        finish_save(fetching, manifest)
 
     def fetch_small(self, folder: RunFolder) -> None:
-        """Begins a run folder with the small files that are here; none is no error."""
+        """Begins a run folder with the small files that are here; none is no error.
+
+        One that a killed process has left half fetched is fetched anew.
+        """
         if self._store.info(folder.config.name) is None:
             return
         folder.path.mkdir(parents=True, exist_ok=True)
+        folder.fetching.touch()
         for path in folder.small_files:  # the settings last: they make it a run
             content = self._store.read_if_there(path.name)
             if content is not None:
-                path.write_bytes(content)
+                with whole_file(path) as temporary:
+                    temporary.write_bytes(content)
+        folder.fetching.unlink()
 
     def remove(self, step: int) -> None:
         """Removes a checkpoint, or what is left of one; its manifest first."""
+        self._remove(_file(step, MANIFEST))
+        each(self._remove, self._store.names(f"checkpoints/{step}"))
+
+    def _remove(self, name: str) -> None:
         self._check_lease()
-        self._store.remove(_file(step, MANIFEST))
-        each(self._store.remove, self._store.names(f"checkpoints/{step}"))
+        self._store.remove(name)
 
     def keep(self, config: CheckpointConfig) -> None:
         """Removes the checkpoints that the settings do not keep."""

@@ -36,24 +36,14 @@ class Guard:
     a good step ends both. Where the mixture of the data changes the window begins anew.
     """
 
-    def __init__(
-        self,
-        config: GuardConfig,
-        phase_starts: Sequence[int] = (),
-        memory: Mapping[str, Any] | None = None,
-    ):
-        """Begins, or goes on.
-
-        Args:
-            phase_starts: steps at which the losses may change at once.
-            memory: of a guard that was at this step before; {} and None begin.
-        """
+    def __init__(self, config: GuardConfig, memory: Mapping[str, Any] | None = None):
+        """Begins, or goes on with the memory of a guard that was at this step before."""
         self._config = config
-        self._phase_starts = frozenset(phase_starts)
         remembered = memory or {}
         self._window = deque(remembered.get("window", ()), maxlen=config.num_window_steps)
         self._skipped: list[int] = list(remembered.get("skipped", ()))
         self._high: list[int] = list(remembered.get("high", ()))
+        self._weights: list[float] | None = remembered.get("weights")
 
     @property
     def is_worried(self) -> bool:
@@ -66,12 +56,20 @@ class Guard:
             "window": list(self._window),
             "skipped": list(self._skipped),
             "high": list(self._high),
+            "weights": self._weights,
         }
 
-    def look(self, step: int, loss: float, finite: bool) -> Trouble | None:
-        """Takes the loss of the next step in nats; returns the trouble that it completes."""
-        if step in self._phase_starts:
+    def look(
+        self, step: int, loss: float, finite: bool, weights: Sequence[float] = ()
+    ) -> Trouble | None:
+        """Takes the loss of the next step in nats; returns the trouble that it completes.
+
+        Args:
+            weights: of the sources in its batch; where they are others the losses may jump.
+        """
+        if self._weights not in (None, list(weights)):
             self._window.clear()
+        self._weights = list(weights)
         if not finite:
             self._skipped.append(step)
             return self._trouble_of_skips()

@@ -34,6 +34,8 @@ class Lease:
         self._token = f"{os.getpid()} {time.time_ns()}"
         self._number = 0
         self._loss: str | None = None
+        self._seen_at = 0.0
+        """When it was last found to be ours."""
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -48,6 +50,7 @@ class Lease:
         there = self._read()
         if there is None or there.get("token") != self._token:
             raise self._is_held_by(there)
+        self._seen_at = time.monotonic()
         self._renewing.start()
         return self
 
@@ -66,9 +69,22 @@ class Lease:
             pass
 
     def check(self) -> None:
-        """Raises SettingsError if another process has taken over."""
+        """Raises SettingsError if another process has taken over.
+
+        Where it was not renewed in time, for this process was out or the storage did not answer,
+        it looks again before it says that nobody has.
+        """
+        if self._loss is None and time.monotonic() - self._seen_at > _EXPIRES_SEC:
+            self._look()
         if self._loss is not None:
             raise SettingsError(self._loss)
+
+    def _look(self) -> None:
+        there = self._read()
+        if there is not None and there.get("token") != self._token:
+            self._loss = str(self._is_held_by(there))
+        else:
+            self._seen_at = time.monotonic()
 
     def _wait_for_the_end_of(self, there: dict[str, Any]) -> None:
         """Returns when a lease has not changed for so long that nobody holds it."""
@@ -84,9 +100,8 @@ class Lease:
     def _renew(self) -> None:
         while not self._ended.wait(_RENEWED_SEC):
             try:
-                there = self._read()
-                if there is not None and there.get("token") != self._token:
-                    self._loss = str(self._is_held_by(there))
+                self._look()
+                if self._loss is not None:
                     return
                 self._write()
             except TesseraError:  # the storage is out of reach, which the next copy will tell

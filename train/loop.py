@@ -42,7 +42,8 @@ class Outcome:
     """What a finished run ends with."""
 
     record: Record
-    """The metrics of the last step, evaluation included."""
+    """The metrics of the last step, evaluation included; its number and tokens alone where it was
+    not logged."""
     params_sha256: str
 
 
@@ -58,46 +59,47 @@ def train(run: Run, signals: Signals, console: Console) -> Outcome:
         IntegrityError: no checkpoint is whole, or the data gives another batch than before.
         SettingsError: a checkpoint is of another model or format, or the state would not fit.
     """
-    config, folder, phases = run.config, run.folder, run.phases
+    config, folder, spans = run.config, run.folder, run.spans
 
     # The state: as it was left, or new.
     place = Place(folder.checkpoints.absolute(), config.checkpoint, run.processes, run.durable)
-    place = replace(place, say=run.say)
+    place = replace(place, say=run.say, span=spans)
     checkpoints = Checkpoints(place, flatten(config), lambda at: _next_batch_digest(run, at))
     state, start = _restore_or_init(run, place, checkpoints)
     if start.step == config.train.num_steps:
         logger.info(f"nothing is left to do: the run has reached train.num_steps={start.step}")
-        return _finish(run, in_model_order(state, config, run.mesh))
+        with contextlib.closing(checkpoints):
+            return _finish(run, state, start.tokens, checkpoints)
 
     # The step: compiled once, for these shapes and this layout.
-    with phases.phase("compile", "compile"):
+    with spans("compilation"):
         train_step = compile_train_step(config, state, _abstract_batch(run))
-    compile_sec = phases.last_sec("compile")
+    compile_sec = spans.last_sec("compilation")
     logger.info(f"compiled the step in {compile_sec:.1f} s")
     folder.add_event("compiled", compile_sec=round(compile_sec, 3))
 
     # The steps, in one leg, or in several where the run goes back; a signal is acted on between
     # two of them.
-    with (
-        signals.deferred(),
-        open_metrics(folder) as writer,
-        Display(console, first_step=start.step, num_steps=config.train.num_steps) as display,
-        contextlib.closing(checkpoints),
-        run.processes.together(),
-        phases.phase("step", "unlimited"),
-    ):
-        recorder = Recorder(run, writer, display)
-        between = Between(run, checkpoints, recorder, writer)
-        shared = SharedSignals(signals, run.processes, run.mesh)
-        while True:
-            writer.begin(start.step)
-            recorder.begin(start)
-            state = _leg(run, state, start, train_step, shared, recorder, between)
-            if recorder.trouble is None:
-                break
-            del state  # before another is made: there may be no room for two
-            state, start = _go_back(run, recorder.trouble, start, place, checkpoints)
-    return _finish(run, in_model_order(state, config, run.mesh))
+    with signals.deferred(), contextlib.closing(checkpoints), run.processes.together():
+        with (
+            open_metrics(folder) as writer,
+            Display(console, first_step=start.step, num_steps=config.train.num_steps) as display,
+            spans("loop"),
+        ):
+            recorder = Recorder(run, writer, display)
+            between = Between(run, checkpoints, recorder, writer)
+            shared = SharedSignals(signals, run.processes, run.mesh)
+            while True:
+                writer.begin(start.step)
+                recorder.begin(start)
+                between.begin(start)
+                state = _leg(run, state, start, train_step, shared, recorder, between)
+                if recorder.trouble is None:
+                    break
+                del state  # before another is made: there may be no room for two
+                with spans("rollback"):
+                    state, start = _go_back(run, recorder.trouble, start, place, checkpoints)
+        return _finish(run, state, recorder.tokens, checkpoints)
 
 
 def _leg(
@@ -110,21 +112,22 @@ def _leg(
     between: Between,
 ) -> TrainState:
     """Takes steps until the last one is done, or until the recorder finds that they go wrong."""
-    config, phases = run.config, run.phases
+    config, spans = run.config, run.spans
     num_steps, period = config.train.num_steps, config.guard.replay_every_steps
     feed = _train_feed(run, start)
     for step in range(start.step + 1, num_steps + 1):
-        with phases.phase("step", "step"):
-            with phases.phase("data_wait"):
+        is_replayed = period is not None and step % period == 0
+        with spans("replay" if is_replayed else "step"):
+            with spans("data wait"):
                 batch = next(feed)
-            if period is not None and step % period == 0:
+            if is_replayed:
                 state, metrics = step_twice(
                     train_step, state, batch, step=step, processes=run.processes, say=run.say
                 )
             else:
                 state, metrics = train_step(state, batch)
             recorder.add(step, metrics, feed.wait_sec)
-        wish = shared.look()
+            wish = shared.look()
         between(state, step, wish)
         if recorder.trouble is not None:
             break
@@ -142,8 +145,12 @@ def _go_back(
 ) -> tuple[TrainState, Progress]:
     """Returns an older state, and its progress with the batches passed over that did it.
 
+    Checkpoints of later steps are set aside. Where no checkpoint was ever made the run begins anew;
+    one that has had a checkpoint never does.
+
     Raises:
-        Diverged: the run went back guard.max_rollbacks times already.
+        Diverged: the run went back guard.max_rollbacks times already, or there is nothing to go
+            back to.
     """
     allowed, first, last = run.config.guard.max_rollbacks, trouble.first_step, trouble.last_step
     steps = f"step {first}" if first == last else f"steps {first} to {last}"
@@ -153,24 +160,33 @@ def _go_back(
             f"guard.max_rollbacks={allowed} allows: try a lower optim.peak_lr in a new run, or "
             "look at the text with ./tessera inspect"
         )
-    items = [data_step(step - 1, start.passed_over) for step in range(first, last + 1)]
+    checkpoints.wait()
+    # Where nothing is older than the first of them, one that is a little younger must do.
+    manifest = newest_whole(place, at_most=first - 1) or newest_whole(place, at_most=last - 1)
+    if manifest is None and run.has_had_checkpoints():
+        raise Diverged(
+            f"{trouble.cause} ({steps}), and no checkpoint is older, to go back to; nothing was "
+            "removed: begin a new run from a checkpoint that you trust, with a lower "
+            f"optim.peak_lr: ./tessera train PRESET --init-from {run.folder.path}@STEP --run-dir "
+            "ANOTHER"
+        )
+    to_step = 0 if manifest is None else manifest.progress.step
+    items = [
+        data_step(step - 1, start.passed_over) for step in range(max(first, to_step + 1), last + 1)
+    ]
     changed = {
         "passed_over": tuple(sorted({*start.passed_over, *items})),
         "num_rollbacks": start.num_rollbacks + 1,
     }
-    checkpoints.wait()
-    manifest = newest_whole(place, at_most=first - 1)
     if manifest is None:
-        checkpoints.forget_after(0)
         state, progress = _init(run)
         progress = replace(progress, **changed)
         checkpoints.save(in_model_order(state, run.config, run.mesh), progress)
     else:
         progress = replace(manifest.progress, **changed)
-        checkpoints.forget_after(progress.step)
-        checkpoints.amend(progress)
+        checkpoints.go_back(progress)
         state = _restore(run, progress.step)
-    run.phases.ledger.lose_since(progress.ledger)
+    run.spans.ledger.lose_since(progress.ledger)
     logger.warning(
         f"{trouble.cause} ({steps}): going back to step {progress.step} and passing over "
         f"{len(items)} of its batches (rollback {progress.num_rollbacks} of {allowed}); "
@@ -196,7 +212,12 @@ def _restore_or_init(
     check_memory(run.config, run.mesh)
     manifest = newest_whole(place)
     if manifest is None:
-        run.phases.ledger.lose_since({})
+        if run.has_had_checkpoints():
+            raise IntegrityError(
+                f"{run.folder.events} names checkpoints that were saved, but {place.folder} has "
+                "none: bring one back, or give another --run-dir to begin at step 0"
+            )
+        run.spans.ledger.lose_since({})
         if run.init_from is not None:
             return _branch(run, run.init_from, checkpoints)
         logger.info("starting at step 0")
@@ -208,7 +229,7 @@ def _restore_or_init(
     state = _restore(run, progress.step)
     logger.info(f"resuming at step {progress.step} of {run.config.train.num_steps}")
     run.folder.add_event("resumed", step=progress.step)
-    run.phases.ledger.lose_since(progress.ledger)
+    run.spans.ledger.lose_since(progress.ledger)
     return state, progress
 
 
@@ -257,7 +278,8 @@ def _init(run: Run) -> tuple[TrainState, Progress]:
 
 def _restore(run: Run, step: int) -> TrainState:
     folder, like = run.folder.checkpoints, abstract_state(run.config, run.mesh)
-    return in_stage_order(restore_state(folder, step, like), run.config, run.mesh)
+    with run.spans("restore"):
+        return in_stage_order(restore_state(folder, step, like), run.config, run.mesh)
 
 
 def _check_next_batch(run: Run, manifest: Manifest) -> None:
@@ -324,8 +346,18 @@ def _abstract_batch(run: Run):
     return abstract_batch(layout, config.train.batch_size, config.data)
 
 
-def _finish(run: Run, state: TrainState) -> Outcome:
-    step = int(state.step)
-    digest = params_digest(state.params)
+def _finish(run: Run, state: TrainState, tokens: int, checkpoints: Checkpoints) -> Outcome:
+    """Returns what the run ends with, once durable storage has its last checkpoint."""
+    with run.spans("upload"):
+        cause = checkpoints.complete_copies()
+    if cause is not None:
+        raise Stopped(
+            f"the run is finished, but its last checkpoint is not in checkpoint.durable_dir="
+            f"{run.config.checkpoint.durable_dir}: {cause}; start again to copy it"
+        )
+    with run.spans("digest"):
+        step = int(state.step)
+        digest = params_digest(in_model_order(state, run.config, run.mesh).params)
     run.folder.add_event("finished", step=step, params_sha256=digest)
-    return Outcome(record=read_metrics(run.folder.metrics)[step], params_sha256=digest)
+    record = read_metrics(run.folder.metrics).get(step, {"step": step, "tokens": tokens})
+    return Outcome(record=record, params_sha256=digest)

@@ -44,12 +44,11 @@ class Recorder:
         self.pace = Pace()
         self.step_sec = 0.0
         """How long a step took in the last record."""
-        self._phase_starts = [step + 1 for step, _ in config.data.weight_phases()[1:]]
 
     def begin(self, start: Progress) -> None:
         """Begins after a step: that of a checkpoint, or 0."""
         self.start, self.tokens = start, start.tokens
-        self.guard = Guard(self._config.guard, self._phase_starts, start.guard)
+        self.guard = Guard(self._config.guard, start.guard)
         self.trouble: Trouble | None = None
         """What the run goes back from."""
         self._pending: tuple[int, Metrics, float | None] | None = None
@@ -82,7 +81,7 @@ class Recorder:
     def paused(self) -> Iterator[None]:
         """Waits for the last step; what is done inside does not count for the speeds."""
         if self._pending is not None:
-            with self._run.phases.phase("step", "step"):
+            with self._run.spans("end of a step"):
                 jax.block_until_ready(self._pending[1])
         self._paused_at = time.perf_counter()
         yield
@@ -113,7 +112,7 @@ class Recorder:
         return step % train.log_every_steps == 0 or step == train.num_steps
 
     def _watch(self, step: int, metrics: Metrics, layer_norms: dict[str, jax.Array]) -> None:
-        finite = bool(metrics.finite)
+        finite, item = bool(metrics.finite), data_step(step - 1, self.start.passed_over)
         layers = {} if finite else striking(layer_norms)
         if not finite:
             logger.warning(
@@ -122,12 +121,13 @@ class Recorder:
             self._run.folder.add_event(
                 "skipped",
                 step=step,
-                batch=data_step(step - 1, self.start.passed_over),
+                batch=item,
                 loss=str(metrics.loss),
                 grad_norm=str(metrics.grad_norm),
                 layers=layers,
             )
-        trouble = self.guard.look(step, float(metrics.loss), finite)
+        weights = self._config.data.weights_at(item)
+        trouble = self.guard.look(step, float(metrics.loss), finite, weights)
         if trouble is not None and self.trouble is None:
             layers = layers or striking(layer_norms)
             self.trouble = dataclasses.replace(trouble, layers=layers)
@@ -160,8 +160,8 @@ class Recorder:
         self._restart_clock(now)
 
     def _ledger(self) -> Record:
-        self._run.phases.settle()
-        return self._run.phases.ledger.record()
+        self._run.spans.settle()
+        return self._run.spans.ledger.record()
 
 
 def _by_expert(others: dict[str, Any]) -> Record:

@@ -1,6 +1,8 @@
 """Finds the newest checkpoint that is whole, here or in durable storage."""
 
+import contextlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,12 @@ from configs.errors import IntegrityError, TesseraError
 from configs.run import CheckpointConfig
 from sharding.processes import ALONE, Processes
 from train.checkpoint_files import (
+    FETCHING,
     Manifest,
     checkpoint_folders,
     quarantine,
     read_manifest,
+    remove_unfinished,
     verify,
 )
 from train.durable import DurableTier
@@ -37,6 +41,8 @@ class Place:
     """Where copies are; given in process 0 alone."""
     say: Say = say_nothing
     """Told of what happens, in process 0 alone."""
+    span: Callable[[str], AbstractContextManager] = lambda name: contextlib.nullcontext()
+    """Told what is done meanwhile (`train.spans`)."""
 
 
 def newest_whole(place: Place, *, at_most: int | None = None) -> Manifest | None:
@@ -50,6 +56,7 @@ def newest_whole(place: Place, *, at_most: int | None = None) -> Manifest | None
     Raises:
         IntegrityError: there are checkpoints, but none is whole; they stay where they are.
         SettingsError: one is of another format, or the durable storage cannot be read.
+        Unavailable: a disk or the storage does not answer, which says nothing of a checkpoint.
     """
     causes: dict[int, str] = {}
     for step, is_local in _candidates(place, at_most):
@@ -59,13 +66,15 @@ def newest_whole(place: Place, *, at_most: int | None = None) -> Manifest | None
             causes[step] = str(error)
             continue
         _quarantine(place, causes)
+        if place.processes.is_first:
+            remove_unfinished(place.folder, (FETCHING,))
         return manifest
     if causes:
         lines = [f"  step {step}: {cause}" for step, cause in causes.items()]
         raise IntegrityError(
             "no checkpoint is whole:\n"
             + "\n".join(lines)
-            + f"\nbring one back, or remove {place.folder} to begin at step 0"
+            + "\nbring one back, or give another --run-dir to begin at step 0"
         )
     return None
 
@@ -85,7 +94,9 @@ def _verified(place: Place, step: int) -> Manifest:
     processes, manifest, cause = place.processes, None, None
     part, num_parts = processes.index, processes.num
     try:
-        manifest = verify(place.folder, step, place.config.verify, part=part, num_parts=num_parts)
+        with place.span("verification"):
+            how = place.config.verify
+            manifest = verify(place.folder, step, how, part=part, num_parts=num_parts)
     except IntegrityError as error:
         cause = str(error)
     causes = processes.gather("checkpoint verified", cause)
@@ -107,7 +118,8 @@ def _fetched(place: Place, step: int, causes: dict[int, str]) -> Manifest:
     if place.processes.is_first:
         assert place.durable is not None
         try:
-            place.durable.fetch(step, place.folder)
+            with place.span("fetch"):
+                place.durable.fetch(step, place.folder)
             place.say("fetched", step=step, url=place.durable.url)
         except IntegrityError as error:
             cause = str(error)

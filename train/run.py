@@ -12,12 +12,14 @@ from sharding.processes import Processes
 from train.branch import InitFrom
 from train.durable import DurableTier
 from train.log import logger
-from train.phases import Phases
 from train.run_folder import RunFolder
+from train.spans import Spans
 
 _TROUBLES = {
     "save_failed": "step {step} could not be saved, so training goes on unsaved: {cause}",
     "copy_failed": "the copy of step {step} failed: {cause}",
+    "not_removed": "an older checkpoint could not be removed after the save of step {step}, which "
+    "counts: {cause}",
     "quarantined": "the checkpoint of step {step} is damaged, and now in {path}: {cause}",
 }
 """Events that a person should hear of at once."""
@@ -32,7 +34,7 @@ class Run:
     data: Data
     mesh: jax.sharding.Mesh
     processes: Processes
-    phases: Phases
+    spans: Spans
     durable: DurableTier | None = None
     """Where copies of checkpoints are; given in the first process alone."""
     init_from: InitFrom | None = None
@@ -43,6 +45,11 @@ class Run:
         self.folder.add_event(event, **details)
         if event in _TROUBLES:
             logger.warning(_TROUBLES[event].format(**details))
+
+    def has_had_checkpoints(self) -> bool:
+        """Says whether a checkpoint of this run was ever whole: such a run is not begun anew."""
+        found = self.processes.is_first and self.folder.has_had_checkpoints()
+        return self.processes.from_first("had checkpoints", found)
 
     def position(self) -> dict[str, Any]:
         """Returns what of a checkpoint's progress is the same all along."""

@@ -14,9 +14,16 @@ from typing import IO, Any
 from configs.check import require
 from configs.errors import SettingsError
 from configs.run import RunConfig
-from configs.settings import classify_change, differences, flatten, unflatten
+from configs.settings import (
+    REPLACED,
+    classify_change,
+    differences,
+    flatten,
+    unflatten,
+    without_replaced,
+)
 from data.files import write_json
-from train.checkpoint_files import checkpoint_steps
+from train.checkpoint_files import checkpoint_folders, checkpoint_steps, has_set_aside
 
 Record = dict[str, Any]
 """One line of metrics.jsonl: a number or None by name, `step` among them."""
@@ -45,6 +52,8 @@ class RunFolder:
         self.ledger = path / ".ledger.json"
         self.config = path / "config.json"
         self.environment = path / "environment.json"
+        self.fetching = path / ".fetching"
+        """There while the small files come from durable storage."""
         self._lock = path / ".lock"
         self._untold = Lines(self.events)
 
@@ -66,7 +75,7 @@ class RunFolder:
             "such as runs/quickstart",
         )
         try:
-            flat = json.loads(self.config.read_text())
+            flat = without_replaced(self._read_flat())
             version = flat.pop("format_version", 1)
             require(
                 version <= FORMAT_VERSION,
@@ -81,9 +90,18 @@ class RunFolder:
                 f"{self.config} cannot be read as settings of this version of Tessera: {error}"
             ) from None
 
+    def _read_flat(self) -> dict[str, Any]:
+        return json.loads(self.config.read_text())
+
+    def replaced_settings(self) -> list[str]:
+        """Returns, in words, the settings of an earlier version that have a successor now."""
+        flat = self._read_flat()
+        names = [name for name in REPLACED if name in flat]
+        return [f"{name}={flat[name]} (now {REPLACED[name]})" for name in names]
+
     def check_free(self) -> None:
         """Raises SettingsError if the folder holds something that is not a run of ours."""
-        if self.exists or not self.path.exists():
+        if self.exists or self.fetching.exists() or not self.path.exists():
             return
         require(self.path.is_dir(), f"--run-dir {self.path} is a file; give a folder")
         # A process killed as it began has left no more than its lock and half a config.json.
@@ -175,6 +193,7 @@ class RunFolder:
         write_json(self.config, {"format_version": FORMAT_VERSION, **flatten(config)})
         if not self.environment.exists():
             write_json(self.environment, environment)
+        self.fetching.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.samples, self.tensorboard, self.logs):
             folder.mkdir(exist_ok=True)
 
@@ -189,6 +208,11 @@ class RunFolder:
         """Returns the environment of the last start, None before the first."""
         starts = [event for event in self.read_events() if event.get("event") == "started"]
         return starts[-1].get("environment") if starts else None
+
+    def has_had_checkpoints(self) -> bool:
+        """Says whether there is or was a whole checkpoint, as far as anything here knows."""
+        is_there = checkpoint_folders(self.checkpoints) or has_set_aside(self.checkpoints)
+        return bool(is_there) or any(e.get("event") == "saved" for e in self.read_events())
 
     def newest_step(self) -> int | None:
         """Returns the step of the newest checkpoint that is whole by its name and manifest."""

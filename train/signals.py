@@ -1,6 +1,7 @@
 """Being asked from outside to stop (SIGTERM, Ctrl-C) or to save (SIGUSR1), at any moment."""
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -16,17 +17,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs.errors import Stopped
 from sharding.processes import Processes
+from train.log import logger
 
 _MAX_SIGNALS = 128
+_ANOTHER_SEC = 1.0
+"""A second SIGINT within it is the first one, sent twice."""
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Signals:
     """Turns signals into wishes that the loop can act on between two steps.
 
-    Outside `deferred` there is nothing to save, so the wish to stop is an exception at once. A
-    second SIGINT ends the process; SIGTERM is sent again by some schedulers, and that changes
-    nothing. SIGUSR1 asks for a save.
+    Outside `deferred` there is nothing to save, so the wish to stop is an exception at once.
+    SIGTERM is sent again by some schedulers, and SIGINT comes twice where both a terminal and a
+    launcher send it: neither changes anything. A Ctrl-C that is clearly another one ends the
+    process at once, without a save. SIGUSR1 asks for a save.
     """
 
     def __init__(self) -> None:
@@ -34,6 +39,7 @@ class Signals:
         """The name of the signal that asked to stop, or None."""
         self.wants_save = False
         self._is_deferred = False
+        self._writing: int | None = None
 
     def install(
         self, notice_sec: float | None = None, on_notice_over: Callable[[str], None] | None = None
@@ -47,17 +53,54 @@ class Signals:
         """
         for number in (*_STOPS, signal.SIGUSR1):
             signal.signal(number, self._handle)
-        if notice_sec is not None and on_notice_over is not None:
-            _time_notice(notice_sec, on_notice_over)
+        # The main thread may be inside a step, where no handler of Python runs; what the C handler
+        # writes into a pipe is seen by another thread at once.
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+
+        def watch() -> None:
+            first_at = None
+            while numbers := os.read(reading, 1):
+                number, now = numbers[0], time.monotonic()
+                if number not in _STOPS:
+                    continue
+                if first_at is None:
+                    first_at = now
+                    name = signal.Signals(number).name
+                    self._acknowledge(name)
+                    if notice_sec is not None and on_notice_over is not None:
+                        _start_timer(notice_sec, functools.partial(on_notice_over, name))
+                elif number == signal.SIGINT and now - first_at > _ANOTHER_SEC:
+                    logger.warning("ended by another Ctrl-C, without a save")
+                    os._exit(128 + number)
+            os.close(reading)
+
+        threading.Thread(target=watch, name="signals", daemon=True).start()
+
+    def close(self) -> None:
+        """Looks for signals no more; what the handlers do stays."""
+        if self._writing is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._writing)
+            self._writing = None
+
+    def _acknowledge(self, name: str) -> None:
+        """Says what a signal leads to; where it leads to an exception at once, that says it."""
+        again = "; Ctrl-C again ends at once, without a save"
+        if self._is_deferred:
+            logger.info(f"{name}: saving the state after this step, then stopping{again}")
+        else:
+            message = f"{name}: stopping as soon as what is in progress allows it{again}"
+            _start_timer(_ANOTHER_SEC, lambda: logger.info(message))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
             self.wants_save = True
             return
-        if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
+        is_first = self.cause is None
         self.cause = self.cause or signal.Signals(number).name
-        if not self._is_deferred:
+        if is_first and not self._is_deferred:
             raise Stopped(f"stopped by {self.cause} before there was anything to save")
 
     @contextlib.contextmanager
@@ -70,24 +113,10 @@ class Signals:
             self._is_deferred = False
 
 
-def _time_notice(notice_sec: float, on_notice_over: Callable[[str], None]) -> None:
-    """Calls on_notice_over so long after the first signal to stop.
-
-    The main thread may be inside a step, where no handler of Python runs; what the C handler
-    writes into a pipe is seen by another thread at once.
-    """
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-
-    def wait() -> None:
-        while number := os.read(reading, 1)[0]:
-            if number in _STOPS:
-                time.sleep(notice_sec)
-                on_notice_over(signal.Signals(number).name)
-                return
-
-    threading.Thread(target=wait, name="notice", daemon=True).start()
+def _start_timer(seconds: float, act: Callable[[], object]) -> None:
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
 
 
 class Wish(NamedTuple):

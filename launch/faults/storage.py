@@ -12,7 +12,7 @@ from pathlib import Path
 
 from launch.faults.trial import LIMIT_SEC, NUM_STEPS, SAVE_STEPS, Broken, Result, Trial
 from train.checkpoint_files import MANIFEST, STATE
-from train.phases import CLASSES
+from train.ledger import CLASSES
 
 _FAKETIME = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/lib*/faketime/libfaketimeMT.so.1")
 _SET_BACK_SEC = 7200

@@ -19,7 +19,7 @@ from pathlib import Path
 from configs.errors import IntegrityError
 from launch.devices import ROOT
 from train.checkpoint_files import checkpoint_steps, read_progress
-from train.phases import stat_fields
+from train.ledger import stat_fields
 from train.run_folder import RunFolder, read_json_lines, read_metrics
 
 NUM_STEPS, SAVE_STEPS = 100, 10

@@ -133,41 +133,60 @@ def flip_bit(array: jax.Array, device: Any) -> jax.Array:
     return jax.make_array_from_single_device_arrays(array.shape, array.sharding, pieces)
 
 
-def in_a_device(call: int) -> None:
-    """Lets the last device flip a bit of the parameters in one call of the compiled step."""
-    original = train.loop.compile_train_step
+def with_infinite_moment(state: TrainState) -> TrainState:
+    """Returns a state in which a second moment of AdamW is infinite; losses stay as they are."""
 
-    def compile_train_step(*args: Any, **kwargs: Any) -> TrainStep:
-        return wrong_in_a_call(original(*args, **kwargs), call, jax.local_devices()[-1])
+    def touch(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        is_second = "nu" in jax.tree_util.keystr(path) and "norm" in jax.tree_util.keystr(path)
+        return jax.device_put(jnp.full_like(x, jnp.inf), x.sharding) if is_second else x
 
-    train.loop.compile_train_step = compile_train_step
+    return state._replace(opt_state=jax.tree.map_with_path(touch, state.opt_state))
 
 
-def wrong_in_a_call(train_step: TrainStep, call: int, device: Any) -> TrainStep:
-    """Returns a step that flips one bit on one device in its call of that number, from 1."""
+def with_flipped_bit(state: TrainState) -> TrainState:
+    """Returns a state of which the last device holds another bit."""
+    flip = functools.partial(flip_bit, device=jax.local_devices()[-1])
+    norm = jax.tree.map(flip, state.params["norm"])
+    return state._replace(params={**state.params, "norm": norm})
+
+
+def after_call(
+    train_step: TrainStep, call: int, change: Callable[[TrainState], TrainState]
+) -> TrainStep:
+    """Returns a step that changes what it returns in its call of that number, from 1."""
     calls = 0
-    flip = functools.partial(flip_bit, device=device)
 
     def wrong(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         nonlocal calls
         calls += 1
         state, metrics = train_step(state, batch)
-        if calls == call:
-            norm = jax.tree.map(flip, state.params["norm"])
-            state = state._replace(params={**state.params, "norm": norm})
-        return state, metrics
+        return change(state) if calls == call else state, metrics
 
     return wrong
+
+
+def in_a_state(call: int, change: Callable[[TrainState], TrainState]) -> None:
+    """Changes the state that one call of the compiled step returns."""
+    original = train.loop.compile_train_step
+
+    def compile_train_step(*args: Any, **kwargs: Any) -> TrainStep:
+        return after_call(original(*args, **kwargs), call, change)
+
+    train.loop.compile_train_step = compile_train_step
+
+
+_CHANGES = {"flipped_bit": with_flipped_bit, "infinite_moment": with_infinite_moment}
 
 
 def compose(fault: str, first: int, last: int) -> None:
     """Puts one fault around the functions of the product.
 
     Args:
-        first, last: batches of the sequence from 0, or, of flipped_bit, the call of the step.
+        first, last: batches of the sequence from 0, or, of what happens to the state, the call of
+            the step.
     """
-    if fault == "flipped_bit":
-        in_a_device(first)
+    if fault in _CHANGES:
+        in_a_state(first, _CHANGES[fault])
         return
     spoil = _SPOILT.get(fault, _marked)
     if fault == "nan_gradient":

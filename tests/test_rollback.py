@@ -1,0 +1,219 @@
+"""Rollbacks: nothing is lost by one, no restore takes what it left, no run is ever begun anew."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from small_checkpoints import CONFIG, progress, small_state, write_checkpoint
+from small_runs import RUN, call, tiny_run, write_text
+
+import train.loop
+from configs.errors import Unavailable
+from configs.run import CheckpointConfig
+from launch.faults.worker import after_call, with_infinite_moment
+from train.checkpoint import Checkpoints
+from train.checkpoint_files import Progress, checkpoint_steps, pin, read_progress, verify
+from train.durable import DurableTier
+from train.recovery import Place, newest_whole
+from train.run_folder import RunFolder, read_metrics
+
+QUIET = ("--eval.every_steps", "None", "--sample.every_steps", "None")
+
+
+def amended(step: int) -> Progress:
+    return dataclasses.replace(progress(step), passed_over=(5,), num_rollbacks=1)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A run folder with checkpoints of steps 1 to 3, all of them copied."""
+    durable = DurableTier(str(tmp_path / "durable"))
+    folder = tmp_path / "run" / "checkpoints"
+    for step in (1, 2, 3):
+        durable.copy(write_checkpoint(folder, step))
+    return Place(folder, CONFIG, durable=durable)
+
+
+@pytest.fixture
+def checkpoints(place: Place):
+    checkpoints = Checkpoints(place, {})
+    yield checkpoints
+    checkpoints.close()
+
+
+def names(folder: Path) -> list[str]:
+    """Returns the names of all checkpoints that are whole, set aside or not."""
+    return sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+
+
+def test_what_a_rollback_leaves_stays_aside_until_a_later_save_is_whole(checkpoints, place):
+    pin(place.folder, 3, pinned=True)
+    checkpoints.go_back(amended(1))
+    copies = Path(place.durable.url) / "checkpoints"
+    assert names(place.folder) == names(copies) == ["1", "2.aside", "3.aside"]
+
+    def refuse() -> None:
+        raise OSError(28, "No space left on device")
+
+    checkpoints.save(small_state(), progress(2), before=refuse)
+    assert checkpoints.wait() is not None
+    assert names(place.folder) == ["1", "2.aside", "3.aside"]
+    checkpoints.save(small_state(), progress(2))
+    assert checkpoints.wait() is None
+    assert names(place.folder) == ["1", "2", "3.aside"]  # which was pinned
+    assert checkpoints.complete_copies() is None
+    assert names(copies) == ["1", "2"]
+
+
+def test_no_restore_takes_what_a_rollback_left(checkpoints, place):
+    checkpoints.go_back(amended(1))
+    found = newest_whole(place)
+    assert found is not None
+    assert found.progress == amended(1)
+    shutil.rmtree(place.folder)  # as on a new machine
+    found = newest_whole(place)
+    assert found is not None
+    assert found.progress == amended(1)
+    assert verify(place.folder, 1) == found
+
+
+def test_a_copy_that_is_not_new_does_not_remove_what_a_rollback_left(place):
+    """Killed after the rollback: the next process copies the checkpoint that it went back to."""
+    first = Checkpoints(place, {})
+    first.go_back(amended(1))
+    shutil.rmtree(Path(place.durable.url) / "checkpoints" / "1")
+    again = Checkpoints(place, {})
+    assert again.complete_copies() is None
+    assert names(Path(place.durable.url) / "checkpoints") == ["1", "2.aside", "3.aside"]
+
+
+def test_where_storage_refuses_nothing_goes_back(checkpoints, place):
+    durable = Path(place.durable.url)
+    durable.rename(away := durable.with_name("away"))
+    durable.touch()  # a file, in which nothing can be written
+    with pytest.raises(Unavailable, match="step 1"):
+        checkpoints.go_back(amended(1))
+    assert checkpoint_steps(place.folder) == [1, 2, 3]
+    assert read_progress(place.folder, 1) == progress(1)
+    durable.unlink()
+    away.rename(durable)
+
+
+def test_a_save_while_steps_go_wrong_keeps_the_older_ones(tmp_path: Path):
+    config = CheckpointConfig(every_steps=1, num_last=1, num_best=0)
+    checkpoints = Checkpoints(Place(tmp_path, config), {})
+    for step, keeps_all in ((1, False), (2, True), (3, False)):
+        checkpoints.save(small_state(), progress(step), keeps_all=keeps_all)
+        checkpoints.wait()
+        assert checkpoint_steps(tmp_path) == ([1, 2] if keeps_all else [step])
+    checkpoints.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path)
+    return RunFolder(RUN)
+
+
+def harm(monkeypatch: pytest.MonkeyPatch, call: int, change: Callable) -> None:
+    """Changes the state that the compiled step returns in one call, counted from 1."""
+    original = train.loop.compile_train_step
+    monkeypatch.setattr(
+        train.loop,
+        "compile_train_step",
+        lambda *args, **more: after_call(original(*args, **more), call, change),
+    )
+
+
+def events(run: RunFolder, name: str) -> list[dict]:
+    return [event for event in run.read_events() if event["event"] == name]
+
+
+@pytest.mark.parametrize("num_last", ["1", "3"])
+def test_a_state_that_is_not_finite_costs_the_steps_since_the_last_save(
+    run, monkeypatch, tmp_path, num_last
+):
+    """Though every loss was: the second moment of one weight is infinite."""
+    harm(monkeypatch, 47, with_infinite_moment)
+    durable = tmp_path / "durable"
+    more = ("--checkpoint.num_last", num_last, "--checkpoint.durable_dir", str(durable))
+    code, output = call("train", *tiny_run(*QUIET, *more))
+    assert code == 0, output
+    (event,) = events(run, "rolled_back")
+    assert (event["to_step"], event["batches"]) == (45, [46, 50])
+    assert event["passed_over"] == [45, 46, 47, 48, 49]
+    assert checkpoint_steps(run.checkpoints)[-1] == 60
+    assert read_progress(durable / "checkpoints", 60).num_rollbacks == 1
+    assert list(read_metrics(run.metrics)) == list(range(1, 61))
+
+
+SPIKING = (
+    *("--guard.num_window_steps", "16", "--guard.num_spike_steps", "3"),
+    *("--checkpoint.num_best", "0"),
+)
+
+
+@pytest.mark.parametrize("num_last", ["1", "2"])
+def test_a_spike_that_the_newest_checkpoint_holds_goes_to_an_older_one(run, monkeypatch, num_last):
+    """The step that did it was saved before its harm was seen."""
+    harm(monkeypatch, 40, lambda s: s._replace(params=jax.tree.map(lambda x: x * 30, s.params)))
+    code, output = call("train", *tiny_run(*QUIET, *SPIKING, "--checkpoint.num_last", num_last))
+    went_back = [event["to_step"] for event in events(run, "rolled_back")]
+    assert output.count("starting at step 0") == 1
+    if num_last == "2":
+        assert (code, went_back) == (0, [35]), output
+        return
+    assert (code, went_back) == (76, [40, 40, 40]), output  # there is no other
+    assert checkpoint_steps(run.checkpoints) == [40]
+
+
+def test_with_nothing_to_go_back_to_a_run_ends_and_keeps_everything(run, monkeypatch):
+    code, output = call("train", *tiny_run(*QUIET, "--train.num_steps", "20"))
+    assert code == 0, output
+    for step in checkpoint_steps(run.checkpoints):
+        if step != 20:
+            shutil.rmtree(run.checkpoints / str(step))
+    before = names(run.checkpoints)
+    original = train.loop.newest_whole
+    monkeypatch.setattr(
+        train.loop,
+        "newest_whole",
+        lambda place, at_most=None: None if at_most else original(place),
+    )
+    harm(monkeypatch, 3, with_infinite_moment)
+    code, output = call("train", *tiny_run(*QUIET, "--allow-changes"))
+    assert code == 76, output
+    assert "to go on" not in output
+    assert "--init-from" in output
+    assert names(run.checkpoints) == before
+    assert not events(run, "rolled_back")
+
+
+def test_a_run_that_has_lost_its_checkpoints_is_not_begun_anew(run):
+    code, output = call("train", *tiny_run(*QUIET, "--train.num_steps", "10"))
+    assert code == 0, output
+    before = run.metrics.read_bytes()
+    shutil.rmtree(run.checkpoints)
+    code, output = call("train", *tiny_run(*QUIET, "--train.num_steps", "10"))
+    assert code == 65, output
+    for part in (str(run.events), str(run.checkpoints), "--run-dir"):
+        assert part in output
+    assert run.metrics.read_bytes() == before
+
+
+def test_a_run_without_any_checkpoint_may_begin_anew(run, monkeypatch):
+    harm(monkeypatch, 3, lambda state: state._replace(params=_nan(state.params)))
+    more = ("--guard.max_skipped_steps", "4", "--checkpoint.every_steps", "50")
+    code, output = call("train", *tiny_run(*QUIET, *more))
+    assert code == 0, output
+    (event,) = events(run, "rolled_back")
+    assert event["to_step"] == 0
+
+
+def _nan(params):
+    return jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
