@@ -22,6 +22,7 @@ from launch.faults.divergence import (
     burst_of_bad_batches,
     flip_a_bit_in_a_device,
     infinite_loss,
+    infinite_moment,
     nan_in_a_gradient,
     no_end_of_bad_batches,
     spike,
@@ -53,6 +54,15 @@ from launch.faults.storage import (
     truncate_a_file,
 )
 from launch.faults.trial import Broken, Result, Trial, Workplace
+from launch.faults.unanswered import (
+    come_late,
+    copy_slowly,
+    fail_to_read,
+    list_stale_files,
+    needs_compiler,
+    refuse_the_last_copy,
+    save_slowly,
+)
 from launch.paths import RUNS
 from launch.train_settings import require_preset
 
@@ -93,7 +103,7 @@ class Fault:
     harm: Callable[[Trial], Result]
     """Harms a run, lets it go on, and raises Broken where a promise was not kept."""
     share: float = 0.0
-    """Tries for each of --times; there is one at least."""
+    """Tries for each of --times; there is one at least, and just one of what takes minutes."""
     missing: Callable[[], str | None] = lambda: None
     """Says why it cannot be tried here."""
 
@@ -142,12 +152,19 @@ def faults(*, refused_sec: float) -> list[Fault]:
         Fault("disk full", fill_the_disk, 0.1, needs_unshare),
         Fault("writes refused", refusal, 0.03),
         Fault("copies refused", refuse_copies, 0.05),
+        Fault("last copy refused", refuse_the_last_copy, 0.05),
+        Fault("last copy slow", copy_slowly, missing=needs_compiler),
+        Fault("save slow", save_slowly, missing=needs_compiler),
+        Fault("manifest unreadable", fail_to_read, 0.05, needs_compiler),
+        Fault("stale listing", list_stale_files, 0.05),
+        Fault("process late, one of two", come_late),
         Fault("two in one folder", start_twice, 0.05),
         Fault("clock set back", set_the_clock_back, 0.1, needs_faketime),
         Fault("other layouts", change_the_layout, 0.05),
         Fault("NaN in a gradient", nan_in_a_gradient, 0.05),
         Fault("infinite loss", infinite_loss, 0.05),
         Fault("steps not finite", steps_that_are_not_finite, 0.05),
+        Fault("moment not finite", infinite_moment, 0.05),
         Fault("burst of bad batches", burst_of_bad_batches, 0.05),
         Fault("spike", spike, 0.05),
         Fault("bad batches, no end", no_end_of_bad_batches, 0.05),

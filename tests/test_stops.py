@@ -168,6 +168,8 @@ def test_every_second_of_a_run_that_was_killed_twice_is_accounted_for(tmp_path, 
     for step in (12, 30):
         process = start_with(tmp_path, "slow_data 0 99", *command)
         wait_until(lambda step=step: has_reached(run.path, step), process)
+        written_at = run.ledger.stat().st_mtime_ns  # what a kill leaves is what was written last
+        wait_until(lambda at=written_at: run.ledger.stat().st_mtime_ns > at, process)
         process.kill()
         process.communicate()
     code, output = finish(start(tmp_path, "train", *command))
@@ -175,14 +177,14 @@ def test_every_second_of_a_run_that_was_killed_twice_is_accounted_for(tmp_path, 
     said = json.loads(run.ledger.read_text())
     life_sec = said["beat"] - said["first_start"]
     assert sum(said["seconds"].values()) == pytest.approx(life_sec, abs=0.5)
-    for kind in ("set_up", "compile", "step", "save_stall", "evaluation", "down_time"):
+    for kind in ("set_up", "compile", "step", "save_stall", "evaluation", "lost_work", "down_time"):
         assert said["seconds"][kind] > 0, (kind, said["seconds"], run.read_events())
     times = [event["time"] for event in run.read_events()]
     assert len(times) > 3
     last = read_metrics(run.metrics)[60]
     assert 0 < last["goodput/fraction"] < 1
     total = sum(v for k, v in last.items() if k.startswith("goodput/") and k.endswith("_sec"))
-    assert total == pytest.approx(life_sec, abs=3)
+    assert life_sec / 2 < total < life_sec + 0.5  # what comes after the last step is not in it
 
 
 UNWRITABLE = """

@@ -93,13 +93,17 @@ class Ledger:
             **{f"goodput/{kind}_sec": value for kind, value in seconds.items()},
         }
 
-    def write(self) -> None:
-        """Writes the ledger, so that the next start knows when this one was last alive."""
+    def write(self, ago_sec: float = 0.0) -> None:
+        """Writes the ledger, so that the next start knows when this one was last alive.
+
+        Args:
+            ago_sec: when the last second was added.
+        """
         if self._path is None:
             return
         content = {
             "first_start": self._first_start,
-            "beat": time.time(),
+            "beat": time.time() - ago_sec,
             "finished": self.is_finished,
             "seconds": self.snapshot(),
         }

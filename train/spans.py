@@ -186,8 +186,7 @@ class Spans:
 
         def write() -> None:
             while True:
-                self.settle()
-                self.ledger.write()
+                self._write()
                 if self._ended.wait(_BEAT_SEC):
                     return
 
@@ -199,8 +198,11 @@ class Spans:
         self._ended.set()
         if self._beating is not None:
             self._beating.join()
-            self.settle()
-            self.ledger.write()
+            self._write()
+
+    def _write(self) -> None:
+        self.settle()
+        self.ledger.write(time.monotonic() - self._mark)
 
 
 class Watchdog:

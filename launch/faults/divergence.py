@@ -4,6 +4,7 @@ import json
 import warnings
 
 from launch.faults.trial import NUM_STEPS, SAVE_STEPS, Broken, Result, Trial
+from train.checkpoint_files import MANIFEST
 
 _GUARD = ("--guard.num_window_steps", "16", "--guard.max_skipped_steps", "4")
 _SPIKING = (
@@ -67,6 +68,20 @@ def _go_back(trial: Trial, fault: str, num_batches: int, *more: str) -> Result:
     for item in event["passed_over"]:
         _expect_text(trial, item)
     _expect_finite(trial)
+    return Result(steps_lost=trial.steps_lost())
+
+
+def infinite_moment(trial: Trial) -> Result:
+    """A moment is infinite late in the run, no loss is: back to the save before, not to step 0."""
+    step = trial.draw.randrange(_LATE, NUM_STEPS - SAVE_STEPS)
+    durable = trial.place.folder / f"{trial.name}-durable"
+    more = ("--checkpoint.durable_dir", str(durable))
+    trial.start(*_GUARD, *more, fault=f"infinite_moment {step} {step}").expect(0)
+    newest = (step - 1) // SAVE_STEPS * SAVE_STEPS
+    trial.expect_event("rolled_back", rollbacks=1, to_step=newest)
+    _expect_finite(trial)
+    if not (durable / "checkpoints" / str(NUM_STEPS) / MANIFEST).is_file():
+        raise Broken("durable storage has not got the last checkpoint")
     return Result(steps_lost=trial.steps_lost())
 
 

@@ -167,6 +167,7 @@ class Trial:
         fault: str | None = None,
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
+        late_sec: float = 0.0,
     ) -> Started:
         """Starts the run, or goes on with it.
 
@@ -174,9 +175,11 @@ class Trial:
             more: arguments beside those of every trial.
             fault: "NAME FIRST LAST", something wrong in the process (`launch.faults.worker`).
             prefix: a command that the process is started through.
+            late_sec: how much later than the first process the others come.
         """
         self._num_starts += 1
         module = ["launch"] if fault is None else ["launch.faults.worker", *fault.split(), "--"]
+        wait = ("sh", "-c", f'sleep {late_sec:g}; exec "$@"', "late") if late_sec else ()
         arguments = [*prefix, sys.executable, "-m", *module]
         arguments += self.place.command(Path(self.name), *more)
         address = f"localhost:{free_port()}"
@@ -190,7 +193,7 @@ class Trial:
             with logs[-1].open("w") as log:
                 processes.append(
                     subprocess.Popen(
-                        [*arguments, *job],
+                        [*(wait if i else ()), *arguments, *job],
                         cwd=self.place.folder,
                         env=self._environment(environment or {}),
                         stdin=subprocess.DEVNULL,

@@ -8,6 +8,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import train.checkpoint
 import train.loop
 import train.step
 from data.batch import Batch
@@ -175,6 +177,16 @@ def in_a_state(call: int, change: Callable[[TrainState], TrainState]) -> None:
     train.loop.compile_train_step = compile_train_step
 
 
+def in_listings() -> None:
+    """Hides every second file of a checkpoint from each process, another one from each."""
+    original = train.checkpoint.list_files
+
+    def list_files(checkpoint: Path) -> set[str]:
+        return set(sorted(original(checkpoint))[jax.process_index() :: 2])
+
+    train.checkpoint.list_files = list_files
+
+
 _CHANGES = {"flipped_bit": with_flipped_bit, "infinite_moment": with_infinite_moment}
 
 
@@ -187,6 +199,9 @@ def compose(fault: str, first: int, last: int) -> None:
     """
     if fault in _CHANGES:
         in_a_state(first, _CHANGES[fault])
+        return
+    if fault == "stale_listing":
+        in_listings()
         return
     spoil = _SPOILT.get(fault, _marked)
     if fault == "nan_gradient":

@@ -1,0 +1,155 @@
+"""Faults of disks, storage and peers that answer late, or not at once."""
+
+import functools
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from launch.faults.trial import LIMIT_SEC, NUM_STEPS, SAVE_STEPS, Broken, Result, Trial
+from train.checkpoint_files import MANIFEST
+
+_PAIR = 2
+_LATE_SEC = 90
+_HANG_SEC = 30
+"""guard.hang_limit_sec of the slow runs: more than it takes to compile the step beside others."""
+_WRITE_MSEC = 12_000
+_SLOW_LIMIT_SEC = 2 * LIMIT_SEC
+
+
+@functools.cache
+def _build_shim(folder: Path) -> Path:
+    """Returns a library that makes a disk fail or slow, compiled from shim.c."""
+    library = folder / "shim.so"
+    source = Path(__file__).with_name("shim.c")
+    command = ["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl", "-lpthread"]
+    subprocess.run(command, check=True, capture_output=True)
+    return library
+
+
+def needs_compiler() -> str | None:
+    """Returns what is missing to make a disk fail, None if nothing is."""
+    return None if shutil.which("cc") else "there is no C compiler (cc)"
+
+
+class _Disk:
+    """A disk that fails, or is slow, for as long as a flag is up."""
+
+    def __init__(self, trial: Trial, kind: str, path: str):
+        self._flag = trial.place.folder / f"{trial.name}-flag"
+        self.hit = self._flag.with_name(f"{self._flag.name}.hit")
+        self.environment = {
+            "LD_PRELOAD": str(_build_shim(trial.place.folder)),
+            f"TESSERA_{kind}_PATH": path,
+            f"TESSERA_{kind}_FLAG": str(self._flag),
+            "TESSERA_SLOW_MSEC": str(_WRITE_MSEC),
+        }
+
+    def harm(self) -> None:
+        self._flag.touch()
+
+    def heal(self) -> None:
+        self._flag.unlink()
+
+
+def save_slowly(trial: Trial) -> Result:
+    """SIGTERM, and its save writes for twice guard.hang_limit_sec: it is waited for (75)."""
+    disk = _Disk(trial, "SLOW", f"{trial.name}/checkpoints/")
+    limits = ("--guard.hang_limit_sec", str(_HANG_SEC))
+    started = trial.start(*limits, environment=disk.environment)
+    least = trial.draw.randrange(2, 5) * SAVE_STEPS
+    started.wait_until(lambda: trial.saved() >= least, f"checkpoint of step {least}")
+    disk.harm()
+    began = time.monotonic()
+    started.send(signal.SIGTERM)
+    started.expect(75, within_sec=_SLOW_LIMIT_SEC)
+    _expect_long(began)
+    disk.heal()
+    trial.finish()
+    return trial.exact()
+
+
+def copy_slowly(trial: Trial) -> Result:
+    """The last copy takes twice guard.hang_limit_sec: it is waited for."""
+    durable = trial.place.folder / f"{trial.name}-durable"
+    disk = _Disk(trial, "SLOW", f"{durable.name}/checkpoints/")
+    disk.harm()
+    began = time.monotonic()
+    limits = ("--guard.hang_limit_sec", str(_HANG_SEC))
+    trial.start(*limits, *_copied_last(durable), environment=disk.environment).expect(
+        0, within_sec=_SLOW_LIMIT_SEC
+    )
+    _expect_long(began)
+    _expect_copy(durable)
+    return trial.exact()
+
+
+def _expect_long(began: float) -> None:
+    if (seconds := time.monotonic() - began) < 2 * _HANG_SEC:
+        raise Broken(f"it was not slow: {seconds:.0f} s in place of {2 * _HANG_SEC}")
+
+
+def _copied_last(durable: Path) -> tuple[str, ...]:
+    """Returns the settings with which only the last checkpoint is copied."""
+    period = ("--checkpoint.durable_every_steps", str(NUM_STEPS))
+    return ("--checkpoint.durable_dir", str(durable), *period)
+
+
+def _expect_copy(durable: Path) -> None:
+    if not (durable / "checkpoints" / str(NUM_STEPS) / MANIFEST).is_file():
+        raise Broken("durable storage has not got the last checkpoint")
+
+
+def refuse_the_last_copy(trial: Trial) -> Result:
+    """The last copy fails once: it is tried again before the run ends (0)."""
+    durable = trial.place.folder / f"{trial.name}-durable"
+    started = trial.start(*_copied_last(durable))
+    least = NUM_STEPS - 3 * SAVE_STEPS
+    started.wait_until(lambda: trial.saved() >= least, f"checkpoint of step {least}")
+    durable.rename(away := durable.with_name(f"{durable.name}-away"))
+    durable.touch()
+    started.wait_until(lambda: bool(trial.events("copy_failed")), "copy that failed")
+    durable.unlink()
+    away.rename(durable)
+    started.expect(0)
+    _expect_copy(durable)
+    return trial.exact()
+
+
+def list_stale_files(trial: Trial) -> Result:
+    """Each of two processes does not see all files of a checkpoint: the manifest names all."""
+    trial.start(num_processes=_PAIR, fault="stale_listing 0 0").expect(0)
+    trial.call("checkpoints", trial.name, "--verify")
+    return trial.exact(_PAIR)
+
+
+def fail_to_read(trial: Trial) -> Result:
+    """EIO for manifests: tried again, then 75; no checkpoint is taken for damaged."""
+    disk = _Disk(trial, "EIO", MANIFEST)
+    started = trial.start(environment=disk.environment)
+    least = trial.draw.randrange(2, NUM_STEPS // SAVE_STEPS - 2) * SAVE_STEPS
+    started.wait_until(lambda: trial.saved() >= least, f"checkpoint of step {least}")
+    started.kill()
+    newest = trial.saved()
+    disk.harm()
+    trial.start(environment=disk.environment).expect(75)
+    again = trial.start(environment=disk.environment)
+    disk.hit.unlink()
+    again.wait_until(disk.hit.exists, "error")
+    disk.heal()
+    again.expect(0)
+    trial.expect_event("resumed", step=newest)
+    if trial.events("quarantined"):
+        raise Broken("a good checkpoint was taken for damaged")
+    return trial.exact()
+
+
+def come_late(trial: Trial) -> Result:
+    """A process comes 90 s late, after the other gave up: both are started again, and train."""
+    supervised = ("--supervise", "--restart-wait-sec", "0.5")
+    started = trial.start(*supervised, num_processes=_PAIR, late_sec=_LATE_SEC)
+    started.expect(0, within_sec=_SLOW_LIMIT_SEC)
+    if "exit code 75" not in started.logs[0].read_text():
+        raise Broken(f"the first process did not give up before: {started.said()}")
+    return trial.exact(_PAIR)

@@ -1,0 +1,57 @@
+"""A real run in this process, whose loop a test may take apart."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from small_runs import tiny_run, write_text
+
+from data.open_data import open_data
+from launch.train_settings import parse, resolve
+from sharding.mesh import make_mesh
+from sharding.processes import ALONE
+from train.checkpoint_files import Progress
+from train.run import Run
+from train.run_folder import RunFolder
+from train.spans import Spans
+from train.step import Metrics
+
+
+def open_run(folder: Path, *more: str) -> Run:
+    """Returns a tiny run on text.txt in a folder, begun and not trained."""
+    text = write_text(folder)
+    path = "None" if "--data.mixture" in more else str(text)
+    settings = tiny_run("--data.path", path, *more)
+    config = parse(settings)[1].config
+    data = open_data(config.data, folder / "cache", lambda line: None)
+    run = RunFolder(folder / "run")
+    run.path.mkdir()
+    run.begin(resolve(config, data), {})
+    return Run(
+        config=resolve(config, data),
+        folder=run,
+        data=data,
+        mesh=make_mesh(config.mesh),
+        processes=ALONE,
+        spans=Spans(),
+    )
+
+
+def progress(step: int = 0, **more: Any) -> Progress:
+    """Returns where a run stands after a step."""
+    return Progress(step=step, tokens=128 * step, data_sha256="d" * 64, **more)
+
+
+def metrics(loss: float = 3.0, *, finite: bool = True) -> Metrics:
+    """Returns what a step of 128 tokens says of itself."""
+    return Metrics(
+        loss=jnp.float32(loss if finite else np.nan),
+        grad_norm=jnp.float32(1.5),
+        learning_rate=jnp.float32(1e-3),
+        num_tokens=jnp.int32(128),
+        finite=jnp.bool_(finite),
+        others={},
+        layer_norms={"norm/scale": jnp.float32(2.0), "layers/mlp/up": jax.device_put(np.ones(2))},
+    )
