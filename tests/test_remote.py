@@ -10,7 +10,7 @@ import pytest
 from s3_server import LIMIT_SEC, ROOT, S3Server, kill_when, s3_server, start
 from s3fs import S3FileSystem
 
-from configs.errors import IntegrityError, SettingsError
+from configs.errors import IntegrityError, SettingsError, Unavailable
 from data.remote import (
     MANIFEST,
     fetch_files,
@@ -426,7 +426,7 @@ def test_what_is_not_permitted_is_said(s3, bucket, tmp_path):
 def test_a_store_that_does_not_answer_is_said(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(SettingsError, match=r"Could not connect to the endpoint.*127\.0\.0\.1:1"):
+    with pytest.raises(Unavailable, match=r"Could not connect to the endpoint.*127\.0\.0\.1:1"):
         fetch_folder("s3://bucket/folder", tmp_path)
 
 
