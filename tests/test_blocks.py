@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,12 +81,16 @@ def test_any_number_of_shards_is_read_with_few_files_open(tmp_path, store, rng, 
 
 
 def test_a_shard_that_is_closed_while_other_threads_read_it_reads_the_same(store, rng, monkeypatch):
-    wanted = store.train.read(0, store.train.num_tokens)
     monkeypatch.setattr(data.blocks, "_MAX_READERS", 1)
     monkeypatch.setattr(data.blocks, "_MAX_BYTES", 0)
+    monkeypatch.setattr(data.files, "_WAITS_SEC", ())
+    wanted = store.train.read(0, store.train.num_tokens)
     starts = rng.integers(0, store.train.num_tokens - 150, 3000).tolist()
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
     with ThreadPoolExecutor(16) as threads:
         found = list(threads.map(lambda start: store.train.read(start, start + 150), starts))
+    sys.setswitchinterval(usual)
     for start, ids in zip(starts, found, strict=True):
         np.testing.assert_array_equal(ids, wanted[start : start + 150])
 
