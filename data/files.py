@@ -170,10 +170,33 @@ def _no_space(path: Path) -> SettingsError:
     )
 
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What `flock` fails with on a file system that has no locks."""
+
+
+def lock_error(path: Path, error: OSError) -> SettingsError:
+    """Returns what to say where a file system has no locks, by one of NO_LOCKS."""
+    return SettingsError(
+        f"{path} cannot be locked ({error.strerror}), so two processes could write to "
+        f"{path.parent} at once: mount its file system with locks (Lustre with -o flock, NFS with "
+        "its lock service), or work in a folder of another one"
+    )
+
+
 @contextlib.contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
-    """Holds FOLDER/NAME.lock, for which other processes of this machine wait."""
+    """Holds FOLDER/NAME.lock, for which other processes of this machine wait.
+
+    Raises:
+        SettingsError: the file system has no locks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    path = folder / f"{name}.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                raise lock_error(path, error) from None
+            raise
         yield

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,7 +17,13 @@ from data.mixture import Data, Source
 from data.preparation.engine import Workers
 from data.preparation.prepare import Preparation, Say, Watch, remove_work
 from data.remote import fetch_files, fetch_folder, is_prepared, is_remote
-from data.store import FORMAT_VERSION, MANIFEST, TokenStore, open_store, stored_tokenizer
+from data.store import (
+    FORMAT_VERSION,
+    TokenStore,
+    is_prepared_folder,
+    open_store,
+    stored_tokenizer,
+)
 from data.text.corpus import open_corpus
 from data.tokenizers.learn import SAMPLE_CHARACTERS, learn_characters, learn_sentencepiece
 from data.tokenizers.tokenizer import Tokenizer, changes_text, open_tokenizer, tokenizer_digest
@@ -33,6 +40,8 @@ def open_data(
     workers: Workers | None = None,
     watch: Watch = lambda stage, done, total: None,
     moved: Mapping[str, str] | None = None,
+    part: int = 0,
+    num_parts: int = 1,
 ) -> Data:
     """Returns the sources and validation sets that the settings name.
 
@@ -42,10 +51,12 @@ def open_data(
 
     Args:
         moved: {name: prepared folder} of an earlier opening, used where they are still there.
+        part: of several parts of the prepared files, each checked by another process, this one's.
 
     Raises:
         SettingsError: a text cannot be used, or the tokenizers of two folders differ.
         IntegrityError: a prepared folder is not as its manifest says.
+        Unavailable: a disk or an object store does not answer, which may pass.
     """
     paths = named(config.mixture, "data.mixture")
     if not paths:
@@ -67,15 +78,16 @@ def open_data(
     )
     plain = with_local_texts(plain, cache_dir)
     fractions = dict.fromkeys(paths, config.validation_fraction) | dict.fromkeys(held_out, 1.0)
+    open_part = functools.partial(open_store, verify=config.verify, part=part, num_parts=num_parts)
     stores: dict[str, TokenStore] = {}
     texts: dict[str, PrepareConfig] = {}
     for name, path in {**paths, **held_out}.items():
         known = Path((moved or {}).get(name, path)).expanduser()
-        if not (known / MANIFEST).is_file():
+        if not is_prepared_folder(known):
             path = local_path(path, cache_dir)
             known = Path(path).expanduser()
-        if (known / MANIFEST).is_file():
-            stores[name] = open_store(known, config.verify)
+        if is_prepared_folder(known):
+            stores[name] = open_part(known)
             if ignored := _ignored(plain, stores[name]):
                 say(f"note: {known} is prepared already, so these do not count: {ignored}")
         else:
@@ -83,7 +95,7 @@ def open_data(
     if texts:
         tokenizer = _common_tokenizer(stores) or given_tokenizer(plain)
         folders = _prepare(texts, tokenizer, cache_dir, say, workers or Workers(), watch)
-        stores |= {name: open_store(folder, config.verify) for name, folder in folders.items()}
+        stores |= {name: open_part(folder) for name, folder in folders.items()}
         for name in texts:
             say(f"data: {stores[name].describe()}")
     _common_tokenizer(stores)
@@ -191,7 +203,7 @@ def _prepare(
     with contextlib.ExitStack() as locks:
         for name in sorted(folder.name for folder in distinct):
             locks.enter_context(locked(cache_dir, name))
-        done = [folder for folder in distinct if (folder / MANIFEST).is_file()]
+        done = [folder for folder in distinct if is_prepared_folder(folder)]
         for folder in done:
             remove_work(folder)
         if done and tokenizer is None:

@@ -20,9 +20,18 @@ from typing import Any
 import fsspec
 
 from configs.check import require
-from configs.errors import IntegrityError, SettingsError, TesseraError
-from data.files import MANIFEST, digest_file, locked, no_space_is_told, stays_inside, write_json
+from configs.errors import IntegrityError, SettingsError
+from data.files import (
+    MANIFEST,
+    digest_file,
+    locked,
+    no_space_is_told,
+    retried,
+    stays_inside,
+    write_json,
+)
 from data.text.sources import before_wildcard
+from data.transport import Count, copy_counted, told
 
 _NUM_STREAMS = 4  # files at a time; s3fs splits a large one into parts besides
 _PART_LEN = 50 * 2**20  # what s3fs uploads at a time of a file of twice that or more
@@ -63,7 +72,7 @@ def manifest_files(manifest: Any) -> dict[str, str]:
 
 
 def is_prepared(url: str) -> bool:
-    """Says whether a prepared folder is at a URL; SettingsError if the store cannot be read."""
+    """Says whether a prepared folder is at a URL; raises as `Store` does."""
     return not _MAGIC.search(url) and Store(url).info(MANIFEST) is not None
 
 
@@ -74,8 +83,9 @@ def fetch_folder(url: str, cache_dir: Path) -> Path:
     there is checked, not their digests: `open_store` does that.
 
     Raises:
-        SettingsError: the store cannot be reached or read.
+        SettingsError: the store cannot be read.
         IntegrityError: a file is not what the manifest says; the copy then has no manifest.
+        Unavailable: the store does not answer, which may pass.
     """
     store = Store(url)
     content = store.read(MANIFEST)
@@ -86,7 +96,7 @@ def fetch_folder(url: str, cache_dir: Path) -> Path:
 
         def fetch(name: str) -> None:
             path = folder / name
-            if not path.is_file() or not (is_whole or digest_file(path) == files[name]):
+            if not path.is_file() or not (is_whole or _digest(path) == files[name]):
                 with store.getting(name, parts, path) as part:
                     _verify(part, store.address(name), files[name])
 
@@ -103,13 +113,14 @@ def push_folder(folder: Path, url: str) -> None:
     A file that is there is left out if the store's MD5 says that it is the same.
 
     Raises:
-        SettingsError: there is no manifest, the store cannot be reached or written, or another
-            prepared folder is there.
+        SettingsError: there is no manifest, the store cannot be written, or another prepared folder
+            is there.
         IntegrityError: a file is not what the manifest says, or has another size once uploaded.
+        Unavailable: the store does not answer, which may pass.
     """
     path = folder / MANIFEST
     require(path.is_file(), f"{folder} must be a prepared folder, but has no {MANIFEST}")
-    content = path.read_bytes()
+    content = retried(path.read_bytes, f"{path} cannot be read")
     files = _parse(content, str(path))
     store = Store(url)
     is_free = store.read_if_there(MANIFEST) in (None, content)
@@ -133,7 +144,8 @@ def fetch_files(url: str, cache_dir: Path) -> Path:
     the store has none) are still the same, and the copy is as it was.
 
     Raises:
-        SettingsError: the store cannot be reached or read, or there is no file.
+        SettingsError: the store cannot be read, or there is no file.
+        Unavailable: the store does not answer, which may pass.
     """
     store = Store(url)
     home = cache_dir / f"files-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
@@ -145,12 +157,12 @@ def fetch_files(url: str, cache_dir: Path) -> Path:
         def fetch(name: str) -> dict[str, Any]:
             path, version = folder / name, found[name]
             if path.is_file() and version["etag"] is not None:
-                listed = {**version, "sha256": digest_file(path)}
+                listed = {**version, "sha256": _digest(path)}
                 # What a killed call left is not in the index, but may be known all the same.
                 if index.get(name) == listed or _is_known_to_be(version, path):
                     return listed
             with store.getting(name, parts, path) as part:
-                return {**version, "sha256": digest_file(part)}
+                return {**version, "sha256": _digest(part)}
 
         _remove_others(folder, found)
         write_json(index_path, dict(zip(found, each(fetch, found), strict=True)))
@@ -160,8 +172,8 @@ def fetch_files(url: str, cache_dir: Path) -> Path:
 class Store:
     """What is below a URL or a folder, by relative name.
 
-    What goes wrong is a SettingsError of one line. A file that is written is there whole or not at
-    all.
+    What goes wrong is a SettingsError of one line, or Unavailable where it may pass. A file that is
+    written is there whole or not at all. What is sent and received is counted in MOVED.
     """
 
     def __init__(self, url: str):
@@ -183,18 +195,18 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """Returns the bytes of a file."""
-        with _told(self.address(name), "read"):
+        with told(self.address(name), "read"):
             return self._fs.cat_file(f"{self._root}/{name}")
 
     def read_if_there(self, name: str) -> bytes | None:
         """Returns the bytes of a file; None if it is not there."""
-        with _told(self.address(name), "read"), contextlib.suppress(FileNotFoundError):
+        with told(self.address(name), "read"), contextlib.suppress(FileNotFoundError):
             return self._fs.cat_file(f"{self._root}/{name}")
         return None
 
     def info(self, name: str) -> dict[str, Any] | None:
         """Returns the version of a file, its size and ETag; None if it is not there."""
-        with _told(self.address(name), "read"), contextlib.suppress(FileNotFoundError):
+        with told(self.address(name), "read"), contextlib.suppress(FileNotFoundError):
             info = self._fs.info(f"{self._root}/{name}")
             return _version(info) if info["type"] == "file" else None
 
@@ -202,10 +214,13 @@ class Store:
     def getting(self, name: str, parts: Path, path: Path) -> Iterator[Path]:
         """Yields a copy of a file below `parts`, to be checked, and then moves it to `path`."""
         part = parts / name
-        with _told(self.address(name), "fetched"), no_space_is_told(part):
+        with told(self.address(name), "fetched"), no_space_is_told(part):
             version = self.info(name)
             part.parent.mkdir(parents=True, exist_ok=True)
-            self._fs.get_file(f"{self._root}/{name}", str(part))
+            if self._is_local:
+                copy_counted(Path(f"{self._root}/{name}"), part)
+            else:
+                self._fs.get_file(f"{self._root}/{name}", str(part), callback=Count())
             changed = f"{self.address(name)} changed while it was read; start again"
             require(self.info(name) == version, changed)
             yield part
@@ -214,14 +229,14 @@ class Store:
 
     def names(self, below: str) -> list[str]:
         """Returns the names of all files below a folder; none if it is not there."""
-        with _told(self.address(below), "read"), contextlib.suppress(FileNotFoundError):
+        with told(self.address(below), "read"), contextlib.suppress(FileNotFoundError):
             found = self._fs.find(f"{self._root}/{below}")
             return sorted(path.removeprefix(f"{self._root}/") for path in found)
         return []
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there."""
-        with _told(self.address(name), "removed"), contextlib.suppress(FileNotFoundError):
+        with told(self.address(name), "removed"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{name}")
 
     def move(self, name: str, to: str) -> None:
@@ -237,7 +252,7 @@ class Store:
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[str]:
         """Yields where to write a file: an object appears at its end, a local file is renamed."""
-        with _told(self.address(name), "written"):
+        with told(self.address(name), "written"):
             there = f"{self._root}/{name}"
             if not self._is_local:
                 yield there
@@ -248,7 +263,10 @@ class Store:
     def put(self, name: str, path: Path) -> None:
         """Copies a local file into the store."""
         with self._writing(name) as there:
-            self._fs.put_file(str(path), there)
+            if self._is_local:
+                copy_counted(path, Path(there))
+            else:
+                self._fs.put_file(str(path), there, callback=Count())
         size, found = path.stat().st_size, (self.info(name) or {"size": 0})["size"]
         if found != size:
             raise IntegrityError(f"{self.address(name)} has {found} bytes of {size}; push again")
@@ -259,7 +277,7 @@ class Store:
         From then on names are relative as `fetch_files` says.
         """
         root, url = self._root, self._fs.unstrip_protocol(self._root)
-        with _told(url, "read"):
+        with told(url, "read"):
             is_glob = _MAGIC.search(root)
             found = self._fs.glob(root, detail=True) if is_glob else {root: self._fs.info(root)}
             for path, info in list(found.items()):
@@ -276,18 +294,6 @@ class Store:
         for name in files:
             require(stays_inside(name), f"{url} must not have a file of the name {name!r}")
         return files
-
-
-@contextlib.contextmanager
-def _told(url: str, done: str) -> Iterator[None]:
-    try:
-        yield
-    except TesseraError:
-        raise
-    except Exception as error:  # each package of a store raises classes of its own
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        way_out = "check the address, the credentials and the endpoint"
-        raise SettingsError(f"{url} cannot be {done}: {said}; {way_out}") from error
 
 
 @contextlib.contextmanager
@@ -317,9 +323,13 @@ def _parse(content: bytes, where: str) -> dict[str, str]:
 
 
 def _verify(path: Path, where: str, sha256: str) -> None:
-    found = digest_file(path) if path.is_file() else "of no file"
+    found = _digest(path) if path.is_file() else "of no file"
     if found != sha256:
         raise IntegrityError(f"{where} has sha256 {found[:12]}, the manifest says {sha256[:12]}")
+
+
+def _digest(path: Path) -> str:
+    return retried(lambda: digest_file(path), f"{path} cannot be read")
 
 
 def _remove_others(folder: Path, names: Iterable[str]) -> None:

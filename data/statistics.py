@@ -1,10 +1,12 @@
 """What tokens a prepared folder holds: counts, lengths, files, packings, frequencies, samples."""
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from data.blocks import read_file
 from data.packing import BestFit
 from data.row_report import document_name
 from data.rows import Windows
@@ -149,7 +151,9 @@ def _count_files(
     store: TokenStore, split: Split, length_D: np.ndarray
 ) -> tuple[tuple[FileCount, ...], FileCount | None]:
     indices = [shard["index"]["file"] for shard in store.manifest["splits"][split]["shards"]]
-    file_D = np.concatenate([np.load(store.folder / name)["file"] for name in indices])
+    file_D = np.concatenate(
+        [np.load(io.BytesIO(read_file(store.folder / name)))["file"] for name in indices]
+    )
     documents = np.bincount(file_D)
     # Counts below 2^53 are exact in float64.
     tokens = np.bincount(file_D, weights=length_D).astype(np.int64)

@@ -2,32 +2,26 @@
 
 import functools
 import hashlib
+import io
 import itertools
 import json
-import math
-import resource
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import grain
 import numpy as np
 
 from configs.check import require
-from configs.errors import IntegrityError
-from data.files import MANIFEST, digest_file
+from data.blocks import Shard, check_file, damaged, read_file
+from data.files import MANIFEST, retried
 from data.preparation.shards import FORMAT_VERSION, INDEX_DTYPE, token_dtype
 from data.text.corpus import Split
 from data.tokenizers.tokenizer import Tokenizer, content_digest, load_tokenizer
 
 FILES, REPORT = "files.json", "report.json"
 _NUM_CACHED_INDICES = 16
-_OUTSIDE = ("Too many open files", "Cannot allocate memory", "Stale file handle")
-_CACHE_BYTES = (
-    2**30
-)  # of each split, for blocks that were read; a corpus that is smaller takes less
 _NUM_VERIFIERS = 8  # threads that read files to check their digests
 
 
@@ -59,24 +53,20 @@ class TokenStream:
         self._separator: int = manifest["tokenizer"]["separator"]
         self._block_len: int = manifest["block_len"]
         self._dtype = token_dtype(manifest["tokenizer"]["vocab_size"])
-        self._folder, self._shards = folder, counts["shards"]
-        tokens = [shard["tokens"] for shard in self._shards]
-        blocks = [math.ceil(n / self._block_len) for n in tokens]
-        documents = [shard["documents"] for shard in self._shards]
-        # Lists, for a place is looked up several times a row, and `bisect` is quicker than numpy.
-        self._first_token, self._first_block, self._first_document = (
-            [0, *itertools.accumulate(counts)] for counts in (tokens, blocks, documents)
-        )
-        paths = [str(folder / shard["file"]) for shard in self._shards]
-        _allow_open_files(2 * len(paths))
-        self._blocks: Any = _open_shards(paths) if paths else []
-        if sum(tokens) + bool(paths) != self.num_tokens or len(self._blocks) != sum(blocks):
+        self._folder, self._entries = folder, counts["shards"]
+        tokens = [shard["tokens"] for shard in self._entries]
+        documents = [shard["documents"] for shard in self._entries]
+        if sum(tokens) + bool(tokens) != self.num_tokens:
             raise ValueError(
-                f"{split} has {self.num_tokens} tokens, but its shards have {sum(tokens)} in "
-                f"{len(self._blocks)} blocks of {self._block_len}"
+                f"{split} has {self.num_tokens} tokens, but its shards have {sum(tokens)}"
             )
-        num_cached = _CACHE_BYTES // (self._block_len * self._dtype.itemsize)
-        self._read_block = functools.lru_cache(num_cached)(self._decode_block)
+        # Lists, for a place is looked up several times a row, and `bisect` is quicker than numpy.
+        self._first_token, self._first_document = (
+            [0, *itertools.accumulate(counts)] for counts in (tokens, documents)
+        )
+        self._shards = [
+            Shard(folder, entry, self._block_len, self._dtype) for entry in self._entries
+        ]
         self._index = functools.lru_cache(_NUM_CACHED_INDICES)(self._load_index)
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -84,13 +74,14 @@ class TokenStream:
 
         Raises:
             IntegrityError: a shard is not as it was written.
+            Unavailable: a shard cannot be read, which may pass.
         """
         stop = min(stop, self.num_tokens)
         pieces = []
         while start < min(stop, self.num_tokens - 1):
             shard = bisect_right(self._first_token, start) - 1
             block, offset = divmod(start - self._first_token[shard], self._block_len)
-            ids = self._read_block(self._first_block[shard] + block)
+            ids = self._shards[shard].block(block)
             pieces.append(ids[offset : offset + stop - start])
             start += len(pieces[-1])
         if start < stop:
@@ -122,58 +113,18 @@ class TokenStream:
         return self.read(int(self.starts[number]) + 1, int(ends))
 
     def _load_index(self, shard: int) -> np.ndarray:
-        path = self._folder / self._shards[shard]["index"]["file"]
+        said = self._entries[shard]["index"]
+        path = self._folder / said["file"]
+        content = read_file(path)
         try:
-            if digest_file(path) != self._shards[shard]["index"]["sha256"]:  # small beside a shard
+            if hashlib.sha256(content).hexdigest() != said["sha256"]:
                 raise ValueError("its digest is another")
-            index = np.load(path)
-            if index.dtype != INDEX_DTYPE or len(index) != self._shards[shard]["documents"]:
+            index = np.load(io.BytesIO(content))
+            if index.dtype != INDEX_DTYPE or len(index) != self._entries[shard]["documents"]:
                 raise ValueError("it is not an index of its shard")
-        except (OSError, ValueError) as error:
-            raise self._has_changed(path, error) from None
+        except ValueError as error:
+            raise damaged(path, f"has changed since it was written: {error}") from None
         return index
-
-    def _decode_block(self, block: int) -> np.ndarray:
-        shard = bisect_right(self._first_block, block) - 1
-        first = (block - self._first_block[shard]) * self._block_len
-        num_tokens = min(self._block_len, self._shards[shard]["tokens"] - first)
-        try:
-            ids = np.frombuffer(self._blocks[block], self._dtype)
-            if len(ids) != num_tokens:
-                raise ValueError(f"a block has {len(ids)} tokens in place of {num_tokens}")
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
-            path = self._folder / self._shards[shard]["file"]
-            raise self._has_changed(path, error) from None
-        return ids
-
-    def _has_changed(self, path: Path, error: Exception) -> Exception:
-        if any(said in str(error) for said in _OUTSIDE):
-            return error  # the file is as it was
-        return IntegrityError(
-            f"{path} has changed since it was written ({' '.join(str(error).split())}); remove "
-            f"{self._folder} and prepare the text again"
-        )
-
-
-def _allow_open_files(num_files: int) -> None:
-    """Raises this process's limit of open files if it may; a shuffle keeps every shard open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = num_files + 1024
-    if soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
-
-
-def _open_shards(paths: list[str]) -> Any:
-    """Returns the blocks of all shards; ValueError with the name of one that cannot be opened."""
-    try:
-        blocks: Any = grain.sources.ArrayRecordDataSource(paths)
-        len(blocks)  # opens them
-        return blocks
-    except RuntimeError as error:
-        for path in paths if len(paths) > 1 else ():
-            _open_shards([path])
-        raise ValueError(f"{paths[0]} cannot be opened ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -203,12 +154,12 @@ class TokenStore:
     @functools.cached_property
     def files(self) -> list[dict[str, Any]]:
         """Name and kind of each file of the corpus."""
-        return json.loads((self.folder / FILES).read_text())
+        return json.loads(read_file(self.folder / FILES))
 
     @property
     def report(self) -> dict[str, Any]:
         """What was left out or changed on the way, and why."""
-        return json.loads((self.folder / REPORT).read_text())
+        return json.loads(read_file(self.folder / REPORT))
 
     def describe(self) -> str:
         """Returns one line that says what is here."""
@@ -227,19 +178,30 @@ class TokenStore:
         )
 
 
-def open_store(folder: Path, verify: Literal["digests", "sizes"] = "digests") -> TokenStore:
-    """Returns the store in a prepared folder, after checking every file against the manifest.
+def open_store(
+    folder: Path,
+    verify: Literal["digests", "sizes"] = "digests",
+    *,
+    part: int = 0,
+    num_parts: int = 1,
+) -> TokenStore:
+    """Returns the store in a prepared folder, after checking its files against the manifest.
+
+    Args:
+        part: of several parts of the files only this one is looked at.
 
     Raises:
         IntegrityError: a file is missing, or differs from what the manifest says.
+        Unavailable: a file cannot be read, which may pass.
     """
+    content = read_file(folder / MANIFEST)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads(content)
         if manifest["format_version"] != FORMAT_VERSION:
             raise ValueError(
                 f"format_version={manifest['format_version']} must be {FORMAT_VERSION}"
             )
-        _verify(folder, manifest, verify)
+        _verify(folder, manifest_entries(manifest)[part::num_parts], verify)
         return TokenStore(
             folder,
             manifest,
@@ -248,10 +210,10 @@ def open_store(folder: Path, verify: Literal["digests", "sizes"] = "digests") ->
             TokenStream(folder, manifest, "validation"),
         )
     except KeyError as error:
-        problem = f"{folder / MANIFEST} has no {error}"
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        problem = f"{folder / MANIFEST} is not what this folder holds: {error}"
-    raise IntegrityError(f"{problem}; remove {folder} and prepare the text again")
+        problem = f"has no {error}"
+    except (RuntimeError, ValueError, TypeError) as error:
+        problem = f"is not what this folder holds: {error}"
+    raise damaged(folder / MANIFEST, problem)
 
 
 def stored_tokenizer(folder: Path) -> Tokenizer:
@@ -260,23 +222,28 @@ def stored_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         SettingsError: it is no prepared folder.
         IntegrityError: the tokenizer is not as the manifest says.
+        Unavailable: it cannot be read, which may pass.
     """
     require(
-        (folder / MANIFEST).is_file(),
+        is_prepared_folder(folder),
         f"data.tokenizer={folder} must be a .model, a tokenizer.json or a prepared folder, but has "
         f"no {MANIFEST}",
     )
+    content = read_file(folder / MANIFEST)
     try:
-        said = json.loads((folder / MANIFEST).read_text())["tokenizer"]
-        return _open_tokenizer(folder / "tokenizer", said)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise IntegrityError(
-            f"{folder / MANIFEST} is not what this folder holds: {error}; prepare it again"
-        ) from None
+        return _open_tokenizer(folder / "tokenizer", json.loads(content)["tokenizer"])
+    except (KeyError, ValueError, TypeError) as error:
+        problem = f"is not what this folder holds: {error}"
+        raise damaged(folder / MANIFEST, problem) from None
+
+
+def is_prepared_folder(folder: Path) -> bool:
+    """Says whether a folder has been prepared; Unavailable if that cannot be seen now."""
+    return retried((folder / MANIFEST).is_file, f"{folder / MANIFEST} cannot be looked at")
 
 
 def _open_tokenizer(path: Path, said: dict[str, Any]) -> Tokenizer:
-    content = path.read_bytes()
+    content = read_file(path)
     if content_digest(said["kind"], content, said["special"]) != said["sha256"]:
         raise ValueError(f"{path} is not the tokenizer it was made with")
     tokenizer = load_tokenizer(said["kind"], content, said["special"])
@@ -299,18 +266,12 @@ def manifest_entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return entries
 
 
-def _verify(folder: Path, manifest: dict[str, Any], verify: Literal["digests", "sizes"]) -> None:
+def _verify(
+    folder: Path, entries: list[dict[str, Any]], verify: Literal["digests", "sizes"]
+) -> None:
     def check(entry: dict[str, Any]) -> None:
         path = folder / entry["file"]
-        size = path.stat().st_size
-        if size != entry["size"]:
-            raise ValueError(f"{path} has {size} bytes, the manifest says {entry['size']}")
-        if verify == "sizes":
-            return
-        if (found := digest_file(path)) != entry["sha256"]:
-            raise ValueError(
-                f"{path} has sha256 {found[:12]}, the manifest says {entry['sha256'][:12]}"
-            )
+        retried(lambda: check_file(path, entry, verify), f"{path} cannot be read")
 
     with ThreadPoolExecutor(_NUM_VERIFIERS) as threads:
-        list(threads.map(check, manifest_entries(manifest)))
+        list(threads.map(check, entries))

@@ -318,14 +318,24 @@ def _keep_ledger(folder: RunFolder, spans: Spans) -> None:
 
 
 def _open_data(config: RunConfig, processes: "Processes", console: Console) -> "Data":
-    """Returns the data of a run; the first process prepares it, and the others open it then."""
+    """Returns the data of a run; the first process prepares it, and the others open it then.
+
+    Each checks a part of the files, and all hear of one that is damaged before they agree.
+    """
     from data.open_data import open_data
     from train.log import logger
 
     if not processes.is_first:
         processes.from_first("data is prepared", None)
     with contextlib.closing(Progress(console)) as watch:
-        data = open_data(config.data, RUNS / ".data", logger.info, watch=watch)
+        data = open_data(
+            config.data,
+            RUNS / ".data",
+            logger.info,
+            watch=watch,
+            part=processes.index,
+            num_parts=processes.num,
+        )
     if processes.is_first:
         processes.from_first("data is prepared", None)
     return data

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from small_data import data_config, prepare_quietly
 from small_processes import (
     NUM_STEPS,
     RUN,
@@ -21,6 +22,7 @@ from small_processes import (
 from small_runs import call, content_of, wait_until, write_text
 
 from configs.run import MeshConfig
+from data.store import manifest_entries
 from launch.train_settings import parse
 from sharding.mesh import make_mesh
 from sharding.rules import sharding
@@ -215,6 +217,18 @@ def test_a_damaged_checkpoint_ends_all_processes(folder):
     ended = finish_all(start_all(folder, small_run(*LAYOUT), num_processes=2, num_devices=2))
     assert_all_end(ended, 65, str(damaged))
     assert "process 1 has ended" in ended[0][1]
+
+
+def test_damaged_data_ends_all_processes_though_one_alone_looks_at_it(folder):
+    store = prepare_quietly(data_config(folder / "text.txt"), folder / "cache")
+    damaged = store.folder / manifest_entries(store.manifest)[1]["file"]  # of the part of process 1
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    data = ("--data.path", str(store.folder))
+    ended = finish_all(start_all(folder, small_run(*data), num_processes=2, num_devices=2))
+    assert_all_end(ended, 65, f"{damaged} has sha256")
+    assert "process 1 has ended" in ended[0][1]
+    assert not (folder / RUN).exists()
 
 
 @pytest.mark.slow

@@ -1,18 +1,26 @@
 """Copies between a folder and a real S3-compatible server: whole, checked, or not at all."""
 
+import contextlib
 import hashlib
 import json
+import os
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from s3_server import LIMIT_SEC, ROOT, S3Server, kill_when, s3_server, start
 from s3fs import S3FileSystem
 
-from configs.errors import IntegrityError, SettingsError
+from configs.errors import IntegrityError, SettingsError, Unavailable
+from data.files import MOVED
 from data.remote import (
     MANIFEST,
+    Store,
     fetch_files,
     fetch_folder,
     is_prepared,
@@ -20,6 +28,7 @@ from data.remote import (
     manifest_files,
     push_folder,
 )
+from data.transport import copy_counted
 
 NUM_MANY, NUM_BEFORE_KILL = 24, 10
 
@@ -426,8 +435,121 @@ def test_what_is_not_permitted_is_said(s3, bucket, tmp_path):
 def test_a_store_that_does_not_answer_is_said(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(SettingsError, match=r"Could not connect to the endpoint.*127\.0\.0\.1:1"):
+    with pytest.raises(Unavailable, match=r"Could not connect to the endpoint.*127\.0\.0\.1:1"):
         fetch_folder("s3://bucket/folder", tmp_path)
+
+
+THERE = b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\nConnection: close\r\n\r\n"
+
+
+@contextlib.contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """Yields the endpoint of a server that has what is asked for, and answers a GET of it so.
+
+    With no answer it hangs up.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # it is closed
+                while True:
+                    caller = server.accept()[0]
+                    with caller, contextlib.suppress(ConnectionError):
+                        is_head = caller.recv(65536).startswith(b"HEAD")
+                        caller.sendall(THERE if is_head else answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def response(status: int, code: str) -> bytes:
+    """Returns an answer of S3."""
+    body = f"<Error><Code>{code}</Code><Message>because of {code}</Message></Error>"
+    return f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (500, "InternalError", Unavailable),
+        (502, "BadGateway", Unavailable),
+        (503, "ServiceUnavailable", Unavailable),
+        (429, "TooManyRequests", Unavailable),
+        (400, "RequestTimeout", Unavailable),
+        (403, "AccessDenied", SettingsError),
+        (403, "InvalidAccessKeyId", SettingsError),
+        (404, "NoSuchBucket", SettingsError),
+        (400, "AuthorizationHeaderMalformed", SettingsError),
+        (400, "SomethingOfAnotherStore", SettingsError),
+    ],
+)
+def test_an_outage_of_a_store_may_pass_and_a_refusal_does_not(s3, monkeypatch, status, code, kind):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with answering(response(status, code)) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(
+            kind, match=f"a.bin cannot be read: .*({code}|FSTimeoutError:); check the"
+        ):
+            Store("s3://bucket/folder").read("a.bin")
+
+
+@pytest.mark.parametrize("answer", [b"", THERE, b"?\n"])
+def test_a_connection_that_breaks_may_pass(s3, monkeypatch, answer):
+    """At once, within a file, or with words that are not HTTP."""
+    monkeypatch.setattr(S3FileSystem, "retries", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with answering(answer) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(Unavailable, match=r"a\.bin cannot be read: .*check the address"):
+            Store("s3://bucket/folder").read("a.bin")
+
+
+def test_without_credentials_nothing_is_tried_again(s3, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(SettingsError, match="credentials"):
+        Store("s3://bucket").read("a.bin")
+
+
+def test_an_io_error_of_a_folder_may_pass_and_a_missing_file_is_said(tmp_path):
+    (tmp_path / "sick").symlink_to("/proc/self/mem")
+    store = Store(str(tmp_path))
+    with pytest.raises(Unavailable, match=r"copy cannot be written: OSError: \[Errno 5\]"):
+        store.put("copy", tmp_path / "sick")
+    with pytest.raises(SettingsError, match="absent cannot be read: FileNotFoundError"):
+        store.read("absent")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 3_000_000, 101 * 2**20])
+@pytest.mark.parametrize("kind", ["s3", "folder"])
+def test_what_is_sent_and_received_is_counted(s3, bucket, tmp_path, kind, num_bytes):
+    """The largest in several parts."""
+    (tmp_path / "a").write_bytes(bytes(num_bytes))
+    store = Store(bucket if kind == "s3" else str(tmp_path / "there"))
+    before = MOVED.total
+    store.put("deep/a", tmp_path / "a")
+    assert MOVED.total - before == num_bytes
+    with store.getting("deep/a", tmp_path / "parts", tmp_path / "b"):
+        assert MOVED.total - before == 2 * num_bytes
+    assert (tmp_path / "b").read_bytes() == bytes(num_bytes)
+
+
+def test_a_copy_is_counted_before_it_has_ended(tmp_path):
+    os.mkfifo(tmp_path / "slow")
+    copying = threading.Thread(target=copy_counted, args=(tmp_path / "slow", tmp_path / "copy"))
+    before = MOVED.total
+    copying.start()
+    with (tmp_path / "slow").open("wb", buffering=0) as written:
+        for _ in range(2**20 // 2**16):
+            written.write(bytes(2**16))
+        deadline = time.monotonic() + LIMIT_SEC
+        while MOVED.total - before < 2**20:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert copying.is_alive()
+    copying.join()
 
 
 @pytest.mark.parametrize(
