@@ -241,7 +241,7 @@ class Store:
 
     def move(self, name: str, to: str) -> None:
         """Gives a file another name."""
-        with _told(self.address(name), "moved"):
+        with told(self.address(name), "moved"):
             self._fs.mv(f"{self._root}/{name}", f"{self._root}/{to}")
 
     def write(self, name: str, content: bytes) -> None:

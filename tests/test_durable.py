@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from small_checkpoints import CONFIG, RUN, flip_byte, progress, small_state, wri
 from small_runs import content_of, finish, start, tiny_run, wait_until, write_text
 
 import train.lease
-from configs.errors import IntegrityError, SettingsError
+from configs.errors import IntegrityError, SettingsError, Unavailable
 from configs.run import CheckpointConfig
 from configs.settings import flatten
 from data.remote import Store
@@ -311,3 +312,95 @@ def test_a_lost_machine_costs_nothing_but_the_steps_since_the_last_copy(bucket, 
     last = whole.read_events()[-1]
     assert events["finished"]["params_sha256"] == last["params_sha256"]
     assert DurableTier(bucket).steps()[-1] == 20
+
+
+@pytest.mark.usefixtures("short_lease")
+def test_a_lease_that_is_lost_while_files_are_copied_leaves_no_manifest(run, tmp_path, monkeypatch):
+    durable = DurableTier(str(tmp_path / "durable"))
+    checkpoint = write_checkpoint(run.checkpoints, 1)
+    put, theirs = Store.put, [{"token": "another", "host": "far", "run_dir": "/r"}]
+
+    def steal_and_put(store: Store, name: str, path: Path) -> None:
+        if theirs:
+            store.write("lease.json", json.dumps(theirs.pop()).encode())
+        put(store, name, path)
+        assert durable._lease is not None
+        durable._lease._renewing.join()  # which looks at the lease, and ends where it is lost
+
+    with durable.held(run):
+        monkeypatch.setattr(Store, "put", steal_and_put)
+        with pytest.raises(SettingsError, match="far"):
+            durable.copy(checkpoint)
+    assert durable.steps() == []
+
+
+def test_a_process_that_was_out_for_long_looks_before_it_writes(run, tmp_path, monkeypatch):
+    """It was frozen, and its renewals too, while another one took over."""
+    monkeypatch.setattr(train.lease, "_RACE_SEC", 0.0)
+    durable = DurableTier(str(tmp_path / "durable"))
+    checkpoint = write_checkpoint(run.checkpoints, 1)
+    with durable.held(run):
+        theirs = {"token": "another", "host": "far", "run_dir": "/r"}
+        Store(durable.url).write("lease.json", json.dumps(theirs).encode())
+        assert durable._lease is not None
+        durable._lease._seen_at -= 1000
+        with pytest.raises(SettingsError, match="far"):
+            durable.copy(checkpoint)
+    assert durable.steps() == []
+
+
+STALLED = """
+import time
+from data.remote import Store
+from train.durable import DurableTier
+from train.run_folder import RunFolder
+read = Store.read_if_there
+Store.read_if_there = lambda s, name: time.sleep(99) if name == "events.jsonl" else read(s, name)
+DurableTier(str(arguments[0])).fetch_small(RunFolder(arguments[1]))
+"""
+
+
+def test_what_a_killed_fetch_of_the_small_files_left_is_no_strange_folder(url, run, tmp_path):
+    durable = DurableTier(url)
+    durable.copy_small(run)
+    other = RunFolder(tmp_path / "other")
+    kill_when(start_code(STALLED, url, other.path), lambda: other.environment.exists())
+    assert not other.exists
+    other.check_free()
+    durable.fetch_small(other)
+    assert other.exists
+    for path in run.small_files:
+        if path.exists():
+            assert (other.path / path.name).read_bytes() == path.read_bytes()
+
+
+def test_files_that_were_fetched_are_kept_for_the_next_try(url, tmp_path, monkeypatch):
+    durable = DurableTier(url)
+    checkpoint, here = write_checkpoint(tmp_path / "a", 7), tmp_path / "b"
+    durable.copy(checkpoint)
+    fetched: list[str] = []
+    getting = Store.getting
+
+    def get(store: Store, name: str, *more):
+        if len(fetched) == 5:
+            raise Unavailable("the network is gone")
+        fetched.append(name)
+        return getting(store, name, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "getting", get)
+        patch.setattr("data.remote._NUM_STREAMS", 1)
+        with pytest.raises(Unavailable):
+            durable.fetch(7, here)
+    assert checkpoint_steps(here) == []
+    before, fetched = set(fetched), []
+
+    def get_again(store: Store, name: str, *more):
+        fetched.append(name)
+        return getting(store, name, *more)
+
+    monkeypatch.setattr(Store, "getting", get_again)
+    durable.fetch(7, here)
+    assert len(before) == 5
+    assert not before & set(fetched)
+    assert content_of(here) == content_of(tmp_path / "a")

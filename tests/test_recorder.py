@@ -72,7 +72,7 @@ def test_what_a_pause_takes_is_not_in_the_speed_of_steps(run, monkeypatch):
 
 MIXED = (
     *("--data.mixture", "a=text.txt", "b=other.txt", "--data.weights", "1", "1"),
-    *("--data.phases", "21:1,0", "--guard.num_window_steps", "8", "--guard.num_spike_steps", "2"),
+    *("--data.phases", "21:1,9", "--guard.num_window_steps", "8", "--guard.num_spike_steps", "2"),
 )
 
 

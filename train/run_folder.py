@@ -22,7 +22,7 @@ from configs.settings import (
     unflatten,
     without_replaced,
 )
-from data.files import write_json
+from data.files import NO_LOCKS, lock_error, write_json
 from train.checkpoint_files import checkpoint_folders, checkpoint_steps, has_set_aside
 
 Record = dict[str, Any]
@@ -184,6 +184,9 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return int((file.read() or "0").split()[0])
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
         return None
 
     def begin(self, config: RunConfig, environment: dict[str, Any]) -> None:
@@ -278,7 +281,10 @@ class Lines:
 
 
 def _lock_within(file: IO[str], seconds: float) -> bool:
-    """Locks a file for this process alone; False if another process keeps it for so long."""
+    """Locks a file for this process alone; False if another process keeps it for so long.
+
+    Raises SettingsError where its file system has no locks.
+    """
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -287,6 +293,10 @@ def _lock_within(file: IO[str], seconds: float) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.02)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                raise lock_error(Path(file.name), error) from None
+            raise
         else:
             return True
 

@@ -1,0 +1,101 @@
+"""Only absence and wrong content are damage: an error that may pass renames and removes nothing."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from faulty_files import run_faulty
+from small_checkpoints import CONFIG, flip_byte, write_checkpoint
+
+import train.checkpoint_files
+from configs.errors import IntegrityError, Unavailable
+from train.checkpoint_files import read_manifest, verify
+from train.recovery import Place, newest_whole
+
+ERRORS = [errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.files._WAITS_SEC", (0.0, 0.0))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    for step in (1, 2):
+        write_checkpoint(tmp_path, step)
+    return Place(tmp_path, CONFIG)
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int, of: str) -> None:
+    """Lets reading a manifest, or the digest of any other file, fail so often."""
+    left = times
+
+    def maybe(original):
+        def read(path: Path):
+            nonlocal left
+            if left > 0 and (path.name == of or of == "data"):
+                left -= 1
+                raise OSError(number, os.strerror(number), str(path))
+            return original(path)
+
+        return read
+
+    if of == "manifest.json":
+        monkeypatch.setattr(Path, "read_bytes", maybe(Path.read_bytes))
+    else:
+        original = train.checkpoint_files.digest_file
+        monkeypatch.setattr(train.checkpoint_files, "digest_file", maybe(original))
+
+
+@pytest.mark.parametrize("of", ["manifest.json", "data"])
+@pytest.mark.parametrize("number", ERRORS)
+def test_an_error_that_passes_is_no_damage(place, monkeypatch, number: int, of: str):
+    fail(monkeypatch, number, times=2, of=of)
+    found = newest_whole(place)
+    assert found is not None
+    assert found.progress.step == 2
+    assert sorted(path.name for path in place.folder.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("of", ["manifest.json", "data"])
+@pytest.mark.parametrize("number", ERRORS)
+def test_an_error_that_stays_ends_with_75_and_changes_nothing(place, monkeypatch, number, of):
+    fail(monkeypatch, number, times=10**6, of=of)
+    with pytest.raises(Unavailable) as ended:
+        newest_whole(place)
+    assert ended.value.exit_code == 75
+    message = str(ended.value)
+    assert str(place.folder / "2") in message
+    assert os.strerror(number) in message
+    assert "remove" not in message
+    assert sorted(path.name for path in place.folder.iterdir()) == ["1", "2"]
+
+
+def test_absence_and_wrong_content_are_damage(place):
+    path = place.folder / "2" / "manifest.json"
+    path.unlink()
+    with pytest.raises(IntegrityError, match="missing"):
+        read_manifest(place.folder, 2)
+    flip_byte(next((place.folder / "1").rglob("d/*")))
+    with pytest.raises(IntegrityError, match="sha256"):
+        verify(place.folder, 1)
+
+
+HOLD = """
+from train.run_folder import RunFolder
+def hold():
+    with RunFolder(Path(sys.argv[1])).held():
+        return 0
+sys.exit(guarded(hold))
+"""
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_run_folder_without_locks_is_refused_in_words(tmp_path, number: int):
+    ended = run_faulty(tmp_path, HOLD, tmp_path / "run", flock=number)
+    assert ended.returncode == 2, ended.stderr
+    for part in (str(tmp_path / "run"), os.strerror(number), "-o flock"):
+        assert part in ended.stderr
+    assert "Traceback" not in ended.stderr
