@@ -1,11 +1,13 @@
 """From the words a person typed to a command, and from how it ended to an exit code."""
 
+import io
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
 from configs.errors import (
     OUT_OF_MEMORY,
@@ -42,11 +44,19 @@ _SMALLER = (
 
 def main(arguments: Sequence[str]) -> int:
     """Runs a command and returns its exit code; the one place where exceptions become codes."""
+    for stream in (sys.stdout, sys.stderr):
+        _never_fail_to_encode(stream)
     name, *rest = arguments or ["--help"]
     if name in ("--help", "-h", "help"):
         print(_usage())
         return 0
     return guarded(lambda: _find(name)(rest))
+
+
+def _never_fail_to_encode(stream: Any) -> None:
+    """Lets a terminal that is not of UTF-8 show what it has no sign for as an escape."""
+    if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook has put there
+        stream.reconfigure(errors="backslashreplace")
 
 
 def guarded(command: Callable[[], int], go_on: str | None = None) -> int:

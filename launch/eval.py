@@ -4,38 +4,30 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from configs.check import require
-from launch.arguments import parse_arguments
 from launch.devices import prepare_jax
 from launch.paths import RUNS
+from launch.saved_arguments import SavedRunArguments, parse_saved_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalArguments:
+class EvalArguments(SavedRunArguments):
     """Evaluates a run on its whole validation split."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """The run folder."""
-    step: int | None = None
-    """Which checkpoint; None is the newest."""
     json: bool = False
     """End with one JSON object on one line."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    parsed = parse_arguments(EvalArguments, arguments, command="./tessera eval")
-    prepare_jax()
+    parsed, mesh = parse_saved_run(EvalArguments, arguments, command="./tessera eval")
+    prepare_jax(virtual_devices=parsed.virtual_devices)
 
     from launch.saved import open_run
     from train.evaluate import Evaluator
 
-    run = open_run(parsed.run, parsed.step, RUNS / ".data")
+    run = open_run(parsed.run, parsed.step, RUNS / ".data", mesh)
     require(
         run.data is not None,
         f"{parsed.run} has no text: data.path=None, for its model was imported; begin a run with "

@@ -43,15 +43,15 @@ def main(arguments: Sequence[str]) -> int:
     prepare_jax()
     return_freed_memory()
 
-    from launch.saved import open_run
+    from launch.saved import fully_sharded, open_run
     from model.exchange.registry import find_family
-    from train.import_export import PUBLISHED, check_new, export_model, mesh_for
+    from train.import_export import PUBLISHED, check_new, export_model
     from train.run_folder import RunFolder
 
     check_new(parsed.out, "OUT")
     config = RunFolder(parsed.run).read_config()
     find_family(config.model)  # refused before weights are read
-    run = open_run(parsed.run, parsed.step, RUNS / ".data", mesh_for(config.model), frugal=True)
+    run = open_run(parsed.run, parsed.step, RUNS / ".data", fully_sharded(config), frugal=True)
     kept = parsed.run / PUBLISHED
     with run.on_mesh():
         difference = export_model(

@@ -3,27 +3,19 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from configs.check import require
-from launch.arguments import parse_arguments
 from launch.devices import prepare_jax
 from launch.paths import RUNS
+from launch.saved_arguments import SavedRunArguments, parse_saved_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateArguments:
+class GenerateArguments(SavedRunArguments):
     """Writes text that begins with a prompt."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """The run folder."""
     prompt: tuple[str, ...] = ("",)
     """What each text begins with; an empty prompt begins a document."""
-    step: int | None = None
-    """Which checkpoint; None is the newest."""
     num_tokens: int | None = None
     """Tokens after each prompt; None takes sample.num_tokens of the run."""
     temperature: float | None = None
@@ -34,13 +26,14 @@ class GenerateArguments:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    parsed = parse_arguments(GenerateArguments, arguments, command="./tessera generate")
-    prepare_jax()
+    parsed, mesh = parse_saved_run(GenerateArguments, arguments, command="./tessera generate")
+    prepare_jax(virtual_devices=parsed.virtual_devices)
 
     from launch.saved import open_run
+    from sharding.pipeline import pipeline_of
     from train.generation.generate import make_generate
 
-    run = open_run(parsed.run, parsed.step, RUNS / ".data")
+    run = open_run(parsed.run, parsed.step, RUNS / ".data", mesh)
     require(
         run.tokenizer is not None,
         f"{parsed.run} has no tokenizer: data.tokenizer={run.config.data.tokenizer}, for none came "
@@ -57,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         run.tokenizer,
         run.config.data.sequence_len,
         run.config.data.target_len,
+        pipeline_of(run.config, run.mesh),
     )
     with run.on_mesh():
         for text in generate(run.params, parsed.prompt, parsed.seed):

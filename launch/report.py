@@ -42,12 +42,23 @@ class ReportArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WallClock:
-    """A check of the ledger: what it sums to, and what the clock says."""
+class TimeLedger:
+    """Where the time of a run went, all of it as one moment has it."""
 
-    counted_sec: float
-    passed_sec: float
-    """From the first start to when the ledger was last written."""
+    seconds: dict[str, float]
+    """By class; {} where the run keeps no ledger."""
+    passed_sec: float | None
+    """From the first start to that moment by the clock; None where the run has not left it."""
+
+    @property
+    def counted_sec(self) -> float:
+        """The sum of the classes, which is to be what has passed."""
+        return sum(self.seconds.values())
+
+    @property
+    def unaccounted_sec(self) -> float | None:
+        """What has passed and is in no class; negative where more is counted than has passed."""
+        return None if self.passed_sec is None else self.passed_sec - self.counted_sec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +80,7 @@ class RunReport:
     settings: dict[str, Any]
     environments: tuple[dict[str, Any], dict[str, Any]]
     """Of the first and of the last start."""
-    wall_clock: WallClock | None
+    ledger: TimeLedger
 
     @property
     def last_record(self) -> Record:
@@ -77,15 +88,10 @@ class RunReport:
         return next(reversed(self.records.values()), {})
 
     @property
-    def ledger(self) -> dict[str, float]:
-        """Seconds by class at the last record; {} where the run keeps no ledger."""
-        said = {kind: self.last_record.get(f"goodput/{kind}_sec") for kind in CLASSES}
-        return {kind: sec for kind, value in said.items() if (sec := finite(value)) is not None}
-
-    @property
     def goodput(self) -> float | None:
         """The part of the run's life that went into steps, from 0 to 1."""
-        return finite(self.last_record.get("goodput/fraction"))
+        counted = self.ledger.counted_sec
+        return self.ledger.seconds.get("step", 0.0) / counted if counted else None
 
     def curve(self, name: str) -> list[tuple[int, float | None]]:
         """Returns (step, value) of the records that have a key; None is what was not finite."""
@@ -93,13 +99,13 @@ class RunReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the numbers of the report as JSON can hold them."""
-        clock = self.wall_clock
+        unaccounted = self.ledger.unaccounted_sec
         return {
             **{name: self.status[name] for name in ("run", "state", "step", "num_steps")},
-            "ledger": self.ledger,
+            "ledger": self.ledger.seconds,
             "goodput": self.goodput,
-            "wall_clock_sec": clock and clock.passed_sec,
-            "unaccounted_sec": clock and round(clock.passed_sec - clock.counted_sec, 3),
+            "wall_clock_sec": self.ledger.passed_sec,
+            "unaccounted_sec": None if unaccounted is None else round(unaccounted, 3),
             "events": dict(Counter(map(name_of, self.events))),
             "last_record": {k: _without_nan(v) for k, v in self.last_record.items()},
         }
@@ -130,19 +136,19 @@ def read_report(folder: RunFolder) -> RunReport:
     status = read_status(folder)
     events = folder.read_events()
     first = _read_object(folder.environment)
-    checkpoints = folder.checkpoints
+    checkpoints, records = folder.checkpoints, read_metrics(folder.metrics)
     return RunReport(
         run=str(folder.path),
         written=datetime.datetime.now(datetime.UTC),
         status=status,
-        records=read_metrics(folder.metrics),
+        records=records,
         events=events,
         checkpoints=list(_saved(checkpoints)),
         set_aside=other_names(checkpoints),
         samples=_last_samples(folder.samples),
         settings={k: v for k, v in _read_object(folder.config).items() if k != "format_version"},
         environments=(first, folder.last_environment() or first),
-        wall_clock=_read_wall_clock(folder.ledger),
+        ledger=_read_ledger(folder.ledger, records),
     )
 
 
@@ -200,22 +206,27 @@ def _last_samples(folder: Path) -> dict[int, str]:
     }
     texts = {}
     for step in sorted(paths)[-_NUM_SAMPLES:]:
-        with contextlib.suppress(OSError), paths[step].open(errors="replace") as file:
+        with (
+            contextlib.suppress(OSError),
+            paths[step].open(encoding="utf-8", errors="replace") as file,
+        ):
             text = file.read(_SAMPLE_CHARACTERS + 1)
             is_cut = len(text) > _SAMPLE_CHARACTERS
             texts[step] = f"{text[:_SAMPLE_CHARACTERS]}…" if is_cut else text
     return texts
 
 
-def _read_wall_clock(ledger: Path) -> WallClock | None:
-    """Returns the check of the ledger; None where the run has left no ledger to check."""
-    said = _read_object(ledger)
+def _read_ledger(path: Path, records: dict[int, Record]) -> TimeLedger:
+    """Returns the ledger as it was last written, else the older one of the last record."""
+    said = _read_object(path)
     try:
-        counted = sum(map(float, said["seconds"].values()))
-        passed = float(said["beat"]) - float(said["first_start"])
+        seconds = {kind: float(value) for kind, value in said["seconds"].items()}
+        passed = round(float(said["beat"]) - float(said["first_start"]), 3)
     except (KeyError, TypeError, ValueError, AttributeError):
-        return None
-    return WallClock(counted_sec=counted, passed_sec=round(passed, 3))
+        last = next(reversed(records.values()), {})
+        seconds, passed = {kind: last.get(f"goodput/{kind}_sec") for kind in CLASSES}, None
+    counted = {kind: sec for kind in CLASSES if (sec := finite(seconds.get(kind))) is not None}
+    return TimeLedger(seconds=counted, passed_sec=passed)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

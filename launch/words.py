@@ -67,7 +67,7 @@ def closing_words(folder: "RunFolder", outcome: "Outcome", seconds: float) -> st
     words = ""
     sample = folder.sample_of(record["step"])
     if sample.exists():
-        lines = sample.read_text().splitlines()[:12]
+        lines = sample.read_text(encoding="utf-8").splitlines()[:12]
         words = "a sample of what it writes now:\n" + "".join(f"  | {line}\n" for line in lines)
     if "eval/loss" in record:
         bits = record["eval/bits_per_byte"]

@@ -4,16 +4,19 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from small_model import small_batch, small_model, small_run
 
 from configs.errors import Corrupted, SettingsError
 from configs.run import GuardConfig
 from launch.faults.worker import wrong_in_a_call
+from sharding.paths import by_path
 from sharding.processes import ALONE
 from sharding.rules import sharding
 from train.digest import params_digest
-from train.replay import check_can_replay, step_twice
+from train.replay import check_can_replay, digest_maker, digests, step_twice
 from train.state import TrainState, init_state
 from train.step import compile_train_step
 
@@ -76,3 +79,68 @@ def test_a_gpu_needs_deterministic_kernels():
     check_can_replay(config, "cpu")
     with pytest.raises(SettingsError, match=r"guard\.replay_every_steps=5.*train\.deterministic"):
         check_can_replay(config, "gpu")
+
+
+_KINDS = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "bool")
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_every_flipped_bit_changes_the_digests_of_its_devices_alone(mesh, kind: str):
+    """The sign of a zero, the payload of a NaN and the last bit included; both words change."""
+    layout = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    values = np.array([[0.0, -0.0, 1.0, -2.5], [3.0, np.nan, np.inf, 7.0]])
+    with np.errstate(invalid="ignore"):
+        values = values.astype(jnp.dtype(kind))
+    word = np.dtype(f"uint{8 * values.itemsize}")
+
+    def digests_of(flip: np.ndarray) -> dict[str, tuple[int, int]]:
+        array = jax.device_put((values.view(word) ^ flip).view(values.dtype), layout)
+        return {device: paths["x"] for device, paths in digests({"x": array}).items()}
+
+    def place_mark(place: tuple[int, ...]) -> np.ndarray:
+        mark = np.zeros(values.shape, bool)
+        mark[place] = True
+        return mark
+
+    whole = digests_of(np.zeros(values.shape, word))
+    for place in np.ndindex(values.shape):
+        cuts = layout.devices_indices_map(values.shape)
+        holders = {f"{device}" for device, cut in cuts.items() if place_mark(place)[cut].any()}
+        for bit in range(1 if kind == "bool" else 8 * values.itemsize):
+            found = digests_of(place_mark(place).astype(word) << word.type(bit))
+            assert {device for device in whole if found[device] != whole[device]} == holders
+            assert all(found[d][0] != whole[d][0] and found[d][1] != whole[d][1] for d in holders)
+
+
+def test_words_that_change_places_change_the_digest(mesh, rng):
+    layout = NamedSharding(mesh, PartitionSpec())
+    values = rng.standard_normal((3, 4, 5), np.float32)
+    found = {
+        digests({"x": jax.device_put(array, layout)})[f"{jax.devices()[0]}"]["x"]
+        for axis in (0, 1, 2)
+        for array in (values, np.flip(values, axis), np.roll(values, 1, axis))
+    }
+    assert len(found) == 7
+    assert digests({"x": jax.device_put(values, layout)}) == digests(
+        {"x": jax.device_put(values.copy(), layout)}
+    )
+
+
+@pytest.mark.parametrize("memory", ["device", "pinned_host"])
+def test_no_digest_hears_of_another_device_or_copies_what_it_reads(mesh, memory: str):
+    """Wherever the state lies, what comes to the host is two words for an array and device."""
+    state = init_state(small_run(small_model(embed_dim=256)), jax.random.key(0), mesh)
+    layout = jax.tree.map(lambda x: x.sharding.with_memory_kind(memory), state.opt_state)
+    kept = state._replace(opt_state=jax.device_put(state.opt_state, layout))
+    assert digests(kept) == digests(state)
+    arrays = list(by_path(kept).values())
+    make = digest_maker(tuple(array.sharding for array in arrays))
+    compiled = make.lower(arrays).compile()  # pyright: ignore[reportFunctionMemberAccess]
+    for name in ("all-reduce", "all-gather", "all-to-all", "collective", "reduce-scatter"):
+        assert name not in compiled.as_text()
+    assert make(arrays).shape == (8, len(arrays), 2)
+    memory_use = compiled.memory_analysis()
+    assert memory_use.output_size_in_bytes == len(arrays) * 8
+    num_bytes = sum(array.addressable_shards[0].data.nbytes for array in arrays)
+    if memory == "device":
+        assert memory_use.temp_size_in_bytes < num_bytes / 10

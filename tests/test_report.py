@@ -114,6 +114,35 @@ def test_the_ledger_names_every_second_and_is_checked_against_the_clock(eventful
     assert "1,001.5 s have passed, and 1,000.0 s are accounted for (1.5 s fewer)" in text
 
 
+def test_the_time_of_a_run_is_that_of_one_moment_whatever_came_since_its_last_record(
+    tmp_path: Path,
+):
+    """The last record is a quarter older than the ledger's file, of which 100 s are no step."""
+    folder = begin_run(tmp_path / "running")
+    write_lines(folder.metrics, [record(step, **ledger_of(step / 60)) for step in range(1, 46)])
+    now = LEDGER | {"evaluation": 130.0}
+    content = {"first_start": 1000.0, "beat": 2100.0, "finished": False, "seconds": now}
+    folder.ledger.write_text(json.dumps(content))
+    found = report_json(folder.path)
+    assert found["ledger"] == now
+    assert found["goodput"] == pytest.approx(700 / 1100)
+    assert (found["wall_clock_sec"], found["unaccounted_sec"]) == (1100.0, 0.0)
+    text = Page(report(folder.path)[0]).text
+    assert "all since the first start18 min 20 s1,100100.0%" in text
+    assert "1,100.0 s have passed, and 1,100.0 s are accounted for (0.0 s more)" in text
+    assert "0:18:20" in text
+    assert "63.6%" in text
+
+
+def test_without_its_file_the_ledger_is_that_of_the_last_record(tmp_path: Path):
+    folder = begin_run(tmp_path / "copied")
+    write_lines(folder.metrics, [record(60, **ledger_of())])
+    folder.ledger.write_text('{"beat": 3')
+    found = report_json(folder.path)
+    assert (found["ledger"], found["goodput"], found["unaccounted_sec"]) == (LEDGER, 0.7, None)
+    assert "up to step 60, over all starts" in Page(report(folder.path)[0]).text
+
+
 def test_a_run_without_a_ledger_shows_none(tmp_path: Path):
     folder = begin_run(tmp_path / "old")
     write_lines(folder.metrics, [record(step) for step in range(1, 5)])

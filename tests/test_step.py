@@ -14,10 +14,13 @@ from small_model import (
     step_on_one_device,
 )
 
+from configs.presets import PRESETS
 from configs.run import RunConfig
+from model.moe import RouterRecord
 from train.loss import inputs_of
 from train.optimizer import make_optimizer
 from train.state import TrainState, shape_of
+from train.step import count_routed, router_means
 
 PLAIN_SGD = {"optimizer": "sgd", "b1": 0.0, "weight_decay": 0.0, "max_grad_norm": None}
 DROPPING = small_run(small_model(dropout=0.2, attention_dropout=0.2), optim=PLAIN_SGD)
@@ -186,3 +189,24 @@ def test_dropout_differs_between_seeds(rng):
     _, metrics = step_on_one_device(DROPPING)(state, batch)
     _, other_metrics = step_on_one_device(other)(state, batch)
     assert metrics.loss != other_metrics.loss
+
+
+def test_what_routers_do_with_a_batch_as_deepseek_v3_was_trained_on_is_counted_whole():
+    """15360 rows of 4096 tokens, 58 layers, 8 choices: 29 G, where int32 ends at 2.1 G."""
+    model = PRESETS["deepseek_v3"]().model
+    num_tokens, L, E = 15360 * 4096, model.num_stacked_layers, 256
+    num_routed = jax.jit(count_routed, static_argnums=0)(model, jnp.int32(num_tokens))
+    assert float(num_routed) == pytest.approx(L * num_tokens, rel=1e-6)
+    load_LE = jnp.full((L, E), num_tokens * 7 // (E - 1), jnp.int32).at[:, 3].set(num_tokens)
+    sums = RouterRecord(num_routed, 2 * num_routed, 0.25 * 8 * num_routed, load_LE)
+    means = jax.jit(router_means, static_argnums=2)(sums, num_routed, 8)
+    np.testing.assert_allclose(means["moe/balance"], 1, rtol=1e-6)
+    np.testing.assert_allclose(means["moe/z"], 2, rtol=1e-6)
+    np.testing.assert_allclose(means["moe/dropped_fraction"], 0.25, rtol=1e-6)
+    expected_E = np.full(E, E / 8 * 7 / (E - 1))
+    expected_E[3] = E / 8  # chosen for every token in every layer
+    np.testing.assert_allclose(means["moe/load"], expected_E, rtol=1e-6)
+
+
+def test_batches_without_tokens_divide_by_one_token():
+    assert float(count_routed(small_model(num_experts=4, num_active_experts=2), jnp.int32(0))) == 2

@@ -32,7 +32,7 @@ def log_to_file(path: Path) -> None:
         def handleError(self, record: logging.LogRecord) -> None:
             """Leaves out a line that the disk does not take, where others would print why."""
 
-    handler = File(path)
+    handler = File(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     of_libraries = logging.getLogger("absl")

@@ -226,7 +226,7 @@ class RunFolder:
         if not self.is_writer:
             return True
         try:
-            self.sample_of(step).write_text(text)
+            self.sample_of(step).write_text(text, encoding="utf-8")
         except OSError:
             return False
         return True

@@ -162,6 +162,16 @@ def in_model_order(state: TrainState, config: RunConfig, mesh: jax.sharding.Mesh
     return _reordered(state, _stage_order(config, mesh).argsort(), config, mesh)
 
 
+def params_in_stage_order(params: Params, config: RunConfig, mesh: jax.sharding.Mesh) -> Params:
+    """Does for parameters alone what in_stage_order does; those that are given are given up."""
+    order_L = _stage_order(config, mesh)
+    if np.array_equal(order_L, np.arange(len(order_L))):
+        return params
+    layout, is_stacked = state_layout(config, mesh).params, shape_of(config.model).is_stacked()
+    take = jax.jit(lambda x: _take(x, order_L, is_stacked), out_shardings=layout, donate_argnums=0)
+    return take(params)
+
+
 def _stage_order(config: RunConfig, mesh: jax.sharding.Mesh) -> np.ndarray:
     return pipeline_of(config, mesh).layer_order(config.model.num_stacked_layers)
 
@@ -181,4 +191,8 @@ def _take_layers(state: TrainState, order_L: np.ndarray, config: RunConfig) -> T
     shape = shape_of(config.model)
     is_stacked = shape.is_stacked()
     stacked = TrainState(False, is_stacked, _for_moments(config, shape, is_stacked, False))
-    return jax.tree.map(lambda x, yes: x[order_L] if yes else x, state, stacked)
+    return _take(state, order_L, stacked)
+
+
+def _take(tree: State, order_L: np.ndarray, is_stacked: Any) -> State:
+    return jax.tree.map(lambda x, yes: x[order_L] if yes else x, tree, is_stacked)

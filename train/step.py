@@ -75,7 +75,7 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
             keys_B = jax.vmap(jax.random.fold_in, (None, 0))(step_key, rows_B)
         weight = jnp.maximum(jnp.sum(batch.weights_BT), 1)
         weights = {name: jnp.maximum(x, 1) for name, x in weights_of(model, batch).items()}
-        num_routed = model.num_stacked_layers * jnp.maximum(jnp.sum(batch.segments_BT > 0), 1)
+        num_routed = count_routed(model, jnp.sum(batch.segments_BT > 0, dtype=jnp.int32))
 
         def loss_fn(params: Params, rows: Rows) -> tuple[jax.Array, Sums]:
             sums = batch_sums(shape.merge(params), *rows)
@@ -120,7 +120,7 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
             finite=finite,
             others={
                 **{name: sums.others[name] / weights[name] for name in sums.others},
-                **_router_means(sums.routers, num_routed, model.num_active_experts),
+                **router_means(sums.routers, num_routed, model.num_active_experts),
             },
             layer_norms=layer_norms,
         )
@@ -172,15 +172,28 @@ def _layer_norms(
     return by_path(jax.tree.map(norm, grads, is_stacked))
 
 
-def _router_means(
+def count_routed(model: ModelConfig, num_tokens: jax.Array) -> jax.Array:
+    """Returns how often the routers of all layers route a token of a batch, at least once each.
+
+    Float32: times layers and choices a large batch has more than int32 can count.
+    """
+    return model.num_stacked_layers * jnp.maximum(num_tokens, 1).astype(jnp.float32)
+
+
+def router_means(
     sums: RouterRecord | None, num_routed: jax.Array, num_active_experts: int | None
 ) -> dict[str, jax.Array]:
-    """Returns what the routers did, by the names of metrics.jsonl; nothing without experts."""
+    """Returns what the routers did, by the names of metrics.jsonl; nothing without experts.
+
+    Args:
+        sums: of a whole batch.
+        num_routed: by count_routed.
+    """
     if sums is None:
         return {}
     assert num_active_experts is not None
     num_choices = num_routed * num_active_experts
-    load_E = jnp.sum(sums.load_BLE, axis=0).astype(jnp.float32)
+    load_E = jnp.sum(sums.load_BLE.astype(jnp.float32), axis=0)
     return {
         "moe/balance": sums.balance_B / num_routed,
         "moe/z": sums.z_B / num_routed,

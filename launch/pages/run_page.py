@@ -87,17 +87,17 @@ def _tiles(report: RunReport) -> Html:
         "tokens": _large(finite(record.get("tokens"))),
         "tokens/s": _large(speed),
         "goodput": _rounded(report.goodput, ".1%"),
-        "h:min:s of its life": _clock(sum(ledger.values())) if ledger else _NONE,
+        "h:min:s of its life": _clock(ledger.counted_sec) if ledger.seconds else _NONE,
     }
     return tiles(numbers)
 
 
 def _ledger(report: RunReport) -> list[Html]:
     """Returns nothing for a run that keeps no ledger."""
-    ledger = report.ledger
+    ledger = report.ledger.seconds
     if not ledger:
         return []
-    total = sum(ledger.values()) or 1.0
+    total = report.ledger.counted_sec or 1.0
     kinds = [kind for kind in _CLASSES if kind in ledger]
 
     def part(kind: str) -> Part:
@@ -114,7 +114,7 @@ def _ledger(report: RunReport) -> list[Html]:
         for kind in kinds
     ]
     rows.append(("all since the first start", _duration(total), _seconds(total), "100.0%"))
-    words = f"up to step {report.last_record['step']:,}, over all starts of the run"
+    words = f"{_moment_words(report)}, over all starts of the run"
     content = (
         stacked_bar([part(kind) for kind in kinds], title="seconds of the run's life by class"),
         tag("p", words, class_="soft"),
@@ -124,14 +124,19 @@ def _ledger(report: RunReport) -> list[Html]:
     return [tag("div", *content, class_="card", style=_WHOLE)]
 
 
+def _moment_words(report: RunReport) -> str:
+    if report.ledger.passed_sec is None:
+        return f"up to step {report.last_record['step']:,}"
+    return "up to when the ledger was last written"
+
+
 def _clock_words(report: RunReport) -> str:
-    clock = report.wall_clock
-    if clock is None:
+    passed, apart = report.ledger.passed_sec, report.ledger.unaccounted_sec
+    if passed is None or apart is None:
         return "The clock cannot be checked: the run has left no .ledger.json."
-    apart = clock.passed_sec - clock.counted_sec
     return (
-        f"Checked against the clock: from the first start to when the ledger was last written "
-        f"{clock.passed_sec:,.1f} s have passed, and {clock.counted_sec:,.1f} s are accounted for "
+        f"Checked against the clock: from the first start to then {passed:,.1f} s have passed, and "
+        f"{report.ledger.counted_sec:,.1f} s are accounted for "
         f"({abs(apart):.1f} s {'fewer' if apart > 0 else 'more'})."
     )
 
