@@ -5,7 +5,6 @@ import hashlib
 import json
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import pytest

@@ -1,6 +1,7 @@
 """A step computed twice: the same run as without, and a device that computes wrongly is named."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from small_model import small_batch, small_model, small_run
 
 from configs.errors import Corrupted, SettingsError
 from configs.run import GuardConfig
-from launch.faults.worker import wrong_in_a_call
+from launch.faults.worker import after_call, with_flipped_bit
 from sharding.paths import by_path
 from sharding.processes import ALONE
 from sharding.rules import sharding
@@ -45,7 +46,8 @@ def test_a_step_computed_twice_is_the_step(run):
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_flipped_bit_names_the_device_and_the_array(run, number: int):
     step, fresh, batch = run
-    wrong = wrong_in_a_call(step, number, jax.devices()[5])
+    flip = functools.partial(with_flipped_bit, device=jax.devices()[5])
+    wrong = after_call(step, number, flip)
     told: list[tuple[str, dict]] = []
     with pytest.raises(Corrupted) as caught:
         step_twice(

@@ -74,7 +74,7 @@ def test_whatever_a_run_holds_is_shown_as_text(eventful: Path):
 def test_every_trouble_is_told_with_its_culprit(eventful: Path):
     events = RunFolder(eventful).read_events()
     text = Page(report(eventful)[0]).text
-    assert {*TROUBLES} - {e["event"] for e in events} == {"copy_failed"}
+    assert {*TROUBLES} - {e["event"] for e in events} == {"copy_failed", "not_removed"}
     run = shlex.quote(str(eventful))
     for words in (
         "4 steps were skipped, steps 40 to 43",

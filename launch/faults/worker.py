@@ -145,9 +145,9 @@ def with_infinite_moment(state: TrainState) -> TrainState:
     return state._replace(opt_state=jax.tree.map_with_path(touch, state.opt_state))
 
 
-def with_flipped_bit(state: TrainState) -> TrainState:
-    """Returns a state of which the last device holds another bit."""
-    flip = functools.partial(flip_bit, device=jax.local_devices()[-1])
+def with_flipped_bit(state: TrainState, device: Any = None) -> TrainState:
+    """Returns a state of which one device holds another bit; None is the last device here."""
+    flip = functools.partial(flip_bit, device=device or jax.local_devices()[-1])
     norm = jax.tree.map(flip, state.params["norm"])
     return state._replace(params={**state.params, "norm": norm})
 
