@@ -143,6 +143,25 @@ def test_a_save_removes_what_is_not_kept(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
 
 
+def test_an_older_checkpoint_that_cannot_be_removed_fails_no_save(place, events):
+    config = CheckpointConfig(every_steps=1, num_last=1, num_best=0)
+    checkpoints = Checkpoints(dataclasses.replace(place, config=config), {})
+    (place.folder / "1.removing").write_text("in the way")
+    for step in (1, 2, 3):
+        checkpoints.save(small_state(), progress(step))
+        assert checkpoints.wait() is None
+    checkpoints.close()
+    assert checkpoint_steps(place.folder) == [1, 3]  # the others go all the same
+    said = [(event, details["step"]) for event, details in events]
+    assert said == [
+        ("saved", 1),
+        ("saved", 2),
+        ("not_removed", 2),
+        ("saved", 3),
+        ("not_removed", 3),
+    ]
+
+
 def test_a_pinned_checkpoint_stays_until_it_is_let_go(tmp_path: Path):
     checkpoints = Checkpoints(Place(tmp_path, CheckpointConfig(every_steps=1, num_last=1)), {})
     for step in (1, 2):
