@@ -14,6 +14,9 @@ from configs.errors import SettingsError
 
 Arguments = TypeVar("Arguments")
 
+_REPLACED = {"--start-limit-sec": "--rendezvous-timeout-sec"}
+"""Settings of earlier versions by their names, and what they are called now."""
+
 _PLAIN_WORDS = (
     (r"^Error parsing config\.\w+: ", ""),
     (
@@ -70,6 +73,9 @@ def parse_arguments(
             f"{_complaint(said.getvalue())}; all settings: {command} --help"
         ) from None
     if unknown:
+        name = unknown[0].partition("=")[0].replace("_", "-")
+        if name in _REPLACED:
+            raise SettingsError(f"{unknown[0]} is {_REPLACED[name]} now")
         if names is None:
             names = [f"--{name}" for name in getattr(kind, "__dataclass_fields__", ())]
         raise SettingsError(
