@@ -1,13 +1,15 @@
 """`./tessera chaos PRESET`: what a run survives, tried on real runs and shown as a table."""
 
+import contextlib
 import functools
 import json
 import os
 import random
 import shutil
+import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ import tyro
 from rich.console import Console
 
 from configs.check import require, require_at_least
+from configs.errors import CheckFailed, Stopped
 from launch.arguments import did_you_mean, parse_arguments
 from launch.faults.divergence import (
     burst_of_bad_batches,
@@ -75,7 +78,7 @@ _REFUSED_SEC, _REFUSED_IN_PROOF_SEC = 8.0, 60.0
 class ChaosArguments:
     """Harms small real runs of a preset and checks that each ends as promised (exit code 1 if not).
 
-    Settings after -- are given to every run.
+    Settings after -- are given to every run. Ctrl-C or SIGTERM stops all of them (exit code 75).
     """
 
     preset: Annotated[str, tyro.conf.Positional]
@@ -89,8 +92,8 @@ class ChaosArguments:
     seed: int | None = None
     """Of all that is drawn at random; None takes another one each time, and says which."""
     work_dir: Path | None = None
-    """Where the runs are, kept afterwards; None is a folder below runs/ that is removed if all is
-    well."""
+    """Where the runs are, kept afterwards; None is a folder below runs/ that is removed unless a
+    promise was broken."""
     json: bool = False
     """End with one JSON object on one line."""
 
@@ -182,10 +185,10 @@ def main(arguments: Sequence[str]) -> int:
     require_at_least("--times", parsed.times, 1)
     require_at_least("--jobs", parsed.jobs or 1, 1)
     chosen = _chosen(parsed)
-    folder = _work_folder(parsed.work_dir)
-    code = _try_all(chosen, Workplace(folder, parsed.preset, more), parsed)
-    if code == 0 and parsed.work_dir is None:
-        shutil.rmtree(folder, ignore_errors=True)
+    place = Workplace(_work_folder(parsed.work_dir), parsed.preset, more)
+    code, num_broken = _try_all(chosen, place, parsed)
+    if num_broken == 0 and parsed.work_dir is None:
+        shutil.rmtree(place.folder, ignore_errors=True)
     return code
 
 
@@ -214,13 +217,17 @@ def _work_folder(wanted: Path | None) -> Path:
     return wanted.absolute()
 
 
-def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) -> int:
+def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) -> tuple[int, int]:
+    """Returns the exit code, and how many promises were broken."""
     console = Console(highlight=False, stderr=parsed.json)
     seed = time.time_ns() % 10**9 if parsed.seed is None else parsed.seed
     began = time.monotonic()
     console.print(f"preset {parsed.preset}, seed {seed}, runs in {place.folder}", soft_wrap=True)
     rows = [Row(fault=f.name, promise=f.promise, missing=f.missing()) for f in chosen]
-    with ThreadPoolExecutor(parsed.jobs or os.cpu_count() or 1) as pool:
+    with (
+        _stopped_by_signals(place),
+        ThreadPoolExecutor(parsed.jobs or os.cpu_count() or 1) as pool,
+    ):
         tries = [
             (row, pool.submit(_try_once, fault, place, seed, number))
             for fault, row in zip(chosen, rows, strict=True)
@@ -231,7 +238,7 @@ def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) 
         for row, tried in tries:
             _count(row, tried.result())
             left[row.fault] -= 1
-            if left[row.fault] == 0:
+            if left[row.fault] == 0 and (row.tried or not place.stopped.is_set()):
                 console.print(_line(row), soft_wrap=True)
     for row in rows:
         if row.missing is not None:
@@ -241,33 +248,61 @@ def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) 
     num_tried = sum(row.tried for row in rows)
     verdict = "all as promised" if not broken else f"{len(broken)} not as promised"
     console.print(f"{num_tried} tries in {seconds / 60:.1f} min: {verdict}")
+    is_stopped = place.stopped.is_set()
+    if is_stopped:
+        is_kept = broken or parsed.work_dir
+        console.print(
+            f"stopped by a signal before all {len(tries)} were made; nothing is running any more, "
+            f"and the runs {f'are kept in {place.folder}' if is_kept else 'are removed'}",
+            soft_wrap=True,
+        )
     if parsed.json:
         said = {
             "preset": parsed.preset,
             "seed": seed,
-            "ok": not broken,
+            "ok": not broken and not is_stopped,
+            "stopped": is_stopped,
             "seconds": round(seconds, 1),
             "rows": [asdict(row) for row in rows],
         }
         print(json.dumps(said))
-    return 1 if broken else 0
+    if is_stopped:
+        return Stopped.exit_code, len(broken)
+    return CheckFailed.exit_code if broken else 0, len(broken)
 
 
-def _try_once(fault: Fault, place: Workplace, seed: int, number: int) -> Result | str:
-    """Returns how a try ended, or what was not as promised."""
+@contextlib.contextmanager
+def _stopped_by_signals(place: Workplace) -> Iterator[None]:
+    """Lets a signal stop all trials, of which those that have not begun end at once."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: place.stop()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, act in before.items():
+            signal.signal(number, act)
+
+
+def _try_once(fault: Fault, place: Workplace, seed: int, number: int) -> Result | str | None:
+    """Returns how a try ended, or what was not as promised; None if it was stopped."""
+    if place.stopped.is_set():
+        return None
     name = f"{fault.name.replace(',', '').replace(' ', '-').lower()}-{number}"
     trial = Trial(place, name, random.Random(f"{seed} {name}"))
     try:
-        return fault.harm(trial)
+        ended = fault.harm(trial)
     except Broken as broken:
-        return f"{name}: {broken}"
+        ended = f"{name}: {broken}"
     except Exception as error:  # a fault of the trial is a broken promise until it is looked into
-        return f"{name}: {type(error).__name__}: {error}"
+        ended = f"{name}: {type(error).__name__}: {error}"
     finally:
         trial.end()
+    return None if place.stopped.is_set() else ended
 
 
-def _count(row: Row, ended: Result | str) -> None:
+def _count(row: Row, ended: Result | str | None) -> None:
+    if ended is None:
+        return
     row.tried += 1
     if isinstance(ended, str):
         row.broken.append(ended)

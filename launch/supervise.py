@@ -27,6 +27,8 @@ _PASSED_ON = (*_STOPS, signal.SIGUSR1)
 _MANY = 4096
 """Bytes that are read from a pipe at once, each of which is a sign of life or a signal."""
 
+_SHOW_CURSOR, _USUAL_COLUMNS = "\x1b[?25h", 80
+
 
 @dataclass(frozen=True, kw_only=True)
 class RestartPolicy:
@@ -202,6 +204,8 @@ def _run_once(command: Sequence[str], signals: _Signals, policy: RestartPolicy) 
         with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+    if child.returncode:
+        _start_line()
     if is_frozen:
         return Hung.exit_code
     if len(signals.stops) == 1 and child.returncode == -signals.stops[0]:
@@ -241,7 +245,22 @@ def _newest_step(folder: RunFolder) -> int:
         return -1
 
 
+def _start_line() -> None:
+    """Ends the line that a killed command has left on a terminal, if it has, and shows the cursor.
+
+    As many blanks as the terminal is wide lead into the next line, unless from the start of one.
+    """
+    for stream in (sys.stderr, sys.stdout):
+        with contextlib.suppress(OSError, ValueError):
+            if stream.isatty():
+                columns = os.get_terminal_size(stream.fileno()).columns or _USUAL_COLUMNS
+                cursor = "" if os.environ.get("TERM") == "dumb" else _SHOW_CURSOR
+                print(f"{cursor}{' ' * columns}", end="\r", file=stream, flush=True)
+                return
+
+
 def _say(what: str) -> None:
     """Says on stderr what became of the run; one that nobody reads any more is no reason to end."""
+    _start_line()
     with contextlib.suppress(OSError):
         print(f"tessera: the run {what}", file=sys.stderr, flush=True)

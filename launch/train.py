@@ -70,7 +70,7 @@ def _join_and_train(arguments: Sequence[str], spans: Spans) -> int:
         with processes.together():
             preset, parsed = _prepare(arguments)
             same = {**describe_software(), **_flat(preset, parsed)}
-            processes.agree("settings", same, job.start_limit_sec)
+            processes.agree("settings", same, job.rendezvous_timeout_sec)
             processes.agree("devices", describe_devices(), _DEVICES_WITHIN_SEC)
             return _train(arguments, preset, parsed, processes, spans)
 

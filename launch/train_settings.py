@@ -55,7 +55,7 @@ class TrainArguments:
     """Processes that train together, each started with the same command."""
     process_id: int | None = None
     """Which of them this is, from 0; the one thing that differs between them."""
-    start_limit_sec: float = 60.0
+    rendezvous_timeout_sec: float = 60.0
     """Seconds that the processes wait for one another when they start."""
 
 

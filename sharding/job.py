@@ -26,7 +26,7 @@ class Job:
     process_id: int
     gpus: tuple[int, ...] | None = None
     """Which of the GPUs that are visible here belong to this process; None is all of them."""
-    start_limit_sec: float = 60.0
+    rendezvous_timeout_sec: float = 60.0
     """How long the processes wait for one another when they start."""
 
     @property
@@ -94,7 +94,7 @@ def find_job(arguments: Sequence[str]) -> Job | None:
         num_processes=num_processes,
         process_id=process_id,
         gpus=place and place.gpus,
-        start_limit_sec=flags.start_limit_sec,
+        rendezvous_timeout_sec=flags.rendezvous_timeout_sec,
     )
 
 
@@ -103,7 +103,8 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("coordinator", "num_processes", "process_id"):
         parser.add_argument(f"--{name.replace('_', '-')}", f"--{name}", dest=name)
-    parser.add_argument("--start-limit-sec", "--start_limit_sec", type=float, default=60.0)
+    timeout = ("--rendezvous-timeout-sec", "--rendezvous_timeout_sec")
+    parser.add_argument(*timeout, type=float, default=Job.rendezvous_timeout_sec)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             return parser.parse_known_args(arguments)[0]

@@ -19,7 +19,13 @@ from typing import Any, NoReturn
 
 import jax
 
-from configs.errors import SettingsError, TesseraError, closing_line, exit_code_of
+from configs.errors import (
+    SettingsError,
+    TesseraError,
+    Unavailable,
+    closing_line,
+    exit_code_of,
+)
 from sharding.job import Job
 from sharding.rendezvous import meet
 
@@ -47,7 +53,15 @@ class EndedElsewhere(TesseraError):
 
 
 class Disagreement(SettingsError):
-    """The processes of a run were not started alike, or one does not answer."""
+    """The processes of a run were not started alike."""
+
+
+class Unanswered(Unavailable):
+    """Another process did not answer within its time."""
+
+
+_COMMON = (Disagreement, Unanswered)
+"""Errors that are not those of one process: all of them say the same."""
 
 
 class Processes:
@@ -61,9 +75,13 @@ class Processes:
         self.num = job.num_processes if job else 1
         self._client = client
         self._turns: dict[str, Iterator[int]] = defaultdict(itertools.count)
-        self._has_told = False
+        self._polling = threading.Lock()
         self.num_polls = 0
-        """How often this process looked for what another one has to say, as it waits for it."""
+        """How often another process was asked for something so far, by any thread; it only grows.
+
+        A process that waits for another makes progress: that one has a watchdog of its own.
+        """
+        self._has_told = False
         self._is_leaving = threading.Event()
         self.way_on: str | None = None
         """The command that goes on with the run, once there is something to go on with."""
@@ -80,7 +98,7 @@ class Processes:
 
         Raises:
             EndedElsewhere: another process has ended with an error.
-            Disagreement: one has not answered within the limit; None waits as long as it lives.
+            Unanswered: one has not answered within the limit; None waits as long as it lives.
         """
         if self.num == 1:
             return [value]
@@ -113,7 +131,7 @@ class Processes:
 
         Raises:
             Disagreement: names the fields, the processes and both values, in every process.
-            EndedElsewhere: another process has ended with an error.
+            Unanswered, EndedElsewhere: as `gather`.
         """
         contents = self.gather(name, dict(content), limit_sec=limit_sec)
         if len(contents) > 1 and (lines := _differences(contents)):
@@ -188,15 +206,16 @@ class Processes:
     def _get(self, key: str, owner: int, deadline: float | None) -> Value:
         began = time.monotonic()
         while True:
+            with self._polling:
+                self.num_polls += 1
             try:
                 return json.loads(self._client.blocking_key_value_get(key, int(_POLL_SEC * 1000)))
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
-                self.num_polls += 1
             self._raise_if_ended_elsewhere()
             if deadline is not None and time.monotonic() > deadline:
-                raise Disagreement(
+                raise Unanswered(
                     f"process {owner} of {self.num} did not answer within "
                     f"{time.monotonic() - began:.0f} s ({key}); see its log"
                 )
@@ -205,7 +224,7 @@ class Processes:
         self._has_told = True
         is_ours = isinstance(error, TesseraError)
         message = str(error) if is_ours else f"{type(error).__name__}: {error}"
-        content = [exit_code_of(error), message, isinstance(error, Disagreement)]
+        content = [exit_code_of(error), message, isinstance(error, _COMMON)]
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(f"ended/{self.index}", json.dumps(content))
 
@@ -259,7 +278,7 @@ def join(job: Job) -> Processes:
     """Connects all processes of a job; must come before the first look at a device.
 
     Raises:
-        SettingsError: one of them has not come within the limit.
+        Unavailable, SettingsError: one of them has not come, or does not fit; as `meet`.
     """
     meet(job)
     # Its handler of SIGTERM would take the place of ours.
@@ -270,7 +289,7 @@ def join(job: Job) -> Processes:
         job.process_id,
         local_device_ids=job.gpus,
         cluster_detection_method="deactivate",
-        initialization_timeout=max(int(job.start_limit_sec), 10),
+        initialization_timeout=max(int(job.rendezvous_timeout_sec), 10),
         heartbeat_timeout_seconds=HEARTBEAT_SEC,
         shutdown_timeout_seconds=_SHUTDOWN_SEC,
     )

@@ -1,13 +1,17 @@
 """`./tessera chaos`: what it says of real faults, and that it sees a promise that is not kept."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import ROOT, call
+from small_runs import ROOT, call, wait_until
 
 from launch.chaos import faults
 
@@ -72,6 +76,45 @@ def test_a_promise_that_is_not_kept_is_told_and_ends_with_1(tmp_path):
     assert "exit code 76" in row["broken"][0]
     (kept,) = (tmp_path / "runs").glob("chaos-*")
     assert (kept / "spike-0" / "events.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_trials_at_once_and_leaves_nothing_running(tmp_path, number: int):
+    tries = ("--times", "10", "--only", "SIGKILL as it starts", "SIGKILL, supervised", "frozen")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch", "chaos", "quickstart", "--json", "--jobs", "3", *tries],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: len(list(trials_in(tmp_path))) > 3, process)
+        os.killpg(process.pid, number)
+        printed, said = process.communicate(timeout=60)
+        assert process.returncode == 75, printed + said
+        assert list(trials_in(tmp_path)) == []
+    finally:
+        process.kill()
+        for pid in trials_in(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+    assert "stopped by a signal before all 5 were made" in said
+    assert "not as promised" not in said
+    told = json.loads(printed.splitlines()[-1])
+    assert told["stopped"]
+    assert not told["ok"]
+    assert sum(row["tried"] for row in told["rows"]) < 5
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def trials_in(folder: Path) -> Iterator[int]:
+    """Yields the processes of all trials below a folder."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_trial = b"\0TESSERA_TRIAL=" in b"\0" + (path / "environ").read_bytes()
+            if is_trial and (path / "cwd").resolve().is_relative_to(folder):
+                yield int(path.name)
 
 
 def test_every_fault_says_what_it_promises():

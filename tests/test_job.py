@@ -1,12 +1,20 @@
 """Which job a process belongs to: what flags, SLURM, Open MPI and Kubernetes say of it."""
 
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from small_processes import free_port
+from small_runs import ROOT
 
-from configs.errors import SettingsError
+from configs.errors import SettingsError, TesseraError
+from sharding import rendezvous
 from sharding.job import Job, find_job, gpus_of
 from sharding.rendezvous import meet
 
@@ -68,8 +76,10 @@ def test_a_slurm_step_names_its_first_node_and_a_port_of_the_job(monkeypatch):
 
 
 def test_flags_override_a_cluster(monkeypatch):
-    job = find(monkeypatch, SLURM_STEP, "--coordinator head:9 --start-limit-sec 5")
-    assert job == Job(coordinator="head:9", num_processes=3, process_id=2, start_limit_sec=5.0)
+    job = find(monkeypatch, SLURM_STEP, "--coordinator head:9 --rendezvous-timeout-sec 5")
+    assert job == Job(
+        coordinator="head:9", num_processes=3, process_id=2, rendezvous_timeout_sec=5.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,15 +149,15 @@ def test_a_task_of_two_takes_its_half_of_the_visible_gpus(monkeypatch, visible, 
     assert job.gpus == gpus
 
 
-def meet_all(jobs: list[Job]) -> list[str]:
-    """Returns what each process of these hears, nothing where it may go on."""
-    heard = [""] * len(jobs)
+def meet_all(jobs: list[Job]) -> list[tuple[int, str]]:
+    """Returns exit code and message of each process of these, 0 and nothing where it may go on."""
+    heard = [(0, "")] * len(jobs)
 
     def run(i: int) -> None:
         try:
             meet(jobs[i])
-        except SettingsError as refusal:
-            heard[i] = str(refusal)
+        except TesseraError as refusal:
+            heard[i] = (refusal.exit_code, str(refusal))
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(len(jobs))]
     for thread in threads:
@@ -157,40 +167,143 @@ def meet_all(jobs: list[Job]) -> list[str]:
     return heard
 
 
-def jobs_of(*places: tuple[int, int], start_limit_sec: float = 20) -> list[Job]:
+def jobs_of(*places: tuple[int, int], rendezvous_timeout_sec: float = 20) -> list[Job]:
     coordinator = f"localhost:{free_port()}"
     return [
         Job(
             coordinator=coordinator,
             process_id=process_id,
             num_processes=num_processes,
-            start_limit_sec=start_limit_sec,
+            rendezvous_timeout_sec=rendezvous_timeout_sec,
         )
         for process_id, num_processes in places
     ]
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who does not answer is not waited for that long."""
+    monkeypatch.setattr(rendezvous, "_ANSWER_SEC", 0.5)
+
+
 def test_processes_that_all_come_go_on():
-    assert meet_all(jobs_of((2, 3), (0, 3), (1, 3))) == ["", "", ""]
+    assert meet_all(jobs_of((2, 3), (0, 3), (1, 3))) == [(0, "")] * 3
 
 
-def test_who_is_missing_is_told_to_all_who_came():
-    heard = meet_all(jobs_of((0, 4), (2, 4), start_limit_sec=1))
+def test_who_is_missing_is_told_to_all_who_came_and_may_come_the_next_time():
+    heard = meet_all(jobs_of((0, 4), (2, 4), rendezvous_timeout_sec=1))
     assert len(set(heard)) == 1
-    assert heard[0].startswith("process 1, 3 of 4 did not come to --coordinator=localhost:")
+    code, said = heard[0]
+    assert code == 75
+    assert said.startswith("process 1, 3 of 4 did not come to --coordinator=localhost:")
+
+
+def test_a_first_process_that_stays_away_may_come_the_next_time():
+    ((code, said),) = meet_all(jobs_of((1, 2), rendezvous_timeout_sec=0.5))
+    assert code == 75
+    assert said.startswith("process 0 did not answer at --coordinator=localhost:")
 
 
 @pytest.mark.parametrize(
     ("places", "said"),
     [
         (((0, 3), (1, 3), (1, 3)), "--process-id=1 is given to two processes"),
-        (((0, 2), (0, 2)), None),
+        (((0, 2), (0, 2)), "--process-id=0 is given to two processes"),
         (((0, 2), (1, 3)), "--num-processes=3 of process 1 must be 2, as in process 0"),
     ],
 )
-def test_processes_that_do_not_fit_together_are_refused(places, said):
-    heard = meet_all(jobs_of(*places, start_limit_sec=2))
-    assert all(heard) or said is None
-    assert any(heard)
-    if said is not None:
-        assert said in heard[0]
+def test_processes_that_do_not_fit_together_are_refused_and_all_say_why(places, said):
+    assert meet_all(jobs_of(*places)) == [(2, said)] * len(places)
+
+
+@pytest.mark.parametrize("end", ["died", "froze"])
+def test_a_process_that_is_started_again_during_the_meeting_is_welcome(impatient, end: str):
+    first, second, third = jobs_of((0, 3), (1, 3), (2, 3))
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(meet_all, [first])]
+        guest = greet(second)
+        others.append(pool.submit(meet_all, [third]))
+        if end == "died":
+            guest.close()
+        assert not wait(others, timeout=1.5).done  # the two wait for the one that is gone
+        assert meet_all([second]) == [(0, "")]
+        assert [other.result() for other in others] == [[(0, "")]] * 2
+        guest.close()
+
+
+def greet(job: Job) -> socket.socket:
+    """Comes to the first process of a job as another one of it, and says no more."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            guest = socket.create_connection(job.address)
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+    guest.sendall(f"tessera {job.process_id} {job.num_processes}\n".encode())
+    return guest
+
+
+def test_a_port_that_the_last_start_still_holds_is_waited_for(impatient):
+    jobs = jobs_of((0, 2), (1, 2))
+    with ThreadPoolExecutor() as pool, socket.create_server(jobs[0].address) as last:
+        met = pool.submit(meet_all, jobs)
+        assert not wait([met], timeout=1).done
+        last.close()
+        assert met.result() == [(0, "")] * 2
+
+
+def test_a_port_that_stays_taken_may_be_free_the_next_time(impatient):
+    jobs = jobs_of((0, 2), rendezvous_timeout_sec=0.5)
+    with socket.create_server(jobs[0].address):
+        ((code, said),) = meet_all(jobs)
+    assert code == 75
+    assert "process 0 cannot listen at port" in said
+    assert "give a port that is free on its machine" in said
+
+
+def test_a_stranger_at_the_port_is_not_believed(impatient):
+    (job,) = jobs_of((1, 2), rendezvous_timeout_sec=0.5)
+    with socket.create_server(job.address) as server, ThreadPoolExecutor() as pool:
+        met = pool.submit(meet_all, [job])
+        with server.accept()[0] as peer:
+            peer.sendall(b"HTTP/1.1 400 Bad Request\r\n")
+        ((code, said),) = met.result()
+    assert code == 75
+    assert "HTTP" not in said
+
+
+MEETS = """
+import resource, sys
+from launch.cli import guarded
+from sharding.job import Job
+from sharding.rendezvous import meet
+
+coordinator, num_processes, soft, hard = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft), int(hard)))
+job = Job(coordinator=coordinator, num_processes=int(num_processes), process_id=0)
+sys.exit(guarded(lambda: meet(job) or 0))
+"""
+
+
+@pytest.mark.parametrize("hard", [24, 1024])
+def test_too_few_file_handles_are_raised_or_named_by_all(hard: int):
+    num_processes = 40
+    jobs = jobs_of(*((i, num_processes) for i in range(1, 40)), rendezvous_timeout_sec=5)
+    first = subprocess.Popen(
+        [sys.executable, "-c", MEETS, jobs[0].coordinator, str(num_processes), "24", str(hard)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    heard = meet_all(jobs)
+    _, said = first.communicate(timeout=60)
+    if hard > num_processes:
+        assert (first.returncode, set(heard)) == (0, {(0, "")})
+        return
+    assert first.returncode == 2
+    assert "ulimit -n allows 24, and a job of 40 processes needs about" in said
+    # Those that came after its end have heard nothing.
+    assert {line for line in heard if "did not answer" not in line[1]} == {
+        (2, said.strip().removeprefix("tessera: "))
+    }

@@ -1,6 +1,9 @@
 """Runs over several processes: real processes, real signals, on the virtual devices of a CPU."""
 
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 from small_data import data_config, prepare_quietly
 from small_processes import (
+    ENVIRONMENT,
     NUM_STEPS,
     RUN,
     finish_all,
@@ -137,13 +141,13 @@ def test_a_run_that_one_process_stopped_goes_on_bit_for_bit(folder, undisturbed)
     assert digests[0] == digests[1]
 
 
-def refuse(folder: Path, *said: str, **job) -> None:
-    """Fails unless all processes end with 2 within a minute, say so, and start no run."""
+def refuse(folder: Path, *said: str, code: int = 2, **job) -> None:
+    """Fails unless all processes end with a code within a minute, say so, and start no run."""
     before = content_of(folder / RUN)
     began = time.monotonic()
     ended = finish_all(start_all(folder, small_run(), num_devices=2, **job))
     assert time.monotonic() - began < 60
-    assert_all_end(ended, 2, *said)
+    assert_all_end(ended, code, *said)
     assert content_of(folder / RUN) == before
 
 
@@ -162,14 +166,56 @@ def test_a_process_with_a_wrong_setting_ends_all(folder):
 
 
 def test_a_process_that_stays_away_is_named_by_all(folder):
-    limit = ("--start-limit-sec", "8")
-    refuse(folder, "process 1 of 3", num_processes=3, absent=[1], others={0: limit, 2: limit})
+    limit = ("--rendezvous-timeout-sec", "8")
+    others = {0: limit, 2: limit}
+    refuse(folder, "process 1 of 3", code=75, num_processes=3, absent=[1], others=others)
+
+
+UNANSWERED = """
+import sys, time
+from launch.cli import guarded
+from sharding.job import Job
+from sharding.processes import join
+
+processes = join(Job(coordinator=sys.argv[1], num_processes=2, process_id=int(sys.argv[2])))
+
+def run():
+    if not processes.is_first:
+        time.sleep(3)
+    with processes.together():
+        processes.agree("settings", {}, limit_sec=1)
+    return 0
+
+code = guarded(run)
+print(f"polls: {processes.num_polls}", flush=True)
+processes.end(code)
+"""
+
+
+def test_a_process_that_does_not_answer_in_time_is_named_by_all_and_may_the_next_time(folder):
+    job = (UNANSWERED, f"localhost:{free_port()}")
+    processes = {
+        i: subprocess.Popen(
+            [sys.executable, "-c", *job, str(i)],
+            env={**ENVIRONMENT, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    }
+    ended = finish_all(processes)
+    assert_all_end(ended, 75, "tessera: process 1 of 2 did not answer within")
+    polls = re.search(r"polls: (\d+)", ended[0][1])
+    assert polls is not None
+    assert int(polls[1]) >= 2  # one for its own value, and one for each second of waiting
 
 
 @pytest.mark.slow
 def test_the_first_process_that_stays_away_is_named_by_all(folder):
-    limit = ("--start-limit-sec", "8")
-    refuse(folder, "process 0 did not", num_processes=3, absent=[0], others={1: limit, 2: limit})
+    limit = ("--rendezvous-timeout-sec", "8")
+    others = {1: limit, 2: limit}
+    refuse(folder, "process 0 did not", code=75, num_processes=3, absent=[0], others=others)
 
 
 @pytest.mark.slow
@@ -248,6 +294,7 @@ def test_an_error_of_ours_in_one_process_ends_all(folder):
         ("--coordinator localhost:1 --num-processes 2 --process-id 2", ("must be below",)),
         ("--coordinator localhost:1 --num-processes two --process-id 0", ("two", "an integer")),
         ("--coordinator localhost --num-processes 2 --process-id 0", ("HOST:PORT",)),
+        ("--start-limit-sec 5", ("--start-limit-sec is --rendezvous-timeout-sec now",)),
     ],
 )
 def test_flags_that_name_no_job_are_refused(flags: str, said: tuple[str, ...]):

@@ -3,16 +3,20 @@
 The checkout is a copy, pip and Python are stubs: nothing is installed.
 """
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from small_prepare import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ("cat", "dirname", "mkdir", "mv", "rm", "sleep")
+TOOLS = ("cat", "dirname", "mkdir", "mv", "rm", "rmdir", "sleep", "uname")
 STUB = """#!/bin/sh
 # Stands for the Python of .venv: it writes down what it was asked, and `launch` exits with 7.
 echo "$PWD: $*" >>"$(dirname "$0")/asked"
@@ -166,27 +170,189 @@ def test_an_installation_that_failed_is_tried_again(checkout, with_python):
     assert len(installs(checkout)) == 2
 
 
+SHORT_SLEEP = "#!/bin/sh\nexec {} 0.02\n"
+OTHER_MACHINE = "#!/bin/sh\necho elsewhere\n"
+ENDLESS_PIP = """#!/bin/sh
+case "$*" in *pip*)
+    trap 'echo ended >"$0.pip"; exit 1' TERM
+    while :; do sleep 0.05; done
+esac
+"""
+"""An installation that goes on until it is asked to stop, and notes that it was."""
+
+
+def write_lock(checkout: Path, holder: str) -> Path:
+    """Writes a lock as its holder does: "MACHINE PID"."""
+    lock = checkout / ".venv.lock"
+    lock.mkdir(exist_ok=True)
+    (lock / "holder").write_text(f"{holder}\n")
+    return lock
+
+
+def machine() -> str:
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    return f"{os.uname().nodename}/{boot_id.read_text().strip() if boot_id.exists() else ''}"
+
+
+@pytest.fixture
+def start(checkout: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts the script in a process group of its own, of which nothing is left after the test."""
+    started = []
+
+    def start(environment: dict[str, str], *arguments: str) -> "subprocess.Popen[str]":
+        started.append(
+            subprocess.Popen(
+                ["/bin/sh", str(checkout / "tessera"), *arguments],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture
+def quick(with_python: dict[str, str]) -> dict[str, str]:
+    """The same with a clock that runs fifty times as fast, as far as the script sees."""
+    sleep = Path(with_python["PATH"]) / "sleep"
+    real = sleep.resolve()
+    sleep.unlink()
+    write_program(sleep, SHORT_SLEEP.format(real))
+    return with_python
+
+
 def test_the_lock_of_a_dead_process_is_taken_over(checkout, with_python):
     dead = subprocess.Popen(["true"])
     dead.wait()
-    (checkout / ".venv.lock").mkdir()
-    (checkout / ".venv.lock" / "pid").write_text(f"{dead.pid}\n")
+    write_lock(checkout, f"{machine()} {dead.pid}")
     assert tessera(checkout, with_python, "train").returncode == 7
     assert len(installs(checkout)) == 1
     assert not (checkout / ".venv.lock").exists()
 
 
-def test_the_lock_of_a_living_process_is_waited_for(checkout, with_python):
-    lock = checkout / ".venv.lock"
-    lock.mkdir()
-    (lock / "pid").write_text(f"{os.getpid()}\n")
-    waiting = subprocess.Popen(
-        ["/bin/sh", str(checkout / "tessera"), "train"], env=with_python, stderr=subprocess.PIPE
-    )
-    time.sleep(0.5)
+def test_the_lock_of_a_living_process_is_waited_for(checkout, start, quick):
+    lock = write_lock(checkout, f"{machine()} {os.getpid()}")
+    waiting = start(quick, "train")
+    time.sleep(3)  # more than a minute of its own
     assert waiting.poll() is None
     assert not installs(checkout)
     shutil.rmtree(lock)
-    waiting.communicate(timeout=30)
+    _, said = waiting.communicate(timeout=30)
+    assert f"waiting for the set-up of process {os.getpid()} on {os.uname().nodename}" in said
     assert waiting.returncode == 7
     assert len(installs(checkout)) == 1
+
+
+def test_a_lock_of_another_machine_is_waited_for_as_long_as_it_is_renewed(checkout, start, quick):
+    """Its process is none of this machine."""
+    lock = write_lock(checkout, "elsewhere/ 99999999")
+    waiting = start(quick, "train")
+    for count in range(60):
+        (lock / "count").write_text(f"{count}\n")
+        time.sleep(0.05)
+    assert waiting.poll() is None
+    assert not installs(checkout)
+    _, said = waiting.communicate(timeout=30)  # it is renewed no more
+    assert "process 99999999 on elsewhere" in said
+    assert waiting.returncode == 7
+    assert len(installs(checkout)) == 1
+    assert not lock.exists()
+
+
+def test_a_lock_that_another_machine_has_left_is_taken_over_though_a_process_here_has_its_number(
+    checkout, quick
+):
+    write_lock(checkout, f"elsewhere/ {os.getpid()}")
+    assert tessera(checkout, quick, "train").returncode == 7
+    assert len(installs(checkout)) == 1
+
+
+def test_of_many_that_find_a_lock_abandoned_one_alone_installs(checkout, start, with_python):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    write_lock(checkout, f"{machine()} {dead.pid}")
+    for process in [start(with_python, "train") for _ in range(8)]:
+        process.communicate(timeout=60)
+        assert process.returncode == 7
+    assert len(installs(checkout)) == 1
+    assert not (checkout / ".venv.lock").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_set_up_on_another_machine_lives_as_long_as_its_script(
+    checkout, start, quick, number: int
+):
+    """Two scripts, of which each takes the other for one of another machine."""
+    python = write_program(checkout / ".venv" / "bin" / "python", ENDLESS_PIP)
+    lock, other = checkout / ".venv.lock", checkout.with_name("other bin")
+    shutil.copytree(quick["PATH"], other, symlinks=True)
+    (other / "uname").unlink()
+    write_program(other / "uname", OTHER_MACHINE)
+    first = start({"PATH": str(other)}, "train")
+    wait_until(lambda: (lock / "count").exists())
+    second = start(quick, "train")
+    time.sleep(3)
+    assert second.poll() is None
+    write_program(python.with_name("next"), STUB).replace(python)
+    first.send_signal(number)
+    first.wait(timeout=30)
+    _, said = second.communicate(timeout=30)
+    assert f"process {first.pid} on elsewhere" in said
+    assert second.returncode == 7
+    assert len(installs(checkout)) == 1
+    if number != signal.SIGKILL:
+        assert first.returncode == 75
+        assert (checkout / ".venv" / "bin" / "python.pip").read_text() == "ended\n"
+
+
+def test_nothing_of_the_script_is_left_when_it_was_killed(checkout, start, quick):
+    write_program(checkout / ".venv" / "bin" / "python", ENDLESS_PIP)
+    first = start(quick, "train")
+    wait_until(lambda: (checkout / ".venv.lock" / "count").exists())
+    first.kill()
+    first.wait()
+    script = str(checkout / "tessera")
+    wait_until(lambda: not any(script in line for line in command_lines(first.pid)))
+
+
+def command_lines(group: int) -> list[str]:
+    """Returns the command lines of the processes of a group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(path.name)) == group:
+                found.append((path / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_waits_for_another_set_up_ends_it_with_75(
+    checkout, start, quick, number: int
+):
+    lock = write_lock(checkout, f"{machine()} {os.getpid()}")
+    waiting = start(quick, "train")
+    assert waiting.stderr is not None
+    assert "waiting for the set-up" in waiting.stderr.readline()
+    waiting.send_signal(number)
+    waiting.communicate(timeout=30)
+    assert waiting.returncode == 75
+    assert lock.exists()
+
+
+def test_a_signal_in_the_first_moment_ends_it_with_75(checkout, start, with_python):
+    dirname = Path(with_python["PATH"]) / "dirname"
+    real = dirname.resolve()
+    dirname.unlink()
+    signals = 'read -r pid name state parent group rest </proc/$$/stat; kill -TERM "$group"'
+    write_program(dirname, f'#!/bin/sh\n{signals}\nexec {real} "$@"\n')
+    starting = start(with_python, "train")
+    starting.communicate(timeout=30)
+    assert starting.returncode == 75
+    assert not asked(checkout)

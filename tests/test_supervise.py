@@ -5,9 +5,12 @@ Its commands are small scripts, which play a part at each of their starts.
 
 import contextlib
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,10 +163,50 @@ def test_restarts_without_a_new_checkpoint_are_within_the_budget(capfd: pytest.C
     assert play_codes(75, 134, -signal.SIGKILL, 0, max_restarts=2) == 137
     assert restarts() == [75, 134]
     said = capfd.readouterr().err.splitlines()
-    assert "exit code 75; restart 1 of 2" in said[0]
+    assert said[0] == "tessera: the run ended with exit code 75; restart 1 of 2 in 0 s"
     assert "exit code 134; restart 2 of 2" in said[1]
     assert "exit code 137" in said[2]
     assert "--max-restarts=2" in said[2]
+
+
+@pytest.mark.parametrize("left", ["a line\n", "half a line", "", "x", "x" * 40, "x" * 39])
+def test_on_a_terminal_it_begins_a_line_of_its_own_where_it_must(left: str):
+    """The bar of a killed run ends without a line's end."""
+    part = f"sys.stdout.write({left!r}); sys.stdout.flush(); end(-9 if number == 0 else 0)"
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 40))
+    process = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, CHILD + part, "0"], stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    printed = b""
+    with contextlib.suppress(OSError):  # how a terminal says that all have closed it
+        while piece := os.read(master, 4096):
+            printed += piece
+    os.close(master)
+    assert process.wait(timeout=20) == 0
+    assert b"\x1b[?25h" in printed
+    said = "tessera: the run ended with exit code 137; restart 1 of 10 in 0 s"
+    rows = [row.rstrip() for row in screen(printed.decode(), columns=40)]
+    own = [left.strip()] if left else []
+    assert rows[: len(own) + 2] == [*own, said[:40].rstrip(), said[40:]]
+
+
+def screen(text: str, columns: int) -> list[str]:
+    """Returns the rows that a terminal shows: a full one wraps only before its next character."""
+    rows, column = [""], 0
+    for char in re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", text):
+        if char == "\r":
+            column = 0
+        elif char == "\n":
+            rows.append("")
+        else:
+            if column == columns:
+                rows.append("")
+                column = 0
+            row = rows[-1].ljust(column)
+            rows[-1], column = row[:column] + char + row[column + 1 :], column + 1
+    return rows
 
 
 def test_a_new_checkpoint_gives_the_budget_back():

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,7 +97,7 @@ def refuse_writes(trial: Trial, seconds: float) -> Result:
     away = folder.with_name("checkpoints.away")
     folder.rename(away)
     folder.touch()  # a file, in which nobody can make one: root too
-    time.sleep(seconds)
+    trial.place.stopped.wait(seconds)
     folder.unlink()
     away.rename(folder)
     started.expect(0)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from configs.errors import IntegrityError
 from launch.devices import ROOT
@@ -65,7 +66,10 @@ class Course:
 
 
 class Workplace:
-    """A folder with a text, the runs of all trials, and the undisturbed ones beside them."""
+    """A folder with a text, the runs of all trials, and the undisturbed ones beside them.
+
+    Once it is `stopped`, no process of a trial begins any more.
+    """
 
     def __init__(self, folder: Path, preset: str, more: Sequence[str]):
         self.folder, self.preset, self.more = folder, preset, tuple(more)
@@ -74,6 +78,9 @@ class Workplace:
         lines = (f"{draw.randrange(1000)} sheep crossed the bridge.\n" for _ in range(400))
         self.text = "".join(lines)
         (folder / "text.txt").write_text(self.text)
+        self.mark = uuid.uuid4().hex
+        self.stopped = threading.Event()
+        self._beginning = threading.Lock()
         self._lock = threading.Lock()
         self._references: dict[int, Course] = {}
 
@@ -81,6 +88,27 @@ class Workplace:
         """Returns the arguments of `./tessera` that train a small run of the preset."""
         text = ("--data.path", "text.txt", "--run-dir", str(run))
         return ["train", self.preset, *text, *SMALL, *self.more, *more]
+
+    def begin(self, arguments: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
+        """Starts a process of a trial, as `subprocess.Popen` does; Broken once all was stopped."""
+        with self._beginning:
+            if self.stopped.is_set():
+                raise Broken("stopped")
+            return subprocess.Popen(
+                arguments,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                **how,
+            )
+
+    def stop(self) -> None:
+        """Kills the processes of all trials, and lets none begin; a signal handler may call it."""
+        if not self.stopped.is_set():
+            self.stopped.set()
+            with self._beginning:  # or one that is just being started would have no mark yet
+                pass
+            _kill_all(self.mark)
 
     def reference(self, num_processes: int = 1) -> Course:
         """Returns the course of a run that nothing happens to."""
@@ -152,7 +180,7 @@ class Trial:
     draw: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
-        self._mark = uuid.uuid4().hex
+        self._mark = f"{self.place.mark}-{uuid.uuid4().hex}"
         self._num_starts = 0
 
     @cached_property
@@ -189,18 +217,12 @@ class Trial:
             if num_processes > 1:
                 job = f"--coordinator {address} --num-processes {num_processes}".split()
                 job += ["--process-id", str(i), "--virtual-devices", "1"]
+            late = wait if i else ()
             logs.append(self.place.folder / f"{self.name}-start-{self._num_starts}-{i}.log")
             with logs[-1].open("w") as log:
+                environ = self._environment(environment or {})
                 processes.append(
-                    subprocess.Popen(
-                        [*(wait if i else ()), *arguments, *job],
-                        cwd=self.place.folder,
-                        env=self._environment(environment or {}),
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        start_new_session=True,
-                    )
+                    self.place.begin([*late, *arguments, *job], env=environ, stdout=log, stderr=log)
                 )
         return Started(self, processes, logs)
 
@@ -213,17 +235,16 @@ class Trial:
 
     def call(self, *arguments: str) -> str:
         """Returns what another command prints; Broken if it does not end with 0."""
-        ended = subprocess.run(
+        process = self.place.begin(
             [sys.executable, "-m", "launch", *arguments],
-            cwd=self.place.folder,
             env=self._environment({}),
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_SEC,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
-        if ended.returncode:
-            raise Broken(f"{arguments[0]} ended with {ended.returncode}: {ended.stderr}")
-        return ended.stdout
+        printed, said = (part.decode() for part in process.communicate(timeout=LIMIT_SEC))
+        if process.returncode:
+            raise Broken(f"{arguments[0]} ended with {process.returncode}: {said}")
+        return printed
 
     def reached(self) -> int:
         """Returns the last step that metrics.jsonl has."""
@@ -299,17 +320,31 @@ class Trial:
 
     def end(self) -> None:
         """Kills what is left of the trial."""
-        for pid in list(self._alive()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill_all(self._mark)
 
     def _alive(self) -> Iterator[int]:
-        mark = f"{_MARK}={self._mark}".encode()
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                is_ours = mark in (path / "environ").read_bytes().split(b"\0")
-                if is_ours and stat_fields(int(path.name))[0] not in "ZX":
-                    yield int(path.name)
+        return _marked(self._mark)
+
+
+def _marked(mark: str) -> Iterator[int]:
+    """Yields the processes that have a mark, or one that begins with it."""
+    variable = f"{_MARK}={mark}".encode()
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            variables = (path / "environ").read_bytes().split(b"\0")
+            is_ours = any(each.startswith(variable) for each in variables)
+            if is_ours and stat_fields(int(path.name))[0] not in "ZX":
+                yield int(path.name)
+
+
+def _kill_all(mark: str) -> None:
+    """Kills all processes of a mark, those too that they start meanwhile."""
+    deadline = time.monotonic() + ORPHAN_SEC
+    while (left := list(_marked(mark))) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def free_port() -> int:
