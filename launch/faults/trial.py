@@ -94,13 +94,14 @@ class Workplace:
         with self._beginning:
             if self.stopped.is_set():
                 raise Broken("stopped")
-            return subprocess.Popen(
+            begun: subprocess.Popen[bytes] = subprocess.Popen(
                 arguments,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 **how,
             )
+            return begun
 
     def stop(self) -> None:
         """Kills the processes of all trials, and lets none begin; a signal handler may call it."""
