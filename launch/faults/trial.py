@@ -94,7 +94,7 @@ class Workplace:
         with self._beginning:
             if self.stopped.is_set():
                 raise Broken("stopped")
-            begun: subprocess.Popen[bytes] = subprocess.Popen(
+            begun: Any = subprocess.Popen(
                 arguments,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
