@@ -43,6 +43,7 @@ from launch.faults.processes import (
     stop,
     stop_one_of_two,
 )
+from launch.faults.shim import needs_compiler
 from launch.faults.storage import (
     change_the_layout,
     fill_the_disk,
@@ -62,7 +63,6 @@ from launch.faults.unanswered import (
     copy_slowly,
     fail_to_read,
     list_stale_files,
-    needs_compiler,
     refuse_the_last_copy,
     save_slowly,
 )

@@ -212,7 +212,7 @@ sys.exit(guarded(read))
 @pytest.mark.parametrize("times", [1, 1000])
 def test_an_io_error_of_a_shard_is_retried_and_then_ends_with_75(tmp_path, store, verify, times):
     """As the digests are checked, and as the first block is read."""
-    ran = run_faulty(tmp_path, READ, store.folder, verify, read=SHARD, times=times)
+    ran = run_faulty(tmp_path, READ, store.folder, verify, eio_read=SHARD, eio_times=times)
     if times == 1:
         assert ran.returncode == 0, ran.stderr
         assert int(ran.stdout) == store.train.read(0, store.train.num_tokens).sum()

@@ -1,12 +1,10 @@
 """Faults of disks, storage and peers that answer late, or not at once."""
 
-import functools
-import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
+from launch.faults.shim import build_shim
 from launch.faults.trial import LIMIT_SEC, NUM_STEPS, SAVE_STEPS, Broken, Result, Trial
 from train.checkpoint_files import MANIFEST
 
@@ -18,21 +16,6 @@ _WRITE_MSEC = 12_000
 _SLOW_LIMIT_SEC = 2 * LIMIT_SEC
 
 
-@functools.cache
-def _build_shim(folder: Path) -> Path:
-    """Returns a library that makes a disk fail or slow, compiled from shim.c."""
-    library = folder / "shim.so"
-    source = Path(__file__).with_name("shim.c")
-    command = ["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl", "-lpthread"]
-    subprocess.run(command, check=True, capture_output=True)
-    return library
-
-
-def needs_compiler() -> str | None:
-    """Returns what is missing to make a disk fail, None if nothing is."""
-    return None if shutil.which("cc") else "there is no C compiler (cc)"
-
-
 class _Disk:
     """A disk that fails, or is slow, for as long as a flag is up."""
 
@@ -40,7 +23,7 @@ class _Disk:
         self._flag = trial.place.folder / f"{trial.name}-flag"
         self.hit = self._flag.with_name(f"{self._flag.name}.hit")
         self.environment = {
-            "LD_PRELOAD": str(_build_shim(trial.place.folder)),
+            "LD_PRELOAD": str(build_shim(trial.place.folder)),
             f"TESSERA_{kind}_PATH": path,
             f"TESSERA_{kind}_FLAG": str(self._flag),
             "TESSERA_SLOW_MSEC": str(_WRITE_MSEC),

@@ -1,0 +1,21 @@
+"""Builds shim.c, which lets system calls fail or take their time, as a sick disk does."""
+
+import functools
+import shutil
+import subprocess
+from pathlib import Path
+
+
+@functools.cache
+def build_shim(folder: Path) -> Path:
+    """Returns the library for LD_PRELOAD, compiled into a folder; shim.c says what it reads."""
+    library = folder / "shim.so"
+    source = Path(__file__).with_name("shim.c")
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl", "-pthread"]
+    subprocess.run(command, check=True, capture_output=True)
+    return library
+
+
+def needs_compiler() -> str | None:
+    """Returns what is missing to build it, None if nothing is."""
+    return None if shutil.which("cc") else "there is no C compiler (cc)"
