@@ -134,7 +134,7 @@ def kill_the_supervisor(trial: Trial) -> Result:
 
 def stall(trial: Trial) -> Result:
     """The data of a step never comes: stacks are written, exit code 124."""
-    limits = ("--guard.hang_limit_sec", "30")
+    limits = ("--guard.hang_limit_sec", "60")
     item = trial.draw.randrange(SAVE_STEPS, NUM_STEPS - SAVE_STEPS)
     trial.start(*limits, fault=f"stalled_data {item} {item}").expect(124, within_sec=LIMIT_SEC)
     trial.expect_nobody()
