@@ -39,6 +39,8 @@ _LEAVE_SEC = 10.0
 """How long a process stays for the others after an error."""
 _SHUTDOWN_SEC = 60
 _SHOWN_DIFFERENCES = 6
+_TIMED_OUT = "DEADLINE_EXCEEDED"
+"""What JAX says where another process has not answered in time."""
 
 Value = Any
 """What JSON can hold."""
@@ -147,16 +149,23 @@ class Processes:
     def together(self) -> Iterator[None]:
         """Tells the other processes of an error inside, so that they end too.
 
-        An error that only echoes the end of another process becomes EndedElsewhere.
+        An error that only echoes the end of another process becomes EndedElsewhere, and one that
+        says that another has not answered in time Unanswered.
         """
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
-            if self.num > 1 and not self._has_told and not isinstance(error, EndedElsewhere):
-                if _may_be_an_echo(error):
-                    self._await_news(error)
-                self._tell(error)
-            raise
+            if self.num == 1 or self._has_told or isinstance(error, EndedElsewhere):
+                raise
+            told: BaseException = error
+            if _may_be_an_echo(error):
+                self._await_news(error)
+                if _TIMED_OUT in str(error):  # all live, and one has taken longer than JAX allows
+                    told = Unanswered(f"a process did not answer: {str(error).splitlines()[0]}")
+            self._tell(told)
+            if told is error:
+                raise
+            raise told from error
 
     def end(self, exit_code: int) -> NoReturn:
         """Ends this process: with 0 once all have come to their end, else as soon as they know.
@@ -211,7 +220,7 @@ class Processes:
             try:
                 return json.loads(self._client.blocking_key_value_get(key, int(_POLL_SEC * 1000)))
             except jax.errors.JaxRuntimeError as error:
-                if "DEADLINE_EXCEEDED" not in str(error):
+                if _TIMED_OUT not in str(error):
                     raise
             self._raise_if_ended_elsewhere()
             if deadline is not None and time.monotonic() > deadline:

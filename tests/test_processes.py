@@ -183,6 +183,8 @@ def run():
     if not processes.is_first:
         time.sleep(3)
     with processes.together():
+        if processes.is_first and sys.argv[3] == "JAX":
+            processes._client.blocking_key_value_get("what process 1 never says", 100)
         processes.agree("settings", {}, limit_sec=1)
     return 0
 
@@ -192,11 +194,18 @@ processes.end(code)
 """
 
 
-def test_a_process_that_does_not_answer_in_time_is_named_by_all_and_may_the_next_time(folder):
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("ours", "tessera: process 1 of 2 did not answer within"),
+        pytest.param("JAX", "tessera: a process did not answer: ", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_does_not_answer_in_time_is_named_by_all_and_may_the_next_time(limit, said):
     job = (UNANSWERED, f"localhost:{free_port()}")
     processes = {
         i: subprocess.Popen(
-            [sys.executable, "-c", *job, str(i)],
+            [sys.executable, "-c", *job, str(i), limit],
             env={**ENVIRONMENT, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -205,8 +214,8 @@ def test_a_process_that_does_not_answer_in_time_is_named_by_all_and_may_the_next
         for i in range(2)
     }
     ended = finish_all(processes)
-    assert_all_end(ended, 75, "tessera: process 1 of 2 did not answer within")
-    polls = re.search(r"polls: (\d+)", ended[0][1])
+    assert_all_end(ended, 75, said)
+    polls = re.search(r"polls: (\d+)", ended[1 if limit == "JAX" else 0][1])
     assert polls is not None
     assert int(polls[1]) >= 2  # one for its own value, and one for each second of waiting
 
