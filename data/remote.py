@@ -23,6 +23,7 @@ from configs.check import require
 from configs.errors import IntegrityError, SettingsError
 from data.files import (
     MANIFEST,
+    MOVED,
     digest_file,
     locked,
     no_space_is_told,
@@ -248,6 +249,7 @@ class Store:
         """Writes a small file."""
         with self._writing(name) as there:
             self._fs.pipe_file(there, content)
+            MOVED.add(len(content))
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[str]:

@@ -37,11 +37,14 @@ class Count(fsspec.Callback):
 
 
 def copy_counted(source: Path, target: Path) -> None:
-    """Copies a file within this machine, counted as it goes on."""
+    """Copies a file within this machine; what is written is counted."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, target.open("wb") as written:
-        while piece := read.read(_COPIED_BYTES):
-            MOVED.add(written.write(piece))
+    with source.open("rb") as read, target.open("wb", buffering=0) as written:
+        while piece := memoryview(read.read(_COPIED_BYTES)):
+            while piece:
+                size = written.write(piece)
+                MOVED.add(size)
+                piece = piece[size:]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ _PAIR = 2
 _LATE_SEC = 90
 _HANG_SEC = 60
 """guard.hang_limit_sec of the slow runs: more than it takes to compile the step beside others."""
-_WRITE_MSEC = 25_000
+_WRITE_MSEC = 10_000
 _SLOW_LIMIT_SEC = 2 * LIMIT_SEC
 
 
