@@ -59,8 +59,6 @@ class Hung(TesseraError):
 
 
 INTERNAL_ERROR, OUT_OF_MEMORY = 70, 71
-_MAY_PASS = ("DEADLINE_EXCEEDED", "UNAVAILABLE")
-"""How JAX says that another process, or the network to it, has not answered in time."""
 
 _HELPED_BY_A_RESTART = (
     Corrupted.exit_code,
@@ -82,6 +80,4 @@ def exit_code_of(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return Stopped.exit_code
-    if type(error).__name__ == "JaxRuntimeError" and any(w in str(error) for w in _MAY_PASS):
-        return Unavailable.exit_code
     return OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else INTERNAL_ERROR

@@ -13,7 +13,6 @@ from configs.errors import (
     OUT_OF_MEMORY,
     SettingsError,
     TesseraError,
-    Unavailable,
     closing_line,
     exit_code_of,
 )
@@ -79,8 +78,6 @@ def guarded(command: Callable[[], int], go_on: str | None = None) -> int:
         code = exit_code_of(error)
         if code == OUT_OF_MEMORY:
             message = f"{str(error).splitlines()[0]}\n{_SMALLER}"
-        elif code == Unavailable.exit_code:
-            message = f"another process did not answer in time: {str(error).splitlines()[0]}"
         else:
             message = f"{traceback.format_exc()}ended by an error of ours, please report it"
     _say(closing_line(message, code, go_on) if go_on else message)

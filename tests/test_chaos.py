@@ -17,7 +17,7 @@ from launch.chaos import faults
 
 FEW = (
     *("frozen", "data never comes", "byte flipped", "disk full", "clock set back"),
-    *("NaN in a gradient", "spike", "bit flipped in a device"),
+    *("stale listing", "NaN in a gradient", "spike", "bit flipped in a device"),
 )
 """One of each kind; the others run in the proof."""
 

@@ -5,7 +5,6 @@ import json
 import signal
 from pathlib import Path
 
-import jax
 import pytest
 from small_runs import (
     PROMPT,
@@ -22,7 +21,7 @@ from small_runs import (
 
 from configs.presets import PRESETS
 from configs.run import RunConfig
-from launch.cli import COMMANDS, guarded
+from launch.cli import COMMANDS
 from train.run_folder import RunFolder, read_json_lines, read_metrics
 
 CORE_KEYS = {
@@ -239,27 +238,3 @@ def test_a_run_is_used_though_its_text_is_gone(tmp_path: Path, monkeypatch: pyte
     code, output = call("eval", "runs/quickstart-text", "--json")
     assert code == 0, output
     assert json.loads(output.splitlines()[-1])["step"] == 2
-
-
-@pytest.mark.parametrize(
-    ("said", "code", "word"),
-    [
-        (
-            "UNKNOWN: Gloo context initialization failed: DEADLINE_EXCEEDED: GetKeyValue()",
-            75,
-            "time",
-        ),
-        ("UNAVAILABLE: failed to connect to all addresses", 75, "did not answer"),
-        ("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes", 71, "train.batch_size"),
-        ("INTERNAL: something else", 70, "report it"),
-    ],
-)
-def test_an_error_of_jax_that_may_pass_is_one(capsys, said: str, code: int, word: str):
-    def fail() -> int:
-        raise jax.errors.JaxRuntimeError(said)
-
-    assert guarded(fail, go_on="./tessera train quickstart") == code
-    message = capsys.readouterr().err
-    assert word in message
-    assert ("to go on: ./tessera train quickstart" in message) == (code != 71)
-    assert ("Traceback" in message) == (code == 70)
