@@ -52,6 +52,7 @@ from launch.faults.storage import (
     needs_faketime,
     needs_unshare,
     refuse_copies,
+    refuse_the_last_copy,
     refuse_writes,
     set_the_clock_back,
     start_twice,
@@ -63,7 +64,6 @@ from launch.faults.unanswered import (
     copy_slowly,
     fail_to_read,
     list_stale_files,
-    refuse_the_last_copy,
     save_slowly,
 )
 from launch.paths import RUNS

@@ -3,8 +3,8 @@
 import json
 import warnings
 
+from launch.faults.storage import expect_last_copy
 from launch.faults.trial import NUM_STEPS, SAVE_STEPS, Broken, Result, Trial
-from train.checkpoint_files import MANIFEST
 
 _GUARD = ("--guard.num_window_steps", "16", "--guard.max_skipped_steps", "4")
 _SPIKING = (
@@ -80,8 +80,7 @@ def infinite_moment(trial: Trial) -> Result:
     newest = (step - 1) // SAVE_STEPS * SAVE_STEPS
     trial.expect_event("rolled_back", rollbacks=1, to_step=newest)
     _expect_finite(trial)
-    if not (durable / "checkpoints" / str(NUM_STEPS) / MANIFEST).is_file():
-        raise Broken("durable storage has not got the last checkpoint")
+    expect_last_copy(durable)
     return Result(steps_lost=trial.steps_lost())
 
 

@@ -1,18 +1,21 @@
 """Builds shim.c, which lets system calls fail or take their time, as a sick disk does."""
 
 import functools
+import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 
 @functools.cache
 def build_shim(folder: Path) -> Path:
     """Returns the library for LD_PRELOAD, compiled into a folder; shim.c says what it reads."""
-    library = folder / "shim.so"
-    source = Path(__file__).with_name("shim.c")
-    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl", "-pthread"]
+    library, source = folder / "shim.so", Path(__file__).with_name("shim.c")
+    made = library.with_name(f"{library.name}.{threading.get_ident()}")  # trials run side by side
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(made), str(source), "-ldl", "-pthread"]
     subprocess.run(command, check=True, capture_output=True)
+    os.replace(made, library)
     return library
 
 

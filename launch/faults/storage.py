@@ -9,7 +9,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.faults.trial import LIMIT_SEC, NUM_STEPS, SAVE_STEPS, Broken, Result, Trial
+from launch.faults.trial import (
+    LIMIT_SEC,
+    NUM_STEPS,
+    SAVE_STEPS,
+    Broken,
+    Result,
+    Started,
+    Trial,
+)
 from train.checkpoint_files import MANIFEST, STATE
 from train.ledger import CLASSES
 
@@ -110,15 +118,39 @@ def refuse_copies(trial: Trial) -> Result:
     durable = trial.place.folder / f"{trial.name}-durable"
     started = trial.start("--checkpoint.durable_dir", str(durable))
     started.wait_until(lambda: bool(trial.events("copied")), "copy")
+    return _refuse_a_copy(trial, started, durable)
+
+
+def refuse_the_last_copy(trial: Trial) -> Result:
+    """The last copy fails once: it is tried again before the run ends (0)."""
+    durable = trial.place.folder / f"{trial.name}-durable"
+    started = trial.start(*copied_last(durable))
+    least = NUM_STEPS - 3 * SAVE_STEPS
+    started.wait_until(lambda: trial.saved() >= least, f"checkpoint of step {least}")
+    return _refuse_a_copy(trial, started, durable)
+
+
+def copied_last(durable: Path) -> tuple[str, ...]:
+    """Returns the settings with which only the last checkpoint is copied."""
+    period = ("--checkpoint.durable_every_steps", str(NUM_STEPS))
+    return ("--checkpoint.durable_dir", str(durable), *period)
+
+
+def _refuse_a_copy(trial: Trial, started: Started, durable: Path) -> Result:
     durable.rename(away := durable.with_name(f"{durable.name}-away"))
     durable.touch()
     started.wait_until(lambda: bool(trial.events("copy_failed")), "copy that failed")
     durable.unlink()
     away.rename(durable)
     started.expect(0)
+    expect_last_copy(durable)
+    return trial.exact()
+
+
+def expect_last_copy(durable: Path) -> None:
+    """Raises Broken unless durable storage has the last checkpoint."""
     if not (durable / "checkpoints" / str(NUM_STEPS) / MANIFEST).is_file():
         raise Broken("durable storage has not got the last checkpoint")
-    return trial.exact()
 
 
 def start_twice(trial: Trial) -> Result:

@@ -2,9 +2,9 @@
 
 import signal
 import time
-from pathlib import Path
 
 from launch.faults.shim import build_shim
+from launch.faults.storage import copied_last, expect_last_copy
 from launch.faults.trial import LIMIT_SEC, NUM_STEPS, SAVE_STEPS, Broken, Result, Trial
 from train.checkpoint_files import MANIFEST
 
@@ -58,46 +58,19 @@ def copy_slowly(trial: Trial) -> Result:
     durable = trial.place.folder / f"{trial.name}-durable"
     disk = _Disk(trial, "SLOW", f"{durable.name}/checkpoints/")
     disk.harm()
-    began = time.monotonic()
     limits = ("--guard.hang_limit_sec", str(_HANG_SEC))
-    trial.start(*limits, *_copied_last(durable), environment=disk.environment).expect(
-        0, within_sec=_SLOW_LIMIT_SEC
-    )
+    started = trial.start(*limits, *copied_last(durable), environment=disk.environment)
+    started.wait_until(lambda: trial.saved() == NUM_STEPS, "last checkpoint")
+    began = time.monotonic()
+    started.expect(0, within_sec=_SLOW_LIMIT_SEC)
     _expect_long(began)
-    _expect_copy(durable)
+    expect_last_copy(durable)
     return trial.exact()
 
 
 def _expect_long(began: float) -> None:
     if (seconds := time.monotonic() - began) < 2 * _HANG_SEC:
         raise Broken(f"it was not slow: {seconds:.0f} s in place of {2 * _HANG_SEC}")
-
-
-def _copied_last(durable: Path) -> tuple[str, ...]:
-    """Returns the settings with which only the last checkpoint is copied."""
-    period = ("--checkpoint.durable_every_steps", str(NUM_STEPS))
-    return ("--checkpoint.durable_dir", str(durable), *period)
-
-
-def _expect_copy(durable: Path) -> None:
-    if not (durable / "checkpoints" / str(NUM_STEPS) / MANIFEST).is_file():
-        raise Broken("durable storage has not got the last checkpoint")
-
-
-def refuse_the_last_copy(trial: Trial) -> Result:
-    """The last copy fails once: it is tried again before the run ends (0)."""
-    durable = trial.place.folder / f"{trial.name}-durable"
-    started = trial.start(*_copied_last(durable))
-    least = NUM_STEPS - 3 * SAVE_STEPS
-    started.wait_until(lambda: trial.saved() >= least, f"checkpoint of step {least}")
-    durable.rename(away := durable.with_name(f"{durable.name}-away"))
-    durable.touch()
-    started.wait_until(lambda: bool(trial.events("copy_failed")), "copy that failed")
-    durable.unlink()
-    away.rename(durable)
-    started.expect(0)
-    _expect_copy(durable)
-    return trial.exact()
 
 
 def list_stale_files(trial: Trial) -> Result:
