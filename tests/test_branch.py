@@ -65,6 +65,9 @@ def test_a_branch_with_its_optimizer_is_the_run_that_went_on(source):
     tokens = [read_metrics(run.metrics)[20]["tokens"] for run in (branch, source)]
     assert tokens[0] == tokens[1]
     assert last_event(branch, "branched")["step"] == 10
+    # What it remembers of losses is its own: another text may have others.
+    assert len(read_manifest(source.checkpoints, 10).progress.guard["window"]) == 10
+    assert read_manifest(branch.checkpoints, 10).progress.guard == {}
 
 
 def test_a_branch_without_it_begins_with_the_weights_alone(source):

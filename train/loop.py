@@ -77,6 +77,7 @@ def train(run: Run, signals: Signals, console: Console) -> Outcome:
     compile_sec = spans.last_sec("compilation")
     logger.info(f"compiled the step in {compile_sec:.1f} s")
     folder.add_event("compiled", compile_sec=round(compile_sec, 3))
+    run.processes.wait("compiled")  # a first collective would wait for one half a minute at most
 
     # The steps, in one leg, or in several where the run goes back; a signal is acted on between
     # two of them.
