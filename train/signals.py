@@ -38,7 +38,7 @@ class Signals:
         self.cause: str | None = None
         """The name of the signal that asked to stop, or None."""
         self.wants_save = False
-        self._is_deferred = False
+        self._is_deferred = self._is_handled = False
         self._writing: int | None = None
 
     def install(
@@ -92,13 +92,13 @@ class Signals:
             logger.info(f"{name}: saving the state after this step, then stopping{again}")
         else:
             message = f"{name}: stopping as soon as what is in progress allows it{again}"
-            _start_timer(_ANOTHER_SEC, lambda: logger.info(message))
+            _start_timer(_ANOTHER_SEC, lambda: self._is_handled or logger.info(message))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
             self.wants_save = True
             return
-        is_first = self.cause is None
+        is_first, self._is_handled = self.cause is None, True
         self.cause = self.cause or signal.Signals(number).name
         if is_first and not self._is_deferred:
             raise Stopped(f"stopped by {self.cause} before there was anything to save")
