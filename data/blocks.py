@@ -13,7 +13,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from configs.errors import IntegrityError
-from data.files import MOVED, digest_file, retried
+from data.files import ABSENT, MOVED, digest_file, retried
 
 _MAX_READERS = 64
 """Shards that are open at a time, with a file handle each; a shuffle goes through all there are."""
@@ -21,7 +21,6 @@ _MAX_BYTES = 2**30
 """Of blocks that are kept, over all shards; a corpus that is smaller takes less."""
 _OPTIONS = "readahead_buffer_size:0"  # blocks are read in any order
 _BUFFER_BYTES = 2**15
-_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 _lock = threading.Lock()  # of what the shards of this process share
 _readers: "OrderedDict[Shard, ArrayRecordReader]" = OrderedDict()
@@ -125,7 +124,7 @@ def check_file(
     try:
         size = path.stat().st_size
         found = digest_file(path) if verify == "digests" and size == said["size"] else None
-    except _ABSENT as error:
+    except ABSENT as error:
         raise damaged(path, f"cannot be read: {error.strerror}") from None
     if size != said["size"]:
         raise damaged(path, f"has {size} bytes, the manifest says {said['size']}")
@@ -142,7 +141,7 @@ def read_file(path: Path) -> bytes:
     """
     try:
         content = retried(path.read_bytes, f"{path} cannot be read")
-    except _ABSENT as error:
+    except ABSENT as error:
         raise damaged(path, f"cannot be read: {error.strerror}") from None
     MOVED.add(len(content))
     return content

@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 _BUFFER_BYTES = 1 << 20
 _WAITS_SEC = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Before an operation that failed by an I/O error is tried again."""
-_WRONG = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """Errors that say what is there, and not that a disk or network has failed to answer."""
 
 
@@ -74,7 +74,7 @@ def retried(work: Callable[[], Result], what: str) -> Result:
     for wait_sec in (*_WAITS_SEC, None):
         try:
             return work()
-        except _WRONG:
+        except ABSENT:
             raise
         except OSError as error:
             cause = error.strerror or str(error)

@@ -212,9 +212,7 @@ def _watched(
             limit_sec=hang.limit_sec,
             stacks=stacks,
         )
-        processes.abandon(
-            Hung(f"hung: {hang.cause}; the stacks of all threads are in {stacks}"),
-        )
+        processes.abandon(Hung(f"hung: {hang.cause}; the stacks of all threads are in {stacks}"))
 
     def progress() -> int:
         # A process that waits for another one is well: that one has a watchdog of its own.
