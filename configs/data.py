@@ -183,10 +183,6 @@ class DataConfig(ObjectiveConfig, PrepareConfig):
             require_at_least("data.phases", phases[-1][0], 1)
         return phases
 
-    def weights_at(self, step: int) -> tuple[float, ...]:
-        """Returns the weights of the batch of a step, from 0, of the undisturbed sequence."""
-        return [weights for first, weights in self.weight_phases() if first <= step + 1][-1]
-
 
 def named(entries: tuple[str, ...], field: str) -> dict[str, str]:
     """Returns {name: path} of entries NAME=PATH; raises SettingsError where one is not."""

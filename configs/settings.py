@@ -88,7 +88,7 @@ _INCOMPATIBLE = (
     "data.special_tokens",
     "data.validation_fraction",
 )
-
+_OF_BATCHES = ("data.", "train.seed", "train.batch_size")
 
 REPLACED = {
     "guard.start_limit_sec": "guard.hang_limit_sec",
@@ -119,6 +119,11 @@ def classify(name: str) -> Change:
     if any(name == safe or (safe.endswith(".") and name.startswith(safe)) for safe in _SAFE):
         return "safe"
     return "trajectory"
+
+
+def decides_batches(name: str) -> bool:
+    """Says whether a setting that may be changed on the way decides what a batch is."""
+    return name.startswith(_OF_BATCHES) and classify(name) == "trajectory"
 
 
 def classify_change(name: str, old: RunConfig, new: RunConfig, step: int) -> Change:

@@ -1,11 +1,13 @@
-"""The batch of step N: a pure function of (seed, data manifest, passed-over list, N).
+"""The batch of step N: a pure function of (seed, data manifest, skipped rows, N).
 
+Where the settings that decide it changed on the way, so is it of what they were from which step on.
 It does not depend on how many processes read it, on what was read before, or on a buffer. A process
 asks for the rows that its devices hold, and gets just those, in global order.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import grain
@@ -13,9 +15,10 @@ import numpy as np
 
 from configs.data import DataConfig
 from data.batch import Batch
-from data.mixture import ENDLESS, Data, make_schedule
+from data.mixture import ENDLESS, Data, Schedule
 from data.objectives.objective import ObjectiveMaker, Row, stream_len
 from data.rows import Rows
+from data.step_ranges import StepRange
 from data.store import TokenStream
 from data.tokenizers.tokenizer import Tokenizer
 
@@ -35,15 +38,6 @@ class Address(NamedTuple):
     """Row of an epoch of the source, which the packing numbers."""
 
 
-def data_step(step: int, passed_over: Iterable[int]) -> int:
-    """Returns which batch a step takes: the step-th of those that are not passed over."""
-    for skipped in sorted(set(passed_over)):
-        if skipped > step:
-            break
-        step += 1
-    return step
-
-
 class TrainRows:
     """The endless sequence of training rows, of which a batch is the next train.batch_size.
 
@@ -52,22 +46,27 @@ class TrainRows:
     interface: `tests/test_batches.py` holds it to a golden.
     """
 
-    def __init__(self, data: Data, config: DataConfig, *, batch_size: int, seed: int):
+    def __init__(self, data: Data, config: DataConfig, steps: StepRange):
+        """Finds the sequence that a range of steps reads, under its settings, not those given."""
+        config = steps.data_config(config)
         length = stream_len(config)
         self.rows = [Rows(source.store.train, length, config.packing) for source in data.sources]
         self.objective = ObjectiveMaker(config, data.tokenizer)
         """What becomes of rows."""
-        self._seed = seed
+        self._seed = steps.seed
         num_rows = [len(rows) for rows in self.rows]
-        self.schedule = make_schedule(config, num_rows, batch_size)
+        self.schedule = Schedule(
+            [(row, weights or num_rows) for row, weights in steps.phases], steps.taken
+        )
         orders = [
-            grain.MapDataset.range(num).seed(_seed_of(seed, source)).shuffle().repeat()
+            grain.MapDataset.range(num).seed(_seed_of(steps.seed, source)).shuffle().repeat()
             for source, num in enumerate(num_rows)
         ]
-        rows = [order.map(rows.read) for order, rows in zip(orders, self.rows, strict=True)]
         self._orders = cast(list[Sequence[int]], orders)
+        rows = [order.map(rows.read) for order, rows in zip(orders, self.rows, strict=True)]
+        is_plain = len(rows) == 1 and not steps.taken
         self._sequence = (
-            grain.MapDataset.select_from_datasets(rows, self.schedule) if len(rows) > 1 else rows[0]
+            rows[0] if is_plain else grain.MapDataset.select_from_datasets(rows, self.schedule)
         )
 
     def read(self, place: int) -> Row:
@@ -96,28 +95,89 @@ def _seed_of(seed: int, source: int) -> int:
 
 
 def train_batches(
-    data: Data,
-    config: DataConfig,
-    *,
-    batch_size: int,
-    seed: int,
-    rows: Sequence[int] | None = None,
-    passed_over: Sequence[int] = (),
+    data: Data, config: DataConfig, steps: StepRange, *, rows: Sequence[int] | None = None
 ) -> grain.MapDataset[Batch]:
     """Returns a dataset whose item N is the batch of step N, without end; any item costs the same.
 
     Args:
+        steps: the range of steps; items before it are none.
         rows: which rows of the global batch to read, in this order; None reads all.
-        passed_over: batches that are left out of the sequence.
     """
-    wanted = range(batch_size) if rows is None else rows
-    sequence = TrainRows(data, config, batch_size=batch_size, seed=seed)
+    wanted = range(steps.batch_size) if rows is None else rows
+    sequence = TrainRows(data, config, steps)
 
     def read(step: int) -> Batch:
-        first = data_step(step, passed_over) * batch_size
-        return sequence.objective.batch([sequence.read(first + row) for row in wanted])
+        return sequence.objective.batch([sequence.read(steps.row(step, row)) for row in wanted])
 
-    return grain.MapDataset.range(ENDLESS // batch_size).map(read)
+    return grain.MapDataset.range(ENDLESS // steps.batch_size).map(read)
+
+
+class Continued(NamedTuple):
+    """How the batches of a run go on after a step."""
+
+    ranges: tuple[StepRange, ...]
+    changed: dict[str, tuple]
+    """{setting: (old, new)} of those that decide batches and were changed; none if nothing is."""
+    num_unseen: int = 0
+    """About how many tokens of the epochs that were broken off no step has seen."""
+
+    def message(self) -> str:
+        """Returns what a person should know of a change."""
+        steps = self.ranges[-1]
+        what = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in self.changed.items())
+        if steps.first_row:
+            return f"{what}: step {steps.first_step + 1} takes the next row, row {steps.first_row}"
+        return (
+            f"{what}: step {steps.first_step + 1} begins a fresh epoch of every source; about "
+            f"{self.num_unseen:,} tokens of the epoch before were not seen"
+        )
+
+
+def continued(
+    ranges: tuple[StepRange, ...],
+    new: StepRange,
+    data: Data,
+    config: DataConfig,
+    left: StepRange | None = None,
+) -> Continued:
+    """Returns the ranges of a run that goes on under settings that may be others.
+
+    Args:
+        new: the range that would begin with the next step, were it the first one.
+        left: the range that a rollback comes from; where a sequence begins anew it begins as there.
+    """
+    if not ranges:
+        return Continued((new,), {})
+    last = ranges[-1]
+    changed = new.changes_from(last)
+    if not changed:
+        return Continued(ranges, {})
+    kept = tuple(steps for steps in ranges if steps.first_step < new.first_step)
+    if _sequence(last, config) == _sequence(new, config):
+        return Continued((*kept, last.going_on(new)), changed)
+    rows = TrainRows(data, config, last)
+    counts = rows.schedule.counts(last.row(new.first_step))
+    epochs = [-(-count // len(own)) for count, own in zip(counts, rows.rows, strict=True)]
+    num_rows = map(len, TrainRows(data, config, new).rows)
+    taken = tuple(epoch * num for epoch, num in zip(epochs, num_rows, strict=True))
+    if left is not None and _sequence(left, config) == _sequence(new, config):
+        taken = left.taken
+    num_unseen = sum(
+        (own.stream.num_tokens - 1) * (epoch * len(own) - count) // len(own)
+        for own, epoch, count in zip(rows.rows, epochs, counts, strict=True)
+    )
+    return Continued((*kept, replace(new, taken=taken)), changed, num_unseen)
+
+
+def is_one_sequence(one: StepRange, other: StepRange, config: DataConfig) -> bool:
+    """Says whether two ranges number the same rows in the same way."""
+    return one.taken == other.taken and _sequence(one, config) == _sequence(other, config)
+
+
+def _sequence(steps: StepRange, config: DataConfig) -> tuple:
+    """Returns what decides the rows that the sources of a range have, and their orders."""
+    own = steps.data_config(config)
+    return steps.seed, stream_len(own), own.packing
 
 
 def batch_digest(batch: Batch[np.ndarray]) -> str:

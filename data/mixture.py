@@ -87,15 +87,18 @@ class Schedule(grain.transforms.DatasetSelectionMap):
     epoch takes every row of every source once.
 
     Args:
-        phases: (first place, weights) of each phase, in order, from place 0.
+        phases: (first place, weights) of each phase, in order, from place 0. A phase that begins
+            with a batch has its weights in whole steps.
+        taken: rows that each source has given before place 0; () is none.
     """
 
-    def __init__(self, phases: Sequence[tuple[int, Sequence[float]]]):
+    def __init__(self, phases: Sequence[tuple[int, Sequence[float]]], taken: Sequence[int] = ()):
         self._phases: list[tuple[int, list[Fraction], list[int]]] = []
         for first, weights in phases:
             exact = [Fraction(str(weight)) for weight in weights]
             shares = [weight / sum(exact[i:]) for i, weight in enumerate(exact)]
-            counts = self.counts(first) if self._phases else [0] * len(exact)
+            before = list(taken) or [0] * len(exact)
+            counts = self.counts(first) if self._phases else before
             self._phases.append((first, shares, counts))
 
     def __len__(self) -> int:
@@ -123,20 +126,3 @@ class Schedule(grain.transforms.DatasetSelectionMap):
 
     def _phase(self, place: int) -> tuple[int, list[Fraction], list[int]]:
         return next(phase for phase in reversed(self._phases) if phase[0] <= place)
-
-
-def make_schedule(config: DataConfig, num_rows: Sequence[int], batch_size: int) -> Schedule:
-    """Returns the schedule of data.weights and data.phases.
-
-    A phase begins with a batch, so that its weights are those of whole steps; the first step is 1,
-    as in metrics.jsonl.
-
-    Args:
-        num_rows: rows in an epoch of each source, which are the weights where none are given.
-    """
-    return Schedule(
-        [
-            (max(step - 1, 0) * batch_size, weights or tuple(num_rows))
-            for step, weights in config.weight_phases()
-        ]
-    )

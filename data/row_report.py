@@ -9,9 +9,10 @@ import numpy as np
 from configs.check import require
 from configs.data import DataConfig
 from data.batch import Batch
-from data.batches import TrainRows, batch_digest, data_step
+from data.batches import TrainRows, batch_digest
 from data.mixture import Data
 from data.rows import Rows
+from data.step_ranges import StepRange
 from data.store import TokenStore, TokenStream
 from data.text.sources import record_name
 from data.tokenizers.special_tokens import END_OF_TEXT
@@ -80,8 +81,8 @@ class StepReport:
 
     step: int
     """From 1, as in metrics.jsonl."""
-    item: int
-    """Which batch of the sequence it took, from 0, counting those that were passed over."""
+    first_row: int
+    """Where in the sequence of rows its first one is, counting those that were skipped."""
     batch_sha256: str
     num_rows: int
     """Rows in the whole batch."""
@@ -92,24 +93,23 @@ class StepReport:
 def report_step(
     data: Data,
     config: DataConfig,
-    *,
-    batch_size: int,
-    seed: int,
+    steps: StepRange,
     step: int,
-    passed_over: Sequence[int] = (),
+    *,
     rows: Sequence[int] | None = None,
 ) -> StepReport:
     """Returns what the step-th step of a run took; any step costs the same.
 
     Args:
+        steps: the range of steps that it belongs to.
         step: from 1.
-        passed_over: batches that are left out of the sequence.
         rows: which rows of the batch to report; None reports all.
 
     Raises:
         SettingsError: the batch has no such row.
         IntegrityError: a shard is not as it was written.
     """
+    batch_size, config = steps.batch_size, steps.data_config(config)
     wanted = range(batch_size) if rows is None else rows
     for row in wanted:
         require(
@@ -117,13 +117,12 @@ def report_step(
             f"--rows={row} must be a row of train.batch_size={batch_size}, from 0 to "
             f"{batch_size - 1}",
         )
-    sequence = TrainRows(data, config, batch_size=batch_size, seed=seed)
-    item = data_step(step - 1, passed_over)
-    places = range(item * batch_size, (item + 1) * batch_size)
+    sequence = TrainRows(data, config, steps)
+    places = [steps.row(step - 1, row) for row in range(batch_size)]
     batch = sequence.objective.batch([sequence.read(place) for place in places])
     return StepReport(
         step=step,
-        item=item,
+        first_row=places[0],
         batch_sha256=batch_digest(batch),
         num_rows=batch_size,
         rows=tuple(_report_row(data, config, sequence, places[row], row, batch) for row in wanted),

@@ -4,8 +4,9 @@ import shlex
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
+from data.step_ranges import merged
 from launch.visible import shortened
 
 Event = dict[str, Any]
@@ -40,9 +41,10 @@ _WORDS = {
     "resumed": "went on from the checkpoint of step {step}",
     "compiled": "compiled in {compile_sec} s",
     "branched": "began with the state of {run} at step {step}; its optimizer too: {with_optimizer}",
-    "skipped": "step {step} was skipped: loss {loss}, gradient norm {grad_norm}, batch {batch}",
-    "rolled_back": "went back from step {step} to step {to_step} and passed over batches "
-    "{passed_over}: {cause}",
+    "skipped": "step {step} was skipped: loss {loss}, gradient norm {grad_norm}, {rows}",
+    "rolled_back": "went back from step {step} to step {to_step} and skipped {rows}: {cause}",
+    "data_changed": "with {settings} step {step} is followed by row {first_row} of the data; about "
+    "{unseen_tokens} tokens of a broken-off epoch were not seen",
     "saved": "saved step {step}: {bytes} bytes; training stood still for {stall_sec} s",
     "save_failed": "step {step} could not be saved: {cause}",
     "not_removed": "an older checkpoint could not be removed after step {step} was saved: {cause}",
@@ -205,10 +207,9 @@ def _together(row: Sequence[Event]) -> str:
 
 def _look(event: Event, run: str) -> str | None:
     """Returns the command that shows what the culprit was, where the event names one."""
-    name, items = name_of(event), event.get("passed_over")
-    item = items[0] if isinstance(items, list) and items else event.get("batch")
-    if name in ("skipped", "rolled_back") and isinstance(item, int):
-        return f"./tessera inspect {run} --batch {item}"
+    name, rows = name_of(event), event.get("skipped_rows") or event.get("rows")
+    if name in ("skipped", "rolled_back") and rows and _is_rows(rows):
+        return f"./tessera inspect {run} --first_row {rows[0][0]}"
     if name in ("skipped", "corrupted") and isinstance(event.get("step"), int):
         return f"./tessera inspect {run} --step {event['step']}"
     if name == "quarantined":
@@ -226,20 +227,29 @@ class _Shown:
         value = self._event.get(key, "unknown")
         if key == "exit_code":
             return exit_words(value)
-        return _ranges(value) if key == "passed_over" else _shown(value)
+        return _rows(self._event) if key == "rows" else _shown(value)
 
 
-def _ranges(items: Any) -> str:
-    """Returns numbers as people list them: 3, 7 to 12."""
-    if not isinstance(items, list) or not all(isinstance(item, int) for item in items):
-        return _shown(items)
-    ends: list[list[int]] = []
-    for item in sorted(items):
-        if ends and item == ends[-1][1] + 1:
-            ends[-1][1] = item
-        else:
-            ends.append([item, item])
-    return ", ".join(f"{a:,}" if a == b else f"{a:,} to {b:,}" for a, b in ends) or "none"
+def _rows(event: Event) -> str:
+    """Returns rows as people list them, "rows 3, 7 to 12"; old runs know whole batches alone."""
+    rows, name = event.get("skipped_rows", event.get("rows")), "rows"
+    if rows is None:
+        items, name = event.get("passed_over", event.get("batch")), "batches"
+        items = items if isinstance(items, list) else [items]
+        known = [item for item in items if isinstance(item, int)]
+        rows = merged((item, item + 1) for item in known) if len(known) == len(items) else None
+    if not _is_rows(rows):
+        return f"{name} unknown"
+    ends = [(start, stop - 1) for start, stop in rows]
+    return f"{name} {', '.join(f'{a:,}' if a == b else f'{a:,} to {b:,}' for a, b in ends)}"
+
+
+def _is_rows(rows: Any) -> TypeGuard[list[tuple[int, int]]]:
+    """Says whether these are rows (start, stop), and not what a damaged line has in their place."""
+    return isinstance(rows, list) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(x, int) for x in pair)
+        for pair in rows
+    )
 
 
 def _shown(value: Any) -> str:

@@ -13,11 +13,11 @@ from data.remote import is_remote
 from data.store import MANIFEST
 from launch.arguments import parse_arguments
 from launch.inspect_data import inspect_data
-from launch.inspect_run import compare_runs, inspect_batch, inspect_run
+from launch.inspect_run import compare_runs, inspect_rows, inspect_run
 from launch.paths import RUNS
 from train.run_folder import RunFolder
 
-_OF_RUNS = ("step", "batch", "rows", "full", "diff")
+_OF_RUNS = ("step", "first_row", "rows", "full", "diff")
 _OF_DATA = ("sequence_len", "html", "verify")
 _SEQUENCE_LEN = 2048
 
@@ -27,11 +27,12 @@ class InspectArguments:
     """Shows what a step of a run saw, or what tokens a prepared folder holds."""
 
     folder: Annotated[str, tyro.conf.Positional]
-    """A run folder with --step or --batch, or a prepared folder, local or s3:// gs://."""
+    """A run folder with --step or --first_row, or a prepared folder, local or s3:// gs://."""
     step: int | None = None
     """Of a run: the step whose batch is shown, from 1."""
-    batch: int | None = None
-    """Of a run: the batch of the sequence, from 0, as events name it, passed over or not."""
+    first_row: int | None = None
+    """Of a run: show a batch from this row of the data's order on, which events name when rows are
+    skipped."""
     rows: tuple[int, ...] = ()
     """Of a run: rows of the batch, from 0; none shows all."""
     full: bool = False
@@ -75,20 +76,25 @@ def main(arguments: Sequence[str]) -> int:
     needs = "--step" if parsed.diff is None else f"--diff={parsed.diff} needs --step, which"
     num_steps = RunFolder(path).read_config().train.num_steps
     rows = parsed.rows or None
-    if parsed.batch is not None:
+    if parsed.first_row is not None:
         require(
-            parsed.step is None and parsed.diff is None and parsed.batch >= 0,
-            f"--batch={parsed.batch} must be at least 0, and goes neither with --step="
+            parsed.step is None and parsed.diff is None and parsed.first_row >= 0,
+            f"--first_row={parsed.first_row} must be at least 0, and goes neither with --step="
             f"{parsed.step} nor with --diff={parsed.diff}; give one of them",
         )
-        inspect_batch(
-            path, cache_dir, item=parsed.batch, rows=rows, full=parsed.full, as_json=parsed.json
+        inspect_rows(
+            path,
+            cache_dir,
+            first_row=parsed.first_row,
+            rows=rows,
+            full=parsed.full,
+            as_json=parsed.json,
         )
         return 0
     require(
         parsed.step is not None,
         f"{needs} must be given with a run: a step from 1 to train.num_steps={num_steps}; or give "
-        "--batch, a batch that an event names",
+        "--first_row, a row that an event names",
     )
     assert parsed.step is not None
     if parsed.diff is not None:

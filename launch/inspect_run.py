@@ -14,10 +14,12 @@ from rich.text import Text
 
 from configs.check import require
 from configs.run import RunConfig
-from configs.settings import differences, flatten
+from configs.settings import decides_batches, differences, flatten
+from data.batches import continued
 from data.mixture import Data
 from data.open_data import open_data
 from data.row_report import Piece, Question, RowReport, StepReport, report_step
+from data.step_ranges import StepRange, range_of, steps_from
 from launch.progress import Progress
 from launch.visible import first_lines, shortened, visible, visible_lines
 from train.checkpoint_files import checkpoint_steps, read_progress
@@ -34,20 +36,22 @@ class RunData:
     path: Path
     config: RunConfig
     data: Data
-    passed_over: tuple[int, ...]
-    """Batches that its newest checkpoint leaves out of the sequence."""
+    step_ranges: tuple[StepRange, ...]
+    """Which rows its steps take, by its newest checkpoint and its settings."""
+
+    def steps(self, step: int) -> StepRange:
+        """Returns the range that a step, from 1, belongs to; raises SettingsError if none."""
+        first = self.step_ranges[0].first_step
+        require(
+            step > first,
+            f"--step={step} must be above {first}: the run began with another one at that step, "
+            "which events.jsonl names; inspect that run",
+        )
+        return range_of(self.step_ranges, step - 1)
 
     def report(self, step: int, rows: Sequence[int] | None) -> StepReport:
         """Returns what a step saw; raises SettingsError if the batch has no such row."""
-        return report_step(
-            self.data,
-            self.config.data,
-            batch_size=self.config.train.batch_size,
-            seed=self.config.train.seed,
-            step=step,
-            passed_over=self.passed_over,
-            rows=rows,
-        )
+        return report_step(self.data, self.config.data, self.steps(step), step, rows=rows)
 
 
 def open_run_data(path: Path, cache_dir: Path, *, step: int | None = None) -> RunData:
@@ -77,10 +81,13 @@ def open_run_data(path: Path, cache_dir: Path, *, step: int | None = None) -> Ru
         watch=Progress(Console(stderr=True, highlight=False)),
         moved=progress and progress.data_folders,
     )
-    if progress is None:
-        return RunData(path=path, config=config, data=data, passed_over=())
-    progress.check_data(data.digest, config.data)
-    return RunData(path=path, config=config, data=data, passed_over=progress.passed_over)
+    ranges: tuple[StepRange, ...] = ()
+    if progress is not None:
+        progress.check_data(data.digest, config.data)
+        ranges = progress.step_ranges
+    new = steps_from(config, progress.step if progress else 0)
+    ranges = continued(ranges, new, data, config.data).ranges
+    return RunData(path=path, config=config, data=data, step_ranges=ranges)
 
 
 def inspect_run(
@@ -98,33 +105,36 @@ def inspect_run(
     if as_json:
         print(json.dumps({"run": str(path), **dataclasses.asdict(report)}))
         return
-    where = f"step {step} of {visible(str(path))}: batch {report.item} of the sequence"
+    where = f"step {step} of {visible(str(path))}: from row {report.first_row:,} of the sequence"
     _show(run, report, where, full=full)
 
 
-def inspect_batch(
+def inspect_rows(
     path: Path,
     cache_dir: Path,
     *,
-    item: int,
+    first_row: int,
     rows: Sequence[int] | None,
     full: bool,
     as_json: bool,
 ) -> None:
-    """Shows the rows of a batch of the sequence, though a run has passed it over."""
-    run = dataclasses.replace(open_run_data(path, cache_dir), passed_over=())
-    report = run.report(item + 1, rows)  # of a run that passes nothing over
+    """Shows as many rows of the sequence as a step takes, though a run has skipped them."""
+    run = open_run_data(path, cache_dir)
+    plain = dataclasses.replace(run.step_ranges[-1], first_step=0, first_row=first_row, skipped=())
+    report = report_step(run.data, run.config.data, plain, 1, rows=rows)
     if as_json:
         said = dataclasses.asdict(report)
         print(json.dumps({"run": str(path), **said, "step": None}))
         return
-    where = f"batch {item} of the sequence of {visible(str(path))}"
+    where = f"from row {first_row:,} of the sequence of {visible(str(path))}"
     _show(run, report, where, full=full)
 
 
 def _show(run: RunData, report: StepReport, where: str, *, full: bool) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     length = run.config.data.sequence_len
+    if report.step is not None:
+        length = run.steps(report.step).data_config(run.config.data).sequence_len
     console.print(
         f"{where}, {report.num_rows} rows of {length} tokens, sha256 {report.batch_sha256[:16]}",
         style="bold",
@@ -177,6 +187,11 @@ class Comparison:
     """Of the rows that were asked for; None where a batch has no such row."""
 
     @property
+    def steps(self) -> list[StepRange]:
+        """The ranges that the step belongs to."""
+        return [run.steps(report.step) for run, report in zip(self.runs, self.reports, strict=True)]
+
+    @property
     def is_same(self) -> bool:
         """Whether the whole batches are the same, whichever rows were asked for."""
         return self.reports[0].batch_sha256 == self.reports[1].batch_sha256
@@ -187,10 +202,10 @@ class Comparison:
             "step": self.reports[0].step,
             "is_same": self.is_same,
             "runs": [str(run.path) for run in self.runs],
-            "items": [report.item for report in self.reports],
+            "first_rows": [report.first_row for report in self.reports],
             "batch_sha256": [report.batch_sha256 for report in self.reports],
             "data_sha256": [run.data.digest for run in self.runs],
-            "passed_over": [list(run.passed_over) for run in self.runs],
+            "skipped_rows": [steps.skipped for steps in self.steps],
             "settings": self.settings,
             "different_rows": [
                 [row and dataclasses.asdict(row) for row in pair] for pair in self.different_rows
@@ -215,7 +230,7 @@ def compare_runs(
     comparison = Comparison(
         runs=runs,
         reports=reports,
-        settings=_settings_that_differ(runs),
+        settings=_settings_that_differ(runs, step),
         different_rows=[
             (one, two)
             for one, two in pairs
@@ -240,10 +255,13 @@ def _show_comparison(comparison: Comparison, *, full: bool) -> None:
     say(f"at step {comparison.reports[0].step} the runs saw {verdict}", style)
     paths = [visible(str(run.path)) for run in comparison.runs]
     names = [f"{path:<{max(map(len, paths))}}" for path in paths]
-    for name, run, report in zip(names, comparison.runs, comparison.reports, strict=True):
+    for name, run, report, steps in zip(
+        names, comparison.runs, comparison.reports, comparison.steps, strict=True
+    ):
+        num_skipped = sum(stop - start for start, stop in steps.skipped)
         say(
-            f"  {name}  batch {report.item}, sha256 {report.batch_sha256[:16]}, data "
-            f"{run.data.digest[:16]}, {len(run.passed_over)} batches passed over"
+            f"  {name}  from row {report.first_row:,}, sha256 {report.batch_sha256[:16]}, data "
+            f"{run.data.digest[:16]}, {num_skipped:,} rows skipped"
         )
     if comparison.settings:
         say("\nsettings that differ", "bold")
@@ -261,13 +279,13 @@ def _show_comparison(comparison: Comparison, *, full: bool) -> None:
         say(f"  and {len(different) - len(shown)} more; --full shows all")
 
 
-def _settings_that_differ(runs: Sequence[RunData]) -> dict[str, tuple[Any, Any]]:
-    """Returns {setting: both values} of the settings that decide what a batch is."""
-    changed = differences(*(flatten(run.config) for run in runs))
+def _settings_that_differ(runs: Sequence[RunData], step: int) -> dict[str, tuple[Any, Any]]:
+    """Returns {setting: both values} of the settings that decide what the batch of a step is."""
+    flat = [{**flatten(run.config), **run.steps(step).settings} for run in runs]
     return {
         name: values
-        for name, values in changed.items()
-        if name.startswith("data.") or name in ("train.seed", "train.batch_size")
+        for name, values in differences(*flat).items()
+        if name.startswith("data.") or decides_batches(name)
     }
 
 

@@ -48,9 +48,10 @@ def _device_words(config: RunConfig, mesh) -> str:
 def _text_words(config: RunConfig, data: "Data") -> str:
     """Says what is read and how often; rows of different sources are of one length."""
     from data.batches import TrainRows
+    from data.step_ranges import steps_from
 
     train = config.train
-    sequence = TrainRows(data, config.data, batch_size=train.batch_size, seed=train.seed)
+    sequence = TrainRows(data, config.data, steps_from(config))
     counts = sequence.schedule.counts(train.num_steps * train.batch_size)
     epochs = [count / len(rows) for count, rows in zip(counts, sequence.rows, strict=True)]
     if not data.is_mixture:

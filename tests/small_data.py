@@ -1,7 +1,7 @@
 """Small texts and prepared folders for the tests of data/, and how batches are compared."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import numpy as np
 
 from configs.data import DataConfig
 from data.batch import Batch
+from data.batches import TrainRows, train_batches
 from data.mixture import Data
 from data.open_data import open_data
+from data.step_ranges import StepRange, step_range
 from data.store import TokenStore
 
 NUM_NUMBERED_ROWS = 91
@@ -22,6 +24,26 @@ NUM_NUMBERED_ROWS = 91
 def data_config(path: Path | str | None = None, **changes: Any) -> DataConfig:
     settings = {"sequence_len": 8, "tokenizer": "bytes", **changes}
     return DataConfig(path=None if path is None else str(path), **settings)
+
+
+def steps_of(
+    config: DataConfig, *, batch_size: int, seed: int, passed_over: Iterable[int] = ()
+) -> StepRange:
+    """Returns the one range of a run that changes nothing, without some of its batches."""
+    steps = step_range(config, batch_size=batch_size, seed=seed)
+    return steps.skipping((item * batch_size, (item + 1) * batch_size) for item in passed_over)
+
+
+def batches_of(
+    data: Data, config: DataConfig, *, rows: Sequence[int] | None = None, **steps: Any
+) -> grain.MapDataset[Batch]:
+    """Returns the batches of such a run."""
+    return train_batches(data, config, steps_of(config, **steps), rows=rows)
+
+
+def sequence_of(data: Data, config: DataConfig, *, batch_size: int, seed: int) -> TrainRows:
+    """Returns the rows of such a run."""
+    return TrainRows(data, config, steps_of(config, batch_size=batch_size, seed=seed))
 
 
 def open_quietly(config: DataConfig, cache_dir: Path) -> Data:

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from small_data import open_quietly
+from small_data import open_quietly, steps_of
 from small_runs import call, tiny_run
 
 from launch.train_settings import parse
@@ -47,6 +47,13 @@ def begin_run(run: Path, *more: str, passed_over: tuple[int, ...] | None = None)
     run.mkdir()
     folder.begin(parsed.config, {})
     if passed_over is not None:
+        config = parsed.config
+        steps = steps_of(
+            config.data,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            passed_over=passed_over,
+        )
         data = open_quietly(parsed.config.data, Path("runs/.data"))
         checkpoint = folder.checkpoints / "2"
         checkpoint.mkdir()
@@ -55,7 +62,7 @@ def begin_run(run: Path, *more: str, passed_over: tuple[int, ...] | None = None)
             tokens=0,
             data_sha256=data.digest,
             data_folders=data.folders,
-            passed_over=passed_over,
+            step_ranges=(steps,),
         )
         write_manifest(checkpoint, Manifest(progress=progress, settings={}, files={}))
     return folder

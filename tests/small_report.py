@@ -94,7 +94,15 @@ def eventful_run(path: Path) -> RunFolder:
     lines[-10]["loss"] = lines[-10]["grad_norm"] = None
     write_lines(folder.metrics, lines, torn='{"step": 61, "lo')
     skips = [
-        event(5, "skipped", step=i, batch=i - 1, loss="nan", grad_norm="inf", layers=layers)
+        event(
+            5,
+            "skipped",
+            step=i,
+            rows=[[8 * i - 8, 8 * i]],
+            loss="nan",
+            grad_norm="inf",
+            layers=layers,
+        )
         for i in range(40, 44)
     ]
     events = [
@@ -103,7 +111,7 @@ def eventful_run(path: Path) -> RunFolder:
         *(event(2, "saved", step=s, bytes=1000, stall_sec=0.1) for s in (10, 20, 30)),
         *skips,
         event(6, "rolled_back", step=45, to_step=30, cause=f"{HOSTILE} 20 steps were skipped",
-              batches=[40, 43], passed_over=[39, 40, 41, 42], rollbacks=1, layers=layers),
+              batches=[40, 43], skipped_rows=[[312, 344]], rollbacks=1, layers=layers),
         event(7, "save_failed", step=35, cause=f"{HOSTILE} no space left"),
         event(8, "hung", phase="save", seconds=61.0, limit_sec=60.0, stacks="logs/stacks-0.txt"),
         event(8, "failed", exit_code=124),

@@ -13,15 +13,17 @@ import pytest
 from small_data import (
     NUM_NUMBERED_ROWS,
     assert_same_batch,
+    batches_of,
     data_config,
     item,
     numbered_data,
     row_numbers,
+    steps_of,
 )
 
 from configs.data import DataConfig
 from data.batch import Batch
-from data.batches import batch_digest, data_step, train_batches, validation_batches
+from data.batches import batch_digest, validation_batches
 from data.mixture import Data
 
 ROW = data_config(sequence_len=1)  # one row is one token and its target
@@ -34,7 +36,7 @@ def data(tmp_path_factory) -> Data:
 
 def order(data: Data, seed: int, start: int, stop: int) -> list[int]:
     """Returns which rows stand at places start to stop of a run, epochs and batches forgotten."""
-    batches = train_batches(data, ROW, batch_size=1, seed=seed)
+    batches = batches_of(data, ROW, batch_size=1, seed=seed)
     return [row for place in range(start, stop) for row in row_numbers(item(batches, place))]
 
 
@@ -75,7 +77,7 @@ def test_seeds_share_no_epoch(data):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 8, 91, 100, 200])
 def test_batches_follow_one_another_without_a_gap(data, batch_size):
-    batches = train_batches(data, ROW, batch_size=batch_size, seed=0)
+    batches = batches_of(data, ROW, batch_size=batch_size, seed=0)
     num_batches = -(-300 // batch_size)
     rows = [row for step in range(num_batches) for row in row_numbers(item(batches, step))]
     assert rows == order(data, 0, 0, num_batches * batch_size)
@@ -83,7 +85,7 @@ def test_batches_follow_one_another_without_a_gap(data, batch_size):
 
 def test_a_row_of_a_batch_is_the_window_it_stands_for(data):
     config = data_config(sequence_len=8)
-    batch = item(train_batches(data, config, batch_size=12, seed=3), 0)
+    batch = item(batches_of(data, config, batch_size=12, seed=3), 0)
     stream = [100, *range(90), 100, *[0] * 8]
     starts = [stream.index(target, 1) - 1 for target in batch.targets_BT[:, 0]]
     assert sorted(starts) == list(range(0, 91, 8))
@@ -95,16 +97,16 @@ def test_a_row_of_a_batch_is_the_window_it_stands_for(data):
 
 def test_a_batch_does_not_depend_on_what_was_read_before(data):
     config = data_config(sequence_len=4)
-    batches = train_batches(data, config, batch_size=5, seed=0)
+    batches = batches_of(data, config, batch_size=5, seed=0)
     in_order = [item(batches, step) for step in range(12)]
     for step in (7, 0, 11, 7, 3):
         assert_same_batch(item(batches, step), in_order[step])
-        fresh = train_batches(data, config, batch_size=5, seed=0)
+        fresh = batches_of(data, config, batch_size=5, seed=0)
         assert_same_batch(item(fresh, step), in_order[step])
 
 
 def test_a_batch_does_not_depend_on_how_it_is_read(data):
-    batches = train_batches(data, data_config(sequence_len=4), batch_size=5, seed=0)
+    batches = batches_of(data, data_config(sequence_len=4), batch_size=5, seed=0)
     indexed = [item(batches, step) for step in range(20, 40)]
     part = batches[20:40]
     threads = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
@@ -124,14 +126,16 @@ import json, os, sys
 from pathlib import Path
 import numpy as np
 from configs.data import DataConfig
-from data.batches import train_batches
+import os
+sys.path.append(os.path.join(os.environ['PYTHONPATH'], 'tests'))
+from small_data import batches_of
 from data.mixture import Data, Source
 from data.store import open_store
 
 def read(rows, out):
     config = DataConfig(sequence_len=4, tokenizer="characters")
     data = Data((Source("numbered", open_store(Path(sys.argv[1]))),))
-    batches = train_batches(data, config, batch_size=8, seed=5, rows=rows)
+    batches = batches_of(data, config, batch_size=8, seed=5, rows=rows)
     np.savez(out, *(np.stack(field) for field in zip(*(batches[step] for step in range(20)))))
 
 for job in json.loads(sys.argv[2]):
@@ -158,7 +162,7 @@ def test_any_number_of_processes_reads_the_same_batches(data, tmp_path, environm
     digests = {
         num_readers: digest_of_global_batches(tmp_path, num_readers) for num_readers in READERS
     }
-    here = train_batches(data, data_config(sequence_len=4), batch_size=8, seed=5)
+    here = batches_of(data, data_config(sequence_len=4), batch_size=8, seed=5)
     assert set(digests.values()) == {digest([item(here, step) for step in range(20)])}
 
 
@@ -179,35 +183,38 @@ def digest(batches: list[Batch[np.ndarray]]) -> str:
 @pytest.mark.parametrize("rows", [[0], [5, 2], [7, 0, 3], list(range(8))])
 def test_rows_are_those_of_the_whole_batch_in_the_order_asked_for(data, rows):
     config = data_config(sequence_len=4)
-    whole = train_batches(data, config, batch_size=8, seed=0)
-    part = train_batches(data, config, batch_size=8, seed=0, rows=rows)
+    whole = batches_of(data, config, batch_size=8, seed=0)
+    part = batches_of(data, config, batch_size=8, seed=0, rows=rows)
     for step in range(6):
         assert_same_batch(item(part, step), item(whole, step).map(lambda field: field[rows]))
 
 
-def test_a_step_takes_the_next_batch_that_is_not_passed_over(rng):
+def test_steps_take_the_next_rows_that_are_not_skipped(rng):
+    plain = steps_of(ROW, batch_size=3, seed=0)
     for _ in range(50):
-        passed_over = rng.permutation(40)[: rng.integers(0, 30)].tolist()
-        left = [batch for batch in range(100) if batch not in passed_over]
-        assert [data_step(step, passed_over) for step in range(60)] == left[:60]
-        assert [data_step(step, iter(passed_over)) for step in range(60)] == left[:60]
+        rows = rng.permutation(120)[: rng.integers(0, 90)].tolist()
+        left = [row for row in range(300) if row not in rows]
+        steps = plain.skipping((row, row + 1) for row in rows)
+        assert [steps.row(step, i) for step in range(60) for i in range(3)] == left[:180]
 
 
-def test_a_batch_listed_twice_is_passed_over_once():
-    assert [data_step(step, [3, 3]) for step in range(5)] == [0, 1, 2, 4, 5]
+def test_rows_that_are_skipped_twice_are_skipped_once():
+    steps = steps_of(ROW, batch_size=1, seed=0).skipping([(3, 5)]).skipping([(4, 6), (3, 4)])
+    assert steps.skipped == ((3, 6),)
+    assert [steps.row(step) for step in range(5)] == [0, 1, 2, 6, 7]
 
 
-def test_with_a_passed_over_list_the_others_follow_in_order(data):
+def test_without_some_batches_the_others_follow_in_order(data):
     config = data_config(sequence_len=4)
-    whole = train_batches(data, config, batch_size=5, seed=0)
-    others = train_batches(data, config, batch_size=5, seed=0, passed_over=[9, 2, 3])
+    whole = batches_of(data, config, batch_size=5, seed=0)
+    others = batches_of(data, config, batch_size=5, seed=0, passed_over=[9, 2, 3])
     for step, batch in enumerate([0, 1, 4, 5, 6, 7, 8, 10, 11]):
         assert_same_batch(item(others, step), item(whole, batch))
 
 
 @pytest.mark.parametrize("batch_size", [8, 91])
 def test_step_a_million_is_where_it_must_be(data, batch_size):
-    batch = item(train_batches(data, ROW, batch_size=batch_size, seed=0), 10**6)
+    batch = item(batches_of(data, ROW, batch_size=batch_size, seed=0), 10**6)
     epoch, place = divmod(10**6 * batch_size, NUM_NUMBERED_ROWS)
     two_epochs = order(data, 0, epoch * NUM_NUMBERED_ROWS, (epoch + 2) * NUM_NUMBERED_ROWS)
     assert row_numbers(batch) == two_epochs[place : place + batch_size]

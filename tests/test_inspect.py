@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from small_data import open_quietly
+from small_data import open_quietly, steps_of
 from small_inspect import (
     HOSTILE_NAME,
     HOSTILE_TEXT,
@@ -53,7 +53,7 @@ def asked(folder: Path, **settings: Any) -> list[RowReport]:
     write_texts(folder)
     config = dataclasses.replace(mixture(folder, "concat"), **settings)
     data = open_quietly(config, folder / "cache")
-    report = report_step(data, config, batch_size=BATCH_SIZE, seed=SEED, step=2)
+    report = report_step(data, config, steps_of(config, batch_size=BATCH_SIZE, seed=SEED), 2)
     return list(report.rows)
 
 
@@ -93,16 +93,10 @@ def test_the_pieces_of_a_row_are_its_tokens(
     config = mixture(tmp_path, packing)
     data = open_quietly(config, tmp_path / "cache")
     stores, separator = dict(data.sources), data.tokenizer.separator
-    batches = train_batches(data, config, batch_size=BATCH_SIZE, seed=SEED, passed_over=passed_over)
+    steps = steps_of(config, batch_size=BATCH_SIZE, seed=SEED, passed_over=passed_over)
+    batches = train_batches(data, config, steps)
     for step in (1, 2, 3, 40):
-        report = report_step(
-            data,
-            config,
-            batch_size=BATCH_SIZE,
-            seed=SEED,
-            step=step,
-            passed_over=passed_over,
-        )
+        report = report_step(data, config, steps, step)
         batch = batches[step - 1]
         assert batch is not None
         assert report.batch_sha256 == batch_digest(batch)
@@ -124,7 +118,7 @@ def test_a_piece_shows_the_text_of_its_document(tmp_path: Path, packing: str):
     data = open_quietly(config, tmp_path / "cache")
     names = set()
     for step in range(1, 30):
-        report = report_step(data, config, batch_size=BATCH_SIZE, seed=SEED, step=step)
+        report = report_step(data, config, steps_of(config, batch_size=BATCH_SIZE, seed=SEED), step)
         for row in report.rows:
             for piece in row.pieces:
                 name = f"{'a' if row.source == 'first' else 'b'}/{piece.name}"
@@ -140,7 +134,9 @@ def test_an_epoch_shows_each_row_of_each_source_once(tmp_path: Path):
     data = open_quietly(config, tmp_path / "cache")
     seen: dict[str, list[tuple[int, int]]] = {"first": [], "second": []}
     for step in range(1, 41):
-        for row in report_step(data, config, batch_size=BATCH_SIZE, seed=SEED, step=step).rows:
+        for row in report_step(
+            data, config, steps_of(config, batch_size=BATCH_SIZE, seed=SEED), step
+        ).rows:
             seen[row.source].append((row.epoch, row.row))
             num_rows = row.num_rows
     for places in seen.values():
@@ -158,25 +154,25 @@ def test_rows_selects_rows_of_the_same_batch(folder: Path):
     assert len(whole["rows"]) == whole["num_rows"] == 8
 
 
-def test_batches_that_were_passed_over_are_not_seen(folder: Path):
+def test_rows_that_were_skipped_are_not_seen(folder: Path):
     begin_run(folder / "plain", passed_over=())
     begin_run(folder / "moved", passed_over=(0, 2))
     found = inspect_json("moved", "--step", "2")
-    assert found["item"] == 3
+    assert found["first_row"] == 3 * 8
     assert found["batch_sha256"] == inspect_json("plain", "--step", "4")["batch_sha256"]
 
 
-def test_a_batch_is_shown_though_it_was_passed_over(folder: Path):
+def test_rows_are_shown_though_they_were_skipped(folder: Path):
     begin_run(folder / "plain", passed_over=())
     begin_run(folder / "moved", passed_over=(0, 2))
     for item in (0, 1, 2, 3):
         wanted = inspect_json("plain", "--step", str(item + 1))
         for run in ("plain", "moved"):
-            found = inspect_json(run, "--batch", str(item))
+            found = inspect_json(run, "--first_row", str(8 * item))
             assert found == {**wanted, "run": run, "step": None}
-    code, output = call("inspect", "moved", "--batch", "2")
+    code, output = call("inspect", "moved", "--first_row", "16")
     assert code == 0
-    assert "batch 2 of the sequence" in output
+    assert "from row 16 of the sequence" in output
 
 
 def test_a_run_is_shown_without_its_text_and_without_a_device(
@@ -301,9 +297,9 @@ def test_every_character_is_shown_so_that_it_does_nothing():
         ("run --step 10", ("--step=10", "from 1", "train.num_steps=9")),
         ("run --step 1 --rows 3 8", ("--rows=8", "train.batch_size=8", "from 0 to 7")),
         ("run --step 1 --rows -1", ("--rows=-1", "train.batch_size=8", "from 0 to 7")),
-        ("run --batch -1", ("--batch=-1", "at least 0")),
-        ("run --batch 1 --step 2", ("--batch=1", "--step=2")),
-        ("run --batch 1 --diff run", ("--batch=1", "--diff=run")),
+        ("run --first_row -1", ("--first_row=-1", "at least 0")),
+        ("run --first_row 1 --step 2", ("--first_row=1", "--step=2")),
+        ("run --first_row 1 --diff run", ("--first_row=1", "--diff=run")),
         ("run --diff run", ("--diff=run needs --step", "train.num_steps=9")),
         ("run --step 1 --diff nowhere", ("nowhere", "not a run folder")),
         ("run --step 1 --diff data", ("data", "not a run folder")),

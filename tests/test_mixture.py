@@ -12,14 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_data import assert_same_batch, data_config, item, open_quietly
+from small_data import (
+    assert_same_batch,
+    batches_of,
+    data_config,
+    item,
+    open_quietly,
+    sequence_of,
+    steps_of,
+)
 from small_model import mesh_of, quick_jit, random_params, small_model
 
 from configs.data import DataConfig
 from configs.errors import SettingsError
 from data.batch import Batch
-from data.batches import TrainRows, batch_digest, train_batches
-from data.mixture import Data, Schedule, make_schedule
+from data.batches import batch_digest
+from data.mixture import Data, Schedule
 from train.loss import cross_entropy, inputs_of
 from train.state import shape_of
 
@@ -70,7 +78,9 @@ import json, os, sys
 from pathlib import Path
 import numpy as np
 from configs.data import DataConfig
-from data.batches import train_batches
+import os
+sys.path.append(os.path.join(os.environ['PYTHONPATH'], 'tests'))
+from small_data import batches_of
 from data.open_data import open_data
 
 mixture, cache, settings, jobs = json.loads(sys.argv[1])
@@ -79,7 +89,7 @@ config = DataConfig(mixture=tuple(mixture), **settings)
 
 def read(rows, steps, out):
     data = open_data(config, Path(cache), lambda line: None)
-    batches = train_batches(
+    batches = batches_of(
         data, config, batch_size=16, seed=5, rows=rows, passed_over=(3, 4, 90, 120)
     )
     np.savez(out, *(np.stack(field) for field in zip(*(batches[step] for step in range(*steps)))))
@@ -112,7 +122,7 @@ def test_200_global_batches_are_the_same_on_any_number_of_hosts(
     changes = {"tokenizer": "characters", "sequence_len": 16, "packing": "best_fit", **WEIGHTS}
     said = json.dumps([mixture, str(folder / "cache"), changes, jobs])
     subprocess.run([sys.executable, "-c", READ, said], env=environment, check=True, timeout=300)
-    batches = train_batches(data, config, batch_size=16, seed=5, passed_over=(3, 4, 90, 120))
+    batches = batches_of(data, config, batch_size=16, seed=5, passed_over=(3, 4, 90, 120))
     wanted = [batch_digest(item(batches, step)) for step in range(200)]
     for i, stages in enumerate(HOSTS.values()):
         found = [np.full((200, 16, 16), -1, d) for d in ("<i4", "<i4", "<f4", "<i4", "<i4")]
@@ -131,14 +141,14 @@ GOLDEN = "3be270ee2206"
 
 
 def test_the_batches_of_a_mixture_are_the_golden_ones(data, mixture):
-    batches = train_batches(data, mixed(mixture, **WEIGHTS), batch_size=16, seed=5)
+    batches = batches_of(data, mixed(mixture, **WEIGHTS), batch_size=16, seed=5)
     digests = "".join(batch_digest(item(batches, step)) for step in (0, 99, 100, 160, 10**6))
     assert hashlib.sha256(digests.encode()).hexdigest()[:12] == GOLDEN
 
 
 def test_step_a_million_takes_under_a_second(data, mixture):
     passed_over = tuple(range(0, 1000, 7))
-    batches = train_batches(
+    batches = batches_of(
         data, mixed(mixture, **WEIGHTS), batch_size=16, seed=5, passed_over=passed_over
     )
     started = time.process_time()
@@ -149,7 +159,7 @@ def test_step_a_million_takes_under_a_second(data, mixture):
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
 def test_without_weights_an_epoch_is_every_token_of_every_source_once(data, mixture, packing):
     config = mixed(mixture, packing=packing)
-    sequence = TrainRows(data, config, batch_size=16, seed=5)
+    sequence = sequence_of(data, config, batch_size=16, seed=5)
     num_rows = sum(map(len, sequence.rows))
     for epoch in range(2):
         places = range(epoch * num_rows, (epoch + 1) * num_rows)
@@ -185,16 +195,16 @@ def test_a_source_gives_its_rows_in_its_own_order_without_a_gap():
 
 
 def test_a_phase_changes_the_shares_from_its_step_on_and_nothing_before(data, mixture):
-    before = TrainRows(data, mixed(mixture, weights=(1, 1, 2)), batch_size=16, seed=5)
+    before = sequence_of(data, mixed(mixture, weights=(1, 1, 2)), batch_size=16, seed=5)
     phased = mixed(mixture, weights=(1, 1, 2), phases=("10:8,1,1",))
-    after = TrainRows(data, phased, batch_size=16, seed=5)
+    after = sequence_of(data, phased, batch_size=16, seed=5)
     assert [before.address(p) for p in range(144)] == [after.address(p) for p in range(144)]
     shares = Counter(after.address(place).source for place in range(144, 144 + 1000))
     assert [abs(shares[source] / 1000 - w / 10) < 0.005 for source, w in enumerate((8, 1, 1))]
 
 
 def test_a_source_is_gone_through_again_when_it_is_used_up(data, mixture):
-    sequence = TrainRows(data, mixed(mixture, weights=(1, 1, 8)), batch_size=16, seed=5)
+    sequence = sequence_of(data, mixed(mixture, weights=(1, 1, 8)), batch_size=16, seed=5)
     num_rows = len(sequence.rows[2])
     addresses = [sequence.address(place) for place in range(3000)]
     wiki = [address for address in addresses if address.source == 2]
@@ -205,7 +215,7 @@ def test_a_source_is_gone_through_again_when_it_is_used_up(data, mixture):
 
 
 def test_an_address_is_where_the_row_is_read(data, mixture):
-    sequence = TrainRows(data, mixed(mixture, **WEIGHTS), batch_size=16, seed=5)
+    sequence = sequence_of(data, mixed(mixture, **WEIGHTS), batch_size=16, seed=5)
     for place in (0, 5, 1600, 2401, 99_999):
         address = sequence.address(place)
         for found, wanted in zip(
@@ -215,7 +225,7 @@ def test_an_address_is_where_the_row_is_read(data, mixture):
 
 
 def test_documents_of_a_batch_do_not_share_a_segment(data, mixture):
-    batch = item(train_batches(data, mixed(mixture), batch_size=16, seed=0), 3)
+    batch = item(batches_of(data, mixed(mixture), batch_size=16, seed=0), 3)
     separator = data.tokenizer.separator
     for tokens, segments in zip(batch.tokens_BT, batch.segments_BT, strict=True):
         for segment in range(1, segments.max() + 1):
@@ -231,8 +241,8 @@ def test_a_mixture_of_one_source_is_the_source_itself(folder, mixture):
     assert mixed_data.digest == plain.digest
     kind = {"sequence_len": 16, "tokenizer": "characters"}
     assert_same_batch(
-        item(train_batches(mixed_data, data_config(**kind), batch_size=4, seed=1), 7),
-        item(train_batches(plain, data_config(**kind), batch_size=4, seed=1), 7),
+        item(batches_of(mixed_data, data_config(**kind), batch_size=4, seed=1), 7),
+        item(batches_of(plain, data_config(**kind), batch_size=4, seed=1), 7),
     )
 
 
@@ -251,7 +261,7 @@ def test_sources_with_two_tokenizers_are_refused(folder, mixture):
 
 def test_shares_are_of_whole_steps(mixture):
     config = mixed(mixture, weights=(1, 1, 2), phases=("10:8,1,1",))
-    schedule = make_schedule(config, [7, 8, 9], batch_size=6)
+    schedule = Schedule(steps_of(config, batch_size=6, seed=0).phases)
     assert schedule.counts(52) == [13, 13, 26]
     first, second = schedule.counts(54), schedule.counts(54 + 100)
     assert [b - a for a, b in zip(first, second, strict=True)] == [80, 10, 10]
@@ -261,7 +271,7 @@ def test_shares_are_of_whole_steps(mixture):
 def test_a_document_of_a_batch_gets_no_gradient_from_another(data, mixture, packing):
     # All characters of the sources differ, so the row of the embedding that a token has is its own.
     config = mixed(mixture, packing=packing, sequence_len=128)
-    host_batch = item(train_batches(data, config, batch_size=4, seed=0), 2)
+    host_batch = item(batches_of(data, config, batch_size=4, seed=0), 2)
     batch = host_batch.map(jnp.asarray)
     vocab_size, separator = data.tokenizer.vocab_size, data.tokenizer.separator
     model = small_model(vocab_size=vocab_size, tied_head=False, num_kv_heads=4)

@@ -1,9 +1,11 @@
 """The recorder: what becomes of the metrics of each step, and what the guard is asked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from small_data import steps_of
 from small_loop import metrics, open_run, progress
 
 from train.log import Display
@@ -13,11 +15,15 @@ from train.run import Run
 from train.run_folder import read_metrics
 
 
-def recorder_of(run: Run, step: int = 0, **more) -> Recorder:
+def recorder_of(run: Run, step: int = 0, passed_over: Sequence[int] = ()) -> Recorder:
     recorder = Recorder(
         run, open_metrics(run.folder), Display(Console(quiet=True), first_step=0, num_steps=60)
     )
-    recorder.begin(progress(step, **more))
+    train = run.config.train
+    steps = steps_of(
+        run.config.data, batch_size=train.batch_size, seed=train.seed, passed_over=passed_over
+    )
+    recorder.begin(progress(step, step_ranges=(steps,)))
     return recorder
 
 
@@ -46,12 +52,12 @@ def test_tokens_are_counted_without_bound(run):
     assert recorder.tokens == 2**40 + 128
 
 
-def test_a_step_that_is_not_finite_is_an_event_that_names_its_batch_and_arrays(run):
+def test_a_step_that_is_not_finite_is_an_event_that_names_its_rows_and_arrays(run):
     recorder = recorder_of(run, skipped := 3, passed_over=(1, 3))
     recorder.add(skipped + 1, metrics(finite=False), 0.0)
     recorder.finish()
     (event,) = [event for event in run.folder.read_events() if event["event"] == "skipped"]
-    assert (event["step"], event["batch"], event["loss"]) == (4, 5, "nan")
+    assert (event["step"], event["rows"], event["loss"]) == (4, [[40, 48]], "nan")
     assert set(event["layers"]) == {"norm/scale", "layers/mlp/up[0]", "layers/mlp/up[1]"}
     assert recorder.is_worried
 

@@ -78,7 +78,7 @@ def test_every_trouble_is_told_with_its_culprit(eventful: Path):
     run = shlex.quote(str(eventful))
     for words in (
         "4 steps were skipped, steps 40 to 43",
-        "went back from step 45 to step 30 and passed over batches 39 to 42",
+        "went back from step 45 to step 30 and skipped rows 312 to 343",
         "step 35 could not be saved",
         "save took 61 s, 60 s are allowed; stacks are in logs/stacks-0.txt",
         "ended with exit code 124 (hung)",
@@ -87,7 +87,7 @@ def test_every_trouble_is_told_with_its_culprit(eventful: Path):
         "step 50 computed twice was not the same: devices cpu:1",
         "the clock of the machine was set back by 3,600 s",
         f"process 3 holds the others up: {HOSTILE}",
-        f"./tessera inspect {run} --batch 39",
+        f"./tessera inspect {run} --first_row 312",
         f"./tessera inspect {run} --step 50",
         f"./tessera checkpoints {run} --verify",
         f"decoder.{HOSTILE}[0]",
@@ -206,7 +206,7 @@ def test_a_loss_that_was_not_finite_is_a_gap(tmp_path: Path):
 def test_resumes_and_rollbacks_stand_in_every_curve(tmp_path: Path):
     folder = begin_run(tmp_path / "run")
     write_lines(folder.metrics, [record(step) for step in range(1, 11)])
-    back = event(3, "rolled_back", step=9, to_step=6, passed_over=[7])
+    back = event(3, "rolled_back", step=9, to_step=6, skipped_rows=[[56, 64]])
     far = event(4, "resumed", step=50)
     write_lines(
         folder.events, [event(1, "resumed", step=4), back, event(3, "resumed", step=6), far]
@@ -251,7 +251,9 @@ def test_a_long_run_has_a_page_that_a_browser_opens(tmp_path: Path):
     write_lines(folder.metrics, lines)
     events = []
     for step in range(1, 20_001):
-        events.append(event(0, "skipped", step=step, batch=step - 1, loss="nan", grad_norm="inf"))
+        events.append(
+            event(0, "skipped", step=step, rows=[[step - 1, step]], loss="nan", grad_norm="inf")
+        )
         if step % 10 == 0:
             events.append(event(1, "saved", step=step, bytes=1, stall_sec=0.1))
     for _ in range(400):
@@ -268,11 +270,11 @@ def test_a_long_run_has_a_page_that_a_browser_opens(tmp_path: Path):
 
 
 def test_skips_far_apart_are_told_apart():
-    skips = [event(0, "skipped", step=step, batch=step) for step in (10, 11, 5000)]
+    skips = [event(0, "skipped", step=step, rows=[[step, step + 1]]) for step in (10, 11, 5000)]
     told = tell(skips, "run")
     assert [row.look for row in told] == [
-        "./tessera inspect run --batch 10",
-        "./tessera inspect run --batch 5000",
+        "./tessera inspect run --first_row 10",
+        "./tessera inspect run --first_row 5000",
     ]
 
 

@@ -108,7 +108,7 @@ class Between:
             step=step,
             tokens=self._recorder.tokens,
             data_sha256=self._run.data.digest,
-            passed_over=start.passed_over,
+            step_ranges=start.step_ranges,
             num_rollbacks=start.num_rollbacks,
             guard=self._recorder.guard.memory(),
             ledger=self._run.spans.ledger.snapshot(),

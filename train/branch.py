@@ -8,6 +8,8 @@ from configs.check import require
 from configs.errors import SettingsError
 from configs.run import RunConfig
 from configs.settings import classify, differences, flatten
+from data.mixture import Data
+from data.step_ranges import steps_from
 from model.exchange.folder import PublishedModel, is_published, open_published
 from model.exchange.registry import meaning, settings_of_model
 from train.checkpoint_files import Manifest, checkpoint_steps, read_manifest
@@ -161,15 +163,17 @@ def check_source(source: InitFrom, config: RunConfig) -> Manifest:
     return manifest
 
 
-def branched_progress(manifest: Manifest, data_sha256: str) -> dict[str, Any]:
+def branched_progress(manifest: Manifest, config: RunConfig, data: Data) -> dict[str, Any]:
     """Returns what a run with the optimizer of another one takes over of its progress.
 
-    Not what the guard remembers: the losses of that run say little of those of this one.
+    Its place in the data where that is the same; other data begins with its first row. Not what the
+    guard remembers: the losses of that run say little of those of this one.
     """
     progress = manifest.progress
-    same_data = progress.data_sha256 == data_sha256
+    same_data = progress.data_sha256 == data.digest
+    ranges = progress.step_ranges if same_data else (steps_from(config, progress.step),)
     return {
         "step": progress.step,
         "tokens": progress.tokens,
-        "passed_over": progress.passed_over if same_data else (),
+        "step_ranges": ranges,
     }

@@ -22,17 +22,18 @@ from configs.check import require
 from configs.data import DataConfig
 from configs.errors import IntegrityError, SettingsError
 from configs.run import CheckpointConfig, RunConfig
-from configs.settings import classify, differences, flatten
+from configs.settings import classify, differences, flatten, unflatten, without_replaced
 from data.files import digest_file, retried, stays_inside, whole_file
+from data.step_ranges import StepRange, steps_from
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+_FORMAT_OF_BATCHES = 3  # it counts whole batches, all of one size
 STATE = "state"
 MANIFEST = "manifest.json"
 _PINNED = "pinned"
 ASIDE, FETCHING = ".aside", ".fetching"
 _SAVING, _REMOVING, _BAD = ".saving", ".removing", ".bad"
 _OWN_DIGEST = "sha256"
-_DECIDES_BATCHES = ("data.", "train.seed", "train.batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,8 @@ class Progress:
     """Digest of the prepared data, which decides what the next batch is."""
     data_folders: dict[str, str] = field(default_factory=dict)
     """Where each source lay when prepared, so that it is found though its text has moved."""
-    passed_over: tuple[int, ...] = ()
-    """Batches that are left out of the sequence."""
+    step_ranges: tuple[StepRange, ...] = ()
+    """Which rows the steps have taken, and those after them take; () before the first step."""
     next_batch_sha256: str | None = None
     """Digest of the batch of the next step."""
     generator_key: str | None = None
@@ -116,13 +117,6 @@ class Manifest:
             + "; give the checkpoints of this run, or remove that one",
         )
 
-    def gives_batches_of(self, config: RunConfig) -> bool:
-        """Says whether the batches under these settings are those of the checkpoint's run."""
-        changed = differences(self.settings, flatten(config))
-        return not any(
-            name.startswith(_DECIDES_BATCHES) and classify(name) != "safe" for name in changed
-        )
-
 
 def kept_steps(losses: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:
     """Returns which checkpoints stay, given {step: eval loss or None} of all there are."""
@@ -188,14 +182,18 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         said = json.loads(content)
         version = said["format_version"]
         require(
-            version == FORMAT_VERSION,
+            version in (_FORMAT_OF_BATCHES, FORMAT_VERSION),
             f"{where}: format_version={version} must be {FORMAT_VERSION}; go on with the version "
             f"of Tessera that made it, which is {'newer' if version > FORMAT_VERSION else 'older'}",
         )
         if said.pop(_OWN_DIGEST) != _digest_of(said):
             raise IntegrityError(f"{where} was changed after it was written")
         fields = said["progress"]
-        progress = Progress(**{**fields, "passed_over": tuple(fields["passed_over"])})
+        if version == _FORMAT_OF_BATCHES:
+            ranges = _ranges_of_batches(said["settings"], fields.pop("passed_over"))
+        else:
+            ranges = tuple(map(StepRange.from_json, fields["step_ranges"]))
+        progress = Progress(**{**fields, "step_ranges": ranges})
         files = {name: FileEntry(**entry) for name, entry in said["files"].items()}
     except SettingsError:
         raise
@@ -205,6 +203,17 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         if not (stays_inside(name) and name.startswith(f"{STATE}/")):
             raise IntegrityError(f"{where} must not name the file {name!r}")
     return Manifest(progress=progress, settings=said["settings"], files=files)
+
+
+def _ranges_of_batches(
+    settings: Mapping[str, Any], skipped: Iterable[int]
+) -> tuple[StepRange, ...]:
+    """Returns the one range of a run that knew whole batches alone, of which it skipped some."""
+    if "train.batch_size" not in settings:  # nothing was trained on
+        return ()
+    steps = steps_from(unflatten(without_replaced(settings)))
+    size = steps.batch_size
+    return (steps.skipping((item * size, (item + 1) * size) for item in skipped),)
 
 
 def verify(

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from configs.errors import Diverged, IntegrityError, Stopped
 from configs.settings import flatten
-from data.batches import batch_digest, data_step, train_batches
+from data.batches import batch_digest, continued, is_one_sequence, train_batches
+from data.step_ranges import StepRange, merged, range_of, steps_from
 from sharding.rules import sharding
 from train.between import Between
 from train.branch import InitFrom, branched_progress, check_published, check_source
@@ -144,7 +145,7 @@ def _leg(
 def _go_back(
     run: Run, trouble: Trouble, start: Progress, place: Place, checkpoints: Checkpoints
 ) -> tuple[TrainState, Progress]:
-    """Returns an older state, and its progress with the batches passed over that did it.
+    """Returns an older state, and its progress without the rows of the steps that did it.
 
     Checkpoints of later steps are set aside. Where no checkpoint was ever made the run begins anew;
     one that has had a checkpoint never does.
@@ -154,10 +155,10 @@ def _go_back(
             back to.
     """
     allowed, first, last = run.config.guard.max_rollbacks, trouble.first_step, trouble.last_step
-    steps = f"step {first}" if first == last else f"steps {first} to {last}"
+    where = f"step {first}" if first == last else f"steps {first} to {last}"
     if start.num_rollbacks >= allowed:
         raise Diverged(
-            f"{trouble.cause} ({steps}), after {start.num_rollbacks} rollbacks, as many as "
+            f"{trouble.cause} ({where}), after {start.num_rollbacks} rollbacks, as many as "
             f"guard.max_rollbacks={allowed} allows: try a lower optim.peak_lr in a new run, or "
             "look at the text with ./tessera inspect"
         )
@@ -166,32 +167,35 @@ def _go_back(
     manifest = newest_whole(place, at_most=first - 1) or newest_whole(place, at_most=last - 1)
     if manifest is None and run.has_had_checkpoints():
         raise Diverged(
-            f"{trouble.cause} ({steps}), and no checkpoint is older, to go back to; nothing was "
+            f"{trouble.cause} ({where}), and no checkpoint is older, to go back to; nothing was "
             "removed: begin a new run from a checkpoint that you trust, with a lower "
             f"optim.peak_lr: ./tessera train PRESET --init-from {run.folder.path}@STEP --run-dir "
             "ANOTHER"
         )
     to_step = 0 if manifest is None else manifest.progress.step
-    items = [
-        data_step(step - 1, start.passed_over) for step in range(max(first, to_step + 1), last + 1)
-    ]
-    changed = {
-        "passed_over": tuple(sorted({*start.passed_over, *items})),
-        "num_rollbacks": start.num_rollbacks + 1,
-    }
+    state = None
     if manifest is None:
         state, progress = _init(run)
-        progress = replace(progress, **changed)
+    else:
+        progress = _continued(run, manifest.progress, start.step_ranges[-1])
+    *older, steps = progress.step_ranges
+    rows = _rows_of(run, start, steps, range(max(first, to_step + 1), last + 1))
+    progress = replace(
+        progress,
+        step_ranges=(*older, steps.skipping(rows)),
+        num_rollbacks=start.num_rollbacks + 1,
+    )
+    if state is not None:
         checkpoints.save(in_model_order(state, run.config, run.mesh), progress)
     else:
-        progress = replace(manifest.progress, **changed)
         checkpoints.go_back(progress)
         state = _restore(run, progress.step)
     run.spans.ledger.lose_since(progress.ledger)
     logger.warning(
-        f"{trouble.cause} ({steps}): going back to step {progress.step} and passing over "
-        f"{len(items)} of its batches (rollback {progress.num_rollbacks} of {allowed}); "
-        f"./tessera inspect {run.folder.path} --batch {items[0]} shows the text of the first"
+        f"{trouble.cause} ({where}): going back to step {progress.step} and skipping "
+        f"{sum(stop - start for start, stop in rows)} rows of its data (rollback "
+        f"{progress.num_rollbacks} of {allowed}); ./tessera inspect {run.folder.path} --first_row "
+        f"{rows[0][0] if rows else 0} shows the text of the first"
     )
     run.folder.add_event(
         "rolled_back",
@@ -199,11 +203,21 @@ def _go_back(
         to_step=progress.step,
         cause=trouble.cause,
         batches=[first, last],
-        passed_over=items,
+        skipped_rows=rows,
         rollbacks=progress.num_rollbacks,
         layers=trouble.layers,
     )
     return state, progress
+
+
+def _rows_of(run: Run, start: Progress, steps: StepRange, wrong: range) -> list[tuple[int, int]]:
+    """Returns the rows of steps that went wrong which a range would read again."""
+    found = []
+    for step in wrong:
+        taken = range_of(start.step_ranges, step - 1)
+        if is_one_sequence(taken, steps, run.config.data):
+            found += taken.rows(step - 1)
+    return merged(found)
 
 
 def _restore_or_init(
@@ -227,6 +241,7 @@ def _restore_or_init(
     manifest.check_model(place.folder / str(progress.step), run.config)
     progress.check_continues(run.config, run.data.digest)
     _check_next_batch(run, manifest)
+    progress = _continued(run, progress)
     state = _restore(run, progress.step)
     logger.info(f"resuming at step {progress.step} of {run.config.train.num_steps}")
     run.folder.add_event("resumed", step=progress.step)
@@ -245,7 +260,8 @@ def _branch(run: Run, source: InitFrom, checkpoints: Checkpoints) -> tuple[Train
     if source.with_optimizer:
         del state  # there may be no room for two
         state = restore_state(source.checkpoints, source.step, like)
-        progress = replace(progress, **branched_progress(manifest, run.data.digest))
+        progress = replace(progress, **branched_progress(manifest, config, run.data))
+        progress = _continued(run, progress)
     else:
         state = state._replace(params=restore_params(source.checkpoints, source.step, like.params))
     checkpoints.save(state, progress)
@@ -273,8 +289,30 @@ def _begin_with_published(
 
 def _init(run: Run) -> tuple[TrainState, Progress]:
     key = jax.random.fold_in(jax.random.key(run.config.train.seed), 0)
-    progress = Progress(step=0, tokens=0, data_sha256=run.data.digest, **run.position())
+    progress = Progress(
+        step=0,
+        tokens=0,
+        data_sha256=run.data.digest,
+        step_ranges=(steps_from(run.config),),
+        **run.position(),
+    )
     return init_state(run.config, key, run.mesh), progress
+
+
+def _continued(run: Run, progress: Progress, left: StepRange | None = None) -> Progress:
+    """Returns the progress with the rows that the next steps take, and tells where they changed."""
+    new = steps_from(run.config, progress.step)
+    found = continued(progress.step_ranges, new, run.data, run.config.data, left)
+    if found.changed:
+        logger.warning(found.message())
+        run.folder.add_event(
+            "data_changed",
+            step=progress.step,
+            settings=found.changed,
+            first_row=found.ranges[-1].first_row,
+            unseen_tokens=found.num_unseen,
+        )
+    return replace(progress, step_ranges=found.ranges)
 
 
 def _restore(run: Run, step: int) -> TrainState:
@@ -286,12 +324,12 @@ def _restore(run: Run, step: int) -> TrainState:
 def _check_next_batch(run: Run, manifest: Manifest) -> None:
     """Raises IntegrityError unless the next batch and generator are those that the run would have.
 
-    Where settings were changed on purpose that decide the batches there is nothing to compare.
+    That batch is made by the settings of the checkpoint, which may have been changed since.
     """
     progress, cause = manifest.progress, None
-    if not manifest.gives_batches_of(run.config):
+    if not progress.step_ranges:
         return
-    key = generator_key(run.config.train.seed)
+    key = generator_key(progress.step_ranges[-1].seed)
     if progress.generator_key not in (None, key):
         raise IntegrityError(
             f"the generator of random numbers is {key}, the run has {progress.generator_key}: "
@@ -314,15 +352,7 @@ def _check_next_batch(run: Run, manifest: Manifest) -> None:
 
 def _batches(run: Run, start: Progress, rows: list[int] | None):
     """Returns the batches of the steps after `start`, or just some rows of them."""
-    train = run.config.train
-    return train_batches(
-        run.data,
-        run.config.data,
-        batch_size=train.batch_size,
-        seed=train.seed,
-        rows=rows,
-        passed_over=start.passed_over,
-    )[start.step :]
+    return train_batches(run.data, run.config.data, start.step_ranges[-1], rows=rows)[start.step :]
 
 
 def _next_batch_digest(run: Run, at: Progress) -> str:

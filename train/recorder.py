@@ -12,7 +12,6 @@ import numpy as np
 
 from configs.counts import count
 from configs.hardware import peak_flops
-from data.batches import data_step
 from train.checkpoint_files import Progress
 from train.guard import Guard, Trouble
 from train.log import Display, logger
@@ -112,7 +111,7 @@ class Recorder:
         return step % train.log_every_steps == 0 or step == train.num_steps
 
     def _watch(self, step: int, metrics: Metrics, layer_norms: dict[str, jax.Array]) -> None:
-        finite, item = bool(metrics.finite), data_step(step - 1, self.start.passed_over)
+        finite, steps = bool(metrics.finite), self.start.step_ranges[-1]
         layers = {} if finite else striking(layer_norms)
         if not finite:
             logger.warning(
@@ -121,12 +120,12 @@ class Recorder:
             self._run.folder.add_event(
                 "skipped",
                 step=step,
-                batch=item,
+                rows=steps.rows(step - 1),
                 loss=str(metrics.loss),
                 grad_norm=str(metrics.grad_norm),
                 layers=layers,
             )
-        weights = self._config.data.weights_at(item)
+        weights = steps.weights_at(steps.row(step - 1))
         trouble = self.guard.look(step, float(metrics.loss), finite, weights)
         if trouble is not None and self.trouble is None:
             layers = layers or striking(layer_norms)

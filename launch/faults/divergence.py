@@ -35,10 +35,11 @@ def infinite_loss(trial: Trial) -> Result:
 def _skip(trial: Trial, fault: str) -> dict:
     item = trial.draw.randrange(SAVE_STEPS, NUM_STEPS - SAVE_STEPS)
     trial.start(*_GUARD, fault=f"{fault} {item} {item}").expect(0)
-    event = trial.expect_event("skipped", step=item + 1, batch=item)
+    first, size = _rows_of(trial, item)
+    event = trial.expect_event("skipped", step=item + 1, rows=[[first, first + size]])
     if trial.events("rolled_back"):
         raise Broken("the run went back for a single step")
-    _expect_text(trial, item)
+    _expect_text(trial, first)
     _expect_finite(trial)
     return event
 
@@ -63,10 +64,12 @@ def _go_back(trial: Trial, fault: str, num_batches: int, *more: str) -> Result:
     last = first + num_batches - 1
     trial.start(*_GUARD, *more, fault=f"{fault} {first} {last}").expect(0)
     event = trial.expect_event("rolled_back", rollbacks=1)
-    if not (event["to_step"] <= first and first in event["passed_over"] and event["layers"]):
+    row, size = _rows_of(trial, first)
+    rows = [row for start, stop in event["skipped_rows"] for row in range(start, stop, size)]
+    if not (event["to_step"] <= first and row in rows and event["layers"]):
         raise Broken(f"the event says {event}")
-    for item in event["passed_over"]:
-        _expect_text(trial, item)
+    for row in rows:
+        _expect_text(trial, row)
     _expect_finite(trial)
     return Result(steps_lost=trial.steps_lost())
 
@@ -108,12 +111,18 @@ def flip_a_bit_in_a_device(trial: Trial) -> Result:
     return trial.exact()
 
 
-def _expect_text(trial: Trial, item: int) -> None:
-    """Raises Broken unless the text of a batch is shown, a part of what was trained on."""
-    said = json.loads(trial.call("inspect", trial.name, "--batch", str(item), "--json"))
+def _rows_of(trial: Trial, item: int) -> tuple[int, int]:
+    """Returns the first row of a batch of the sequence, from 0, and how many it has."""
+    size = trial.run.read_config().train.batch_size
+    return item * size, size
+
+
+def _expect_text(trial: Trial, first: int) -> None:
+    """Raises Broken unless the text of rows is shown, a part of what was trained on."""
+    said = json.loads(trial.call("inspect", trial.name, "--first_row", str(first), "--json"))
     texts = [piece["text"] for row in said["rows"] for piece in row["pieces"]]
-    if said["item"] != item or not texts or not all(text in trial.place.text for text in texts):
-        raise Broken(f"the text of batch {item} is shown as {texts[:2]}")
+    if said["first_row"] != first or not texts or any(t not in trial.place.text for t in texts):
+        raise Broken(f"the text from row {first} on is shown as {texts[:2]}")
 
 
 def _expect_finite(trial: Trial) -> None:

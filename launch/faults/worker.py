@@ -7,7 +7,7 @@ and tied to batches of the sequence, so that a run that passes those over is rid
 import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import train.checkpoint
 import train.loop
 import train.step
 from data.batch import Batch
-from data.batches import data_step
+from data.step_ranges import StepRange
 from launch.cli import main
 from model.language_model import LanguageModel
 from train.state import TrainState
@@ -66,12 +66,11 @@ def in_batches(spoil: Callable[[Batch], Batch], first: int, last: int) -> None:
     """Spoils some batches of the sequence, wherever a run meets them."""
     original = train.loop.train_batches
 
-    def train_batches(*args: Any, passed_over: Sequence[int] = (), **kwargs: Any) -> Any:
+    def train_batches(data: Any, config: Any, steps: StepRange, **kwargs: Any) -> Any:
         def maybe(step: int, batch: Batch) -> Batch:
-            return spoil(batch) if first <= data_step(step, passed_over) <= last else batch
+            return spoil(batch) if first <= steps.row(step) // steps.batch_size <= last else batch
 
-        batches = original(*args, passed_over=passed_over, **kwargs)
-        return batches.map_with_index(maybe)
+        return original(data, config, steps, **kwargs).map_with_index(maybe)
 
     train.loop.train_batches = train_batches
 
