@@ -64,7 +64,6 @@ def quickstart() -> RunConfig:
             qk_norm=True,
             rope_theta=10_000.0,
             dtype="float32",
-            num_unrolled_layers=4,
         ),
         data=DataConfig(path=STDLIB, sequence_len=128, vocab_size=2048),
         optim=OptimConfig(
@@ -125,7 +124,6 @@ def quickstart_bert() -> RunConfig:
         attention_dropout=0.0,
         dtype="float32",
         init_std=0.05,
-        num_unrolled_layers=4,
     )
     data = replace(run.data, objective="masked_pairs", mask_rate=0.25, special_tokens=("masked",))
     return replace(
@@ -152,7 +150,7 @@ def quickstart_t5() -> RunConfig:
     prompts = ("def <extra_id_0>(self):", "import <extra_id_0>\n", "return <extra_id_0>\n")
     return replace(
         run,
-        model=replace(sizes, head_dim=32, dtype="float32", init_std=0.05, num_unrolled_layers=2),
+        model=replace(sizes, head_dim=32, dtype="float32", init_std=0.05),
         data=replace(run.data, objective="span", target_len=40, special_tokens=("span",)),
         optim=replace(run.optim, peak_lr=2e-3),
         train=replace(run.train, num_steps=1500),
@@ -229,7 +227,6 @@ def _nanogpt(
         dropout=dropout,
         attention_dropout=attention_dropout,
         dtype=dtype,
-        num_unrolled_layers=num_layers,
     )
 
 

@@ -176,16 +176,20 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Evaluation on the whole validation split."""
+    """Evaluation on the validation split, whole or a part of it."""
 
     every_steps: int | None
     """Steps between evaluations; None evaluates only at the end."""
     batch_size: int | None = None
     """Sequences in a batch of evaluation, over all hosts; None takes train.batch_size."""
+    max_tokens: int | None = None
+    """Tokens of each validation set that are evaluated, in whole sequences spread evenly over it,
+    the same ones each time; None evaluates all of it."""
 
     def __post_init__(self) -> None:
         require_at_least("eval.every_steps", self.every_steps or 1, 1)
         require_at_least("eval.batch_size", self.batch_size or 1, 1)
+        require_at_least("eval.max_tokens", 1 if self.max_tokens is None else self.max_tokens, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from configs.data import DataConfig
 from data.batch import Batch
 from data.mixture import ENDLESS, Data, Schedule
 from data.objectives.objective import ObjectiveMaker, Row, stream_len
-from data.rows import Rows
+from data.rows import Rows, Windows
 from data.step_ranges import StepRange
 from data.store import TokenStream
 from data.tokenizers.tokenizer import Tokenizer
@@ -200,8 +200,11 @@ def validation_batches(
     batch_size: int,
     tokenizer: Tokenizer,
     rows: Sequence[int] | None = None,
+    max_tokens: int | None = None,
 ) -> grain.MapDataset[Batch]:
     """Returns a split once, in order, its last batch filled with padding rows.
+
+    Of a split of more than max_tokens it returns rows that are spread evenly over it, at least one.
 
     Its rows are disjoint windows, whatever the packing of the training rows. Where an objective
     draws by chance it depends on the row alone, so that evaluations compare.
@@ -210,9 +213,12 @@ def validation_batches(
     windows = Rows(stream, stream_len(config), "concat")
     objective = ObjectiveMaker(config, tokenizer)
 
-    def read_row(number: int) -> Row:
-        if number >= len(windows):
+    num_rows = num_validation_rows(stream, config, max_tokens)
+
+    def read_row(nth: int) -> Row:
+        if nth >= num_rows:
             return Row()
+        number = nth * len(windows) // num_rows
         other = (number + len(windows) // 2) % len(windows)
         others = windows.read(other) if objective.needs_others else ()
         return Row(windows.read(number), (_VALIDATION_SEED, number), others)
@@ -220,4 +226,11 @@ def validation_batches(
     def read(step: int) -> Batch:
         return objective.batch([read_row(step * batch_size + row) for row in wanted])
 
-    return grain.MapDataset.range(-(-len(windows) // batch_size)).map(read)
+    return grain.MapDataset.range(-(-num_rows // batch_size)).map(read)
+
+
+def num_validation_rows(stream: TokenStream, config: DataConfig, max_tokens: int | None) -> int:
+    """Returns how many rows of a split are evaluated."""
+    length = stream_len(config)
+    num_rows = len(Windows(stream.num_tokens, length))
+    return num_rows if max_tokens is None else min(num_rows, max(max_tokens // length, 1))

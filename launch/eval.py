@@ -1,4 +1,4 @@
-"""`./tessera eval RUN`: the loss of a checkpoint on the whole validation split."""
+"""`./tessera eval RUN`: the loss of a checkpoint on the validation split."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from launch.saved_arguments import SavedRunArguments, parse_saved_run
 
 @dataclass(frozen=True, kw_only=True)
 class EvalArguments(SavedRunArguments):
-    """Evaluates a run on its whole validation split."""
+    """Evaluates a run on its validation split, or the eval.max_tokens of it that the run does."""
 
     json: bool = False
     """End with one JSON object on one line."""

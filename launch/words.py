@@ -75,7 +75,7 @@ def closing_words(folder: "RunFolder", outcome: "Outcome", seconds: float) -> st
         words += (
             f"validation: {record['eval/loss']:.4f} nats per token, "
             f"{'' if bits is None else f'{bits:.3f} bits per byte, '}"
-            f"on all {record['eval/tokens']:,} tokens\n"
+            f"on {record['eval/tokens']:,} tokens\n"
         )
     return (
         f"{words}all of it is in {path}: metrics.jsonl, events.jsonl, checkpoints/, samples/\n"

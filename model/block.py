@@ -194,13 +194,16 @@ def run_stack(
 
         return _with_remat(apply_block, config)
 
+    pipeline, num_unrolled = pipeline or Pipeline(), config.num_unrolled_layers
+    if num_unrolled == "auto":
+        num_unrolled = config.num_layers if pipeline.unrolls else 1
     return run_layers(
         [make_apply(place) for place in range(config.period)],
         (x_BTD, record),
         rows,
         params_L,
-        pipeline or Pipeline(),
-        num_unrolled=config.num_unrolled_layers,
+        pipeline,
+        num_unrolled=num_unrolled,
     )
 
 

@@ -39,6 +39,8 @@ class Pipeline:
     """Groups of layers that a stage holds."""
     num_microbatches: int = 1
     """Parts of a batch, a multiple of num_stages."""
+    unrolls: bool = False
+    """Whether model.num_unrolled_layers=auto is all layers on these devices, or one."""
 
     @property
     def num_ticks(self) -> int:
@@ -63,6 +65,7 @@ def pipeline_of(config: RunConfig, mesh: jax.sharding.Mesh) -> Pipeline:
         num_stages=num_stages,
         num_groups=config.mesh.num_stage_groups if num_stages > 1 else 1,
         num_microbatches=num_stage_microbatches(config, num_stages),
+        unrolls=mesh.devices.flat[0].platform == "cpu",
     )
 
 
@@ -81,7 +84,7 @@ def run_layers(
         apply_layers: for the first layers; those after them repeat the same period.
         carry, rows: trees of arrays [B, ...].
         params_L: a tree of arrays [L, ...] in the order of pipeline.layer_order.
-        num_unrolled: layers in an iteration of the scan, where it divides what a stage has.
+        num_unrolled: layers in an iteration of the scan, of which the largest divisor is taken.
     """
     num_layers = jax.tree.leaves(params_L)[0].shape[0]
     numbers_L = jnp.asarray(pipeline.layer_order(num_layers))
@@ -113,8 +116,8 @@ def _scan(
         whole = jax.tree.map(lambda x_L: x_L[: num_periods * period], layers_L)
         if period > 1:
             whole = jax.tree.map(lambda x_L: x_L.reshape(-1, period, *x_L.shape[1:]), whole)
-        unroll = max(num_unrolled // period, 1)
-        unroll = unroll if num_periods % unroll == 0 else num_periods
+        most = max(min(num_unrolled // period, num_periods), 1)
+        unroll = next(n for n in range(most, 0, -1) if num_periods % n == 0)
         carry = jax.lax.scan(body, carry, whole, unroll=unroll)[0]
     for place in range(num_layers % period):
         number, params = _take(layers_L, num_periods * period + place)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from small_data import data_config, steps_of
 from small_runs import tiny_run, write_text
 
 from data.open_data import open_data
@@ -41,7 +42,9 @@ def open_run(folder: Path, *more: str) -> Run:
 
 def progress(step: int = 0, **more: Any) -> Progress:
     """Returns where a run stands after a step."""
-    return Progress(step=step, tokens=128 * step, data_sha256="d" * 64, **more)
+    steps = steps_of(data_config(), batch_size=8, seed=0)
+    said = {"data_sha256": "d" * 64, "step_ranges": (steps,), **more}
+    return Progress(step=step, tokens=128 * step, **said)
 
 
 def metrics(loss: float = 3.0, *, finite: bool = True) -> Metrics:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 from small_loop import metrics, open_run, progress
+from small_runs import call, tiny_run, write_text
 
 from configs.errors import Stopped
 from configs.settings import flatten
@@ -143,3 +144,17 @@ def test_a_wish_to_save_saves_and_a_last_save_that_fails_is_tried_again(loop, st
         loop.step(3, state, wish=Wish(stop={"cause": "SIGTERM"}))
     failed = [e for e in loop.run.folder.read_events() if e["event"] == "save_failed"]
     assert len(failed) == 3
+
+
+@pytest.mark.parametrize(("every_steps", "is_costly"), [("1", True), ("2", True), ("10", False)])
+def test_an_evaluation_that_costs_more_than_the_training_between_is_warned_of(
+    tmp_path, monkeypatch, every_steps, is_costly
+):
+    """1024 tokens each 128, 256 or 1280 that are trained on: a token of it costs a third."""
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path)
+    more = ("--train.num_steps", "1", "--eval.every_steps", every_steps)
+    code, output = call("train", *tiny_run(*more))
+    assert code == 0, output
+    for said in (f"eval.every_steps={every_steps}", "--eval.max_tokens", "1,024 tokens"):
+        assert (said in output) == is_costly, output

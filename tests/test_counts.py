@@ -11,6 +11,7 @@ from small_model import VARIANTS, random_params, small_model
 from configs.counts import count
 from configs.model import ModelConfig
 from configs.presets import PRESETS
+from launch.train_settings import parse
 from model.inputs import Inputs
 from train.state import shape_of
 
@@ -150,3 +151,11 @@ def test_flops_are_those_that_xla_counts(mlp, tied_head):
     # XLA also counts norms, softmax, activations and residuals: tens of FLOPs for each element
     # of an array, against 256 and more for each that comes out of a matmul of this width.
     assert forward < analysis["flops"] < 1.04 * forward
+
+
+@pytest.mark.parametrize("num_layers", [1, 3, 6])
+def test_the_layers_of_any_preset_can_be_others(num_layers):
+    """A setting of speed forbids none of architecture."""
+    for name in ("quickstart", "quickstart_lstm", "shakespeare_cpu"):
+        _, parsed = parse([name, "--model.num_layers", str(num_layers)])
+        assert parsed.config.model.num_layers == num_layers

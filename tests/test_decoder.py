@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 from small_model import SEQUENCE_LEN as T
-from small_model import VARIANTS, flat, quick_jit, random_params, small_batch, small_model
+from small_model import (
+    VARIANTS,
+    flat,
+    mesh_of,
+    quick_jit,
+    random_params,
+    small_batch,
+    small_model,
+    small_run,
+)
 
 from configs.model import ModelConfig
 from data.batch import Batch
@@ -19,6 +28,7 @@ from model.inputs import Inputs
 from model.mask import Mask
 from model.norm import RMSNorm
 from model.transformer import Transformer
+from sharding.pipeline import pipeline_of
 from train.loss import cross_entropy, inputs_of
 from train.optimizer import Params
 from train.state import shape_of
@@ -169,7 +179,7 @@ def loss_and_grads(config: ModelConfig, params: Params, batch: Batch):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"num_unrolled_layers": 4},
+        {"num_unrolled_layers": 3},
         {"remat": "dots"},
         {"remat": "full", "num_unrolled_layers": 2},
         {"remat": "named", "remat_saved": ("query", "attention", "up", "mlp_out")},
@@ -187,6 +197,24 @@ def test_how_layers_are_computed_changes_nothing(rng, changes):
     for path, grad in flat(grads).items():
         difference = np.linalg.norm(flat(other_grads)[path] - grad)
         assert difference <= 2e-6 * np.linalg.norm(grad), path
+
+
+@pytest.mark.parametrize(
+    ("num_unrolled", "on_cpu", "elsewhere"), [("auto", 6, 1), (1, 1, 1), (4, 3, 3), (9, 6, 6)]
+)
+def test_an_iteration_of_the_scan_has_the_largest_divisor_of_the_layers(
+    rng, num_unrolled, on_cpu, elsewhere
+):
+    config = small_model(num_layers=6, num_unrolled_layers=num_unrolled)
+    inputs = inputs_of(small_batch(rng, 2))
+    here = pipeline_of(small_run(config), mesh_of(data=8))
+    for pipeline, wanted in ((here, on_cpu), (dataclasses.replace(here, unrolls=False), elsewhere)):
+        shape = shape_of(config, pipeline)
+        program = jax.make_jaxpr(lambda p, shape=shape: shape.merge(p)(inputs))(
+            random_params(config)
+        )
+        (scan,) = [eqn for eqn in program.jaxpr.eqns if eqn.primitive.name == "scan"]
+        assert scan.params["unroll"] == wanted
 
 
 def test_the_scan_is_a_loop_over_the_blocks_in_model_order(rng):

@@ -11,7 +11,7 @@ from small_data import data_config, item, open_quietly
 from small_families import KINDS
 from small_model import random_params, small_model, small_run
 
-from configs.run import RunConfig
+from configs.run import EvalConfig, RunConfig
 from data.batches import validation_batches
 from data.mixture import Data
 from train.evaluate import Evaluation, Evaluator
@@ -99,6 +99,34 @@ def test_whether_a_text_follows_is_scored_over_the_whole_set(tmp_path, mesh):
         assert value == pytest.approx(float(sums[name]) / num_pairs, rel=1e-5)
         assert found.record()[f"eval/{name}"] == value
         assert name in found.total.describe()
+
+
+def test_a_part_of_a_set_is_spread_evenly_over_it_and_always_the_same(tmp_path, mesh):
+    config, data = opened(tmp_path, held_out=True, fraction=0.5)
+    (name, stream), *_ = data.validation_sets().items()
+    length = config.data.sequence_len
+    num_rows = -(-(stream.num_tokens - 1) // length)
+
+    def rows_of(max_tokens: int | None) -> list[list[int]]:
+        batches = validation_batches(
+            stream, config.data, batch_size=128, tokenizer=data.tokenizer, max_tokens=max_tokens
+        )
+        return [row.tolist() for row in item(batches, 0).tokens_BT if row.any()]
+
+    whole = rows_of(None)
+    assert len(whole) == num_rows == len(rows_of(10**9))
+    for num in (1, 3, num_rows - 1):
+        wanted = [whole[i * num_rows // num] for i in range(num)]
+        assert rows_of(num * length + length - 1) == rows_of(num * length) == wanted
+    assert rows_of(1) == whole[:1]
+
+    part = dataclasses.replace(config, eval=EvalConfig(every_steps=None, max_tokens=3 * length))
+    first, second = evaluate(part, data, mesh), evaluate(part, data, mesh)
+    assert first == second
+    score = first.sets[name]
+    assert score.tokens == 3 * length
+    per_token = stream.num_bytes / (stream.num_tokens - 1)
+    assert score.bits_per_byte == pytest.approx(score.loss / math.log(2) / per_token, rel=1e-6)
 
 
 def test_without_validation_splits_the_further_sets_are_the_total(tmp_path, mesh):

@@ -34,6 +34,20 @@ class Between:
         self._evaluate = Evaluator(run.config, run.data, run.mesh)
         self._sample = Sampler(run.config, run.data.tokenizer, run.mesh)
         self._slow: dict[int, str] = {}
+        self._warn_of_costly_evaluation()
+
+    def _warn_of_costly_evaluation(self) -> None:
+        """Says where evaluation takes more than the training between: a token costs a third."""
+        config, num_tokens = self._run.config, self._evaluate.num_tokens
+        period = config.eval.every_steps or config.train.num_steps
+        num_trained = period * config.train.batch_size * config.data.sequence_len
+        if num_tokens > 3 * num_trained:
+            logger.warning(
+                f"an evaluation of {num_tokens:,} tokens each eval.every_steps="
+                f"{config.eval.every_steps} costs more than training on the {num_trained:,} tokens "
+                f"between them: pass --eval.max_tokens {max(num_trained // 10, 1)} for a part of "
+                "it, or a larger --eval.every_steps"
+            )
 
     def begin(self, start: Progress) -> None:
         """Begins after a step: that of a checkpoint, or 0."""

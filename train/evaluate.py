@@ -1,4 +1,4 @@
-"""The loss over a whole validation split."""
+"""The loss over a validation split: all of it, or a part that is always the same."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from configs.run import RunConfig
 from data.batch import Batch
-from data.batches import validation_batches
+from data.batches import num_validation_rows, validation_batches
 from data.mixture import Data
 from data.store import TokenStream
 from sharding.pipeline import pipeline_of
@@ -98,7 +98,8 @@ class Evaluator:
         self._eval_step = make_eval_step(config, mesh)
 
     def __call__(self, params: Params) -> Evaluation:
-        """Returns the loss of every set; every target counts once, padding not at all."""
+        """Returns the loss of every set; a target counts once, padding and what is beyond
+        eval.max_tokens not at all."""
         sums = {name: self._sums(params, stream) for name, stream in self.sets.items()}
         own = [name for name, _ in self._data.sources if name in sums] or list(sums)
         return Evaluation(
@@ -106,8 +107,16 @@ class Evaluator:
             sets={name: self._score([sums[name]], [self.sets[name]]) for name in sums},
         )
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sets that are evaluated, padding among them."""
+        data, most = self._config.data, self._config.eval.max_tokens
+        return data.sequence_len * sum(
+            num_validation_rows(stream, data, most) for stream in self.sets.values()
+        )
+
     def _sums(self, params: Params, stream: TokenStream) -> Tally:
-        """Returns what a whole set adds up to."""
+        """Returns what a set adds up to."""
         config = self._config
         batch_size = config.eval.batch_size or config.train.batch_size
         feed = Feed(
@@ -117,6 +126,7 @@ class Evaluator:
                 batch_size=batch_size,
                 tokenizer=self._data.tokenizer,
                 rows=rows,
+                max_tokens=config.eval.max_tokens,
             ),
             config.data,
             sharding=self._sharding,
@@ -126,7 +136,11 @@ class Evaluator:
 
     def _score(self, sums: list[Tally], streams: list[TokenStream]) -> Score:
         nats, tokens, others = _add(sums)
-        num_bytes = sum(stream.num_bytes for stream in streams)
+        # Of a part of a set the bytes are taken to be as many a token as in all of it.
+        num_bytes = sum(
+            stream.num_bytes * part.tokens / (stream.num_tokens - 1)
+            for stream, part in zip(streams, sums, strict=True)
+        )
         is_causal = self._config.data.objective == "causal"
         bits = nats / math.log(2) / num_bytes if is_causal else None
         means = {name: part / whole for name, (part, whole) in others.items() if whole}
