@@ -86,6 +86,8 @@ class StepReport:
     batch_sha256: str
     num_rows: int
     """Rows in the whole batch."""
+    sequence_len: int
+    """Tokens in a row."""
     rows: tuple[RowReport, ...]
     """Those that were asked for."""
 
@@ -125,6 +127,7 @@ def report_step(
         first_row=places[0],
         batch_sha256=batch_digest(batch),
         num_rows=batch_size,
+        sequence_len=config.sequence_len,
         rows=tuple(_report_row(data, config, sequence, places[row], row, batch) for row in wanted),
     )
 

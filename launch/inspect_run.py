@@ -106,7 +106,7 @@ def inspect_run(
         print(json.dumps({"run": str(path), **dataclasses.asdict(report)}))
         return
     where = f"step {step} of {visible(str(path))}: from row {report.first_row:,} of the sequence"
-    _show(run, report, where, full=full)
+    _show(report, where, full=full)
 
 
 def inspect_rows(
@@ -127,16 +127,14 @@ def inspect_rows(
         print(json.dumps({"run": str(path), **said, "step": None}))
         return
     where = f"from row {first_row:,} of the sequence of {visible(str(path))}"
-    _show(run, report, where, full=full)
+    _show(report, where, full=full)
 
 
-def _show(run: RunData, report: StepReport, where: str, *, full: bool) -> None:
+def _show(report: StepReport, where: str, *, full: bool) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
-    length = run.config.data.sequence_len
-    if report.step is not None:
-        length = run.steps(report.step).data_config(run.config.data).sequence_len
     console.print(
-        f"{where}, {report.num_rows} rows of {length} tokens, sha256 {report.batch_sha256[:16]}",
+        f"{where}, {report.num_rows} rows of {report.sequence_len} tokens, sha256 "
+        f"{report.batch_sha256[:16]}",
         style="bold",
         soft_wrap=True,
     )

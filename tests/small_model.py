@@ -42,6 +42,7 @@ SMALL = ModelConfig(
     rope_theta=100.0,
     init_std=0.2,
     dtype="float32",
+    num_unrolled_layers=1,  # a loop over layers, as on large machines, which is soon compiled
 )
 GPT2_LIKE: Mapping[str, Any] = {
     "num_kv_heads": 4,

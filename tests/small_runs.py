@@ -20,7 +20,7 @@ RUN = Path("runs/quickstart-text")
 PROMPT = "sheep "
 _SETTINGS = """
     --data.path text.txt --data.tokenizer bytes --data.sequence_len 16
-    --model.num_layers 2 --model.num_unrolled_layers 2 --model.embed_dim 32 --model.mlp_dim 64
+    --model.num_layers 2 --model.embed_dim 32 --model.mlp_dim 64
     --model.num_heads 2 --model.num_kv_heads 1 --model.head_dim 16 --model.dropout 0.1
     --optim.num_warmup_steps 0
     --train.num_steps 60 --train.batch_size 8 --train.log_every_steps 1

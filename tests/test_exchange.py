@@ -21,7 +21,7 @@ from train.state import shape_of
 
 CONTINUED = """
     quickstart --data.path text.txt --data.tokenizer characters --data.sequence_len 16
-    --model.num_layers 2 --model.num_unrolled_layers 2 --model.embed_dim 16 --model.mlp_dim 24
+    --model.num_layers 2 --model.embed_dim 16 --model.mlp_dim 24
     --model.num_heads 4 --model.num_kv_heads 2 --model.head_dim 8 --model.vocab_size 61
     --model.no-qk_norm --model.no-tied_head
     --optim.num_warmup_steps 0 --train.num_steps 2 --train.batch_size 8 --sample.num_tokens 4
