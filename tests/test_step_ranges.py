@@ -71,12 +71,13 @@ def test_another_batch_size_takes_the_next_row(data):
 
 def test_what_was_skipped_stays_skipped_under_another_batch_size(data):
     (steps,) = going_on((), 0, data, batch_size=4).ranges
-    steps = steps.skipping(steps.rows(2)).skipping(steps.rows(5))
+    steps = steps.skipping(rows for step in (2, 5, 7) for rows in steps.rows(step))
+    assert steps.skipped == ((8, 12), (20, 24), (28, 32))
     ranges = going_on((steps,), 4, data, batch_size=6).ranges
-    # 4 steps of 4 rows take 0 to 20 without 8 to 12; 20 to 24 were skipped as well.
-    assert [ranges[-1].row(4), *ranges[-1].rows(4)] == [24, (24, 30)]
-    later = ranges[-1].skipping([(32, 34)])
-    assert later.rows(5) == [(30, 32), (34, 38)]
+    # 4 steps of 4 rows take 0 to 20 without 8 to 12; what follows is 24 to 28, and from 32 on.
+    assert [ranges[-1].rows(step) for step in (4, 5)] == [[(24, 28), (32, 34)], [(34, 40)]]
+    later = ranges[-1].skipping([(35, 37)])
+    assert later.rows(5) == [(34, 35), (37, 42)]
     assert [range_of((steps, later), step).row(step) for step in (0, 2, 3)] == [0, 12, 16]
 
 
