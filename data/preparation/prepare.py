@@ -8,6 +8,7 @@ manifest is written last: a folder without one was not finished.
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -135,6 +136,26 @@ class Preparation:
         return given if given and is_remote(given) else self.corpus.description
 
     @property
+    def marks(self) -> list[str]:
+        """What was found of marks between documents of a .txt, in words."""
+        found = Counter[str]()
+        for scan_ in self._scans:
+            found.update(scan_["marks"])
+        separator = self.config.document_separator
+        require(
+            separator is None or bool(found),
+            f"data.document_separator={separator} must stand in some .txt of data.path="
+            f"{self.config.path}, but does not; leave it out",
+        )
+        return [
+            f"text has {number:,} {mark}, at each of which a document ends"
+            if separator
+            else f"text has {number:,} {mark}, which are text like any other; to end documents "
+            f"there: --data.document_separator '{mark}'"
+            for mark, number in sorted(found.items())
+        ]
+
+    @property
     def alphabet(self) -> set[str]:
         """All characters of the text, where the tokenizer is one of characters."""
         return set().union(*(scan["alphabet"] for scan in self._scans))
@@ -143,7 +164,7 @@ class Preparation:
     def num_line_characters(self) -> int:
         """Characters that a tokenizer may learn from, newlines not counted."""
         total = sum(scan["line_characters"] for scan in self._scans)
-        fraction = 0 if self.corpus.is_stdlib else self.config.validation_fraction
+        fraction = 0 if self.corpus.is_split else self.config.validation_fraction
         return total - round(total * fraction)
 
     def sample(self, stride: int) -> list[str]:
@@ -179,7 +200,13 @@ class Preparation:
         write_json(
             self.folder / FILES,
             [
-                {"name": file.name, "kind": file.kind, "size": file.num_bytes}
+                {
+                    "name": file.name,
+                    "kind": file.kind,
+                    "size": file.num_bytes,
+                    "split": file.split,
+                    "dtype": file.dtype,
+                }
                 for file in self.corpus.files
             ],
         )
@@ -258,7 +285,7 @@ class Preparation:
     def _num_train(self) -> list[int]:
         """Returns for each task how many characters from its beginning on are training text."""
         total = self._num_characters
-        fraction = 0 if self.corpus.is_stdlib else self.config.validation_fraction
+        fraction = 0 if self.corpus.is_split else self.config.validation_fraction
         left = total - round(total * fraction)
         lengths = [scan["characters"] for scan in self._scans]
         return [left - before for before in np.cumsum([0, *lengths[:-1]]).tolist()]
@@ -291,6 +318,7 @@ class Preparation:
                 unread[name] = unread.get(name, 0) + count
         examples = [line for scan_ in self._scans for line in scan_["unread_examples"]]
         return {
+            "notes": [*self.corpus.notes, *self.marks],
             "not_read": self.corpus.not_read,
             "unread": unread,
             "unread_examples": examples[:NUM_EXAMPLES],

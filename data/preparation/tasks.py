@@ -72,6 +72,7 @@ def scan(work: str, task: int) -> dict[str, Any]:
         "alphabet": "".join(sorted(alphabet)),
         "unread": reading.counts,
         "unread_examples": reading.examples,
+        "marks": reading.marks,
         "cleaning": cleaner.report if cleaner else [],
     }
     write_json(plan.path("scan", task, "json"), result)
