@@ -133,7 +133,9 @@ def _kind_there(path: Path, *, is_named: bool) -> Kind | None:
     if kind != "json":
         return kind
     layouts: dict[str | None, Kind] = {"array": "json", "lines": "jsonl"}
-    return (layouts | ({"object": "jsonl"} if is_named else {})).get(json_layout(path))
+    if is_named:
+        layouts["object"] = "jsonl"
+    return layouts.get(json_layout(path))
 
 
 def source_file(path: Path, name: str, kind: Kind) -> SourceFile:

@@ -39,8 +39,12 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns what `encode` does for each text, perhaps faster."""
+    def encode_batch(self, texts: Sequence[str], *, within: bool = False) -> list[np.ndarray]:
+        """Returns what `encode` does for each text, perhaps faster.
+
+        Args:
+            within: the texts go on within documents, so that no space is put before them.
+        """
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -69,7 +73,7 @@ class ByteTokenizer:
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str], *, within: bool = False) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
     def word_starts(self) -> np.ndarray:
@@ -109,7 +113,7 @@ class CharacterTokenizer:
             )
         return ids.astype(np.int32)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str], *, within: bool = False) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
     def word_starts(self) -> np.ndarray:
