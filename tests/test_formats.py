@@ -20,13 +20,15 @@ from small_corpora import (
     write_texts,
     zst,
 )
-from small_prepare import small_sizes
+from small_prepare import run, sentences, small_sizes
+from small_runs import tiny_run
 
 import data.text.records
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from data.text.corpus import open_corpus
 from data.text.reading import Reading
+from launch.cli import main
 
 SPLITS = {  # layout: (trains, validates, left out)
     "hub": ("train-00000-of-00001.jsonl", "validation-00000-of-00001.jsonl", "test-0.jsonl"),
@@ -354,3 +356,62 @@ def test_writing_and_source_code_are_a_document_each_and_counted(tmp_path):
         "d.GO",
         "deep/c.md",
     ]
+
+
+def test_the_report_says_what_became_of_each_file_of_a_folder(tmp_path, capsys):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(b"\xef\xbb\xbfmarked\n<|endoftext|>\nfor two")
+    (folder / "b.json").write_text('[{"text": "one"}, {"text": "two"}]')
+    (folder / "c.csv").write_text('id,text\n1,"of two\nlines"\n2\n')
+    (folder / "d.jsonl").write_bytes(jsonl(["one", "two", "three"]))
+    (folder / "e.py").write_text("import this\n")
+    (folder / "f.txt").write_bytes("wide".encode("utf-16"))
+    (folder / "g.pdf").write_bytes(b"%PDF")
+    settings = ["--data.path", str(folder), "--data.tokenizer", "bytes"]
+    command = ["prepare", *settings, "--num_workers", "1", "--out", str(tmp_path / "out")]
+    code = main(command)
+    said = capsys.readouterr()
+    assert code == 2
+    assert "c.csv, row 2 has 1 fields" in said.out + said.err
+    assert main([*command, "--data.bad_records", "skip"]) == 0
+    said = capsys.readouterr().out
+    assert "files there that are not read: 1 .pdf" in said
+    assert "note: each of these files is one document: 1 .py" in said
+    assert "note: text has 1 <|endoftext|>, which are text like any other" in said
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [tuple(file.values())[:2] + tuple(file.values())[3:] for file in report["files"]] == [
+        ("a.txt", "text", 1, 0),
+        ("b.json", "json", 2, 0),
+        ("c.csv", "csv", 1, 1),
+        ("d.jsonl", "jsonl", 3, 0),
+        ("e.py", "text", 1, 0),
+        ("f.txt", "text", 0, 1),
+    ]
+    assert report["not_read"] == {".pdf": 1}
+    assert "f.txt is UTF-16, by its byte-order mark" in report["unread_examples"]
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert "f.txt is UTF-16, by its byte-order mark" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_trains_resumes_and_evaluates_on_what_it_was_given(tmp_path):
+    """As JSON, a template, and files named as splits, through the command line."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    lines = list(sentences(300))
+    for name, part in (("train", lines[:250]), ("val", lines[250:])):
+        records = [{"title": f"{i}", "body": line} for i, line in enumerate(part)]
+        (folder / f"{name}.json").write_text(json.dumps(records))
+    settings = ["--data.path", "texts", "--data.text_template", "{title}: {body}"]
+    settings += ["--optim.schedule", "constant", "--checkpoint.every_steps", "2"]
+    for num_steps in ("2", "4"):
+        command = tiny_run(*settings, "--train.num_steps", num_steps)
+        code, said = run(tmp_path, "train", *command)
+        assert code == 0, said
+        assert f"finished {num_steps} steps" in said
+        note = "note: files are named as splits: 1 (train.json) to train on, 1 (val.json) to v"
+        assert (note in said) == (num_steps == "2")  # it was prepared then
+    for command in (["eval", "runs/quickstart-texts"], ["inspect", "runs/quickstart-texts"]):
+        code, said = run(tmp_path, *command)
+        assert code == 0, said

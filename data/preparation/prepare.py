@@ -41,6 +41,7 @@ _OURS = (
     f"{FILES}*",
     f"{MANIFEST}.tmp-*",
 )
+_NUM_FILES = 1000  # of which the report says what became of them
 
 Say = Callable[[str], None]
 """Is told in a line what happens."""
@@ -312,15 +313,25 @@ class Preparation:
 
     def _report(self) -> dict[str, Any]:
         """Returns what was left out or changed, and why, with examples."""
-        unread: dict[str, int] = {}
-        for scan_ in self._scans:
-            for name, count in scan_["unread"].items():
-                unread[name] = unread.get(name, 0) + count
+        unread, documents = (
+            sum((Counter(scan[name]) for scan in self._scans), Counter[str]())
+            for name in ("unread", "by_file")
+        )
         examples = [line for scan_ in self._scans for line in scan_["unread_examples"]]
         return {
             "notes": [*self.corpus.notes, *self.marks],
+            "files": [
+                {
+                    "file": file.name,
+                    "read_as": file.kind,
+                    "split": file.split or "a fraction validates",
+                    "documents": documents[file.name],
+                    "left_out": unread[file.name],
+                }
+                for file in self.corpus.files[:_NUM_FILES]
+            ],
             "not_read": self.corpus.not_read,
-            "unread": unread,
+            "unread": dict(unread),
             "unread_examples": examples[:NUM_EXAMPLES],
             "cleaning": merge_reports(self._cleaning()),
             "duplicates": self._duplicates,
