@@ -40,7 +40,8 @@ class PrepareConfig:
     """What is read, and how it becomes tokens on disk."""
 
     path: str | None = None
-    """A file, folder, glob or prepared folder, local or s3:// gs://, or stdlib: Python's own text.
+    """A file, folder, glob or prepared folder, local or s3:// gs://, or stdlib: Python's own text,
+    or hf:OWNER/NAME of the Hugging Face hub (:CONFIG after it; needs the package datasets).
     Read are .txt .jsonl .json .csv .tsv (.gz .zst) .parquet .arrow .arrayrecord .npy .bin, .md and
     source code, folders of them, and datasets saved to disk."""
     tokenizer: str = "sentencepiece"

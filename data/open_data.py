@@ -13,6 +13,7 @@ from configs.check import require
 from configs.data import STDLIB, DataConfig, PrepareConfig, named
 from configs.errors import SettingsError
 from data.files import locked
+from data.hub import fetch_dataset, is_hub
 from data.mixture import Data, Source
 from data.preparation.engine import Workers
 from data.preparation.prepare import Preparation, Say, Watch, remove_work
@@ -136,7 +137,9 @@ def _stem(path: str) -> str:
 
 
 def local_path(path: str, cache_dir: Path) -> str:
-    """Returns where a path is read: as it is, or a digest-checked copy if it is remote."""
+    """Returns where a path is read: as it is, or a copy if it is remote or on the hub."""
+    if is_hub(path):
+        return str(fetch_dataset(path, cache_dir))
     if is_remote(path):
         return str((fetch_folder if is_prepared(path) else fetch_files)(path, cache_dir))
     return path

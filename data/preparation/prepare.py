@@ -20,6 +20,7 @@ from configs.check import require
 from configs.data import PrepareConfig
 from data.cleaning.pipeline import merge_reports
 from data.files import file_entry, no_space_is_told, whole_file, write_json
+from data.hub import is_hub
 from data.preparation.engine import Workers
 from data.preparation.plan import PLAN, TOKENIZER, Plan, plan_content
 from data.preparation.repeats import drop_repeats
@@ -134,7 +135,7 @@ class Preparation:
     def description(self) -> str:
         """What is prepared, as it was given where that is not on this machine."""
         given = self._made_with.path
-        return given if given and is_remote(given) else self.corpus.description
+        return given if given and (is_remote(given) or is_hub(given)) else self.corpus.description
 
     @property
     def marks(self) -> list[str]:
