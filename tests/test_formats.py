@@ -412,6 +412,6 @@ def test_a_run_trains_resumes_and_evaluates_on_what_it_was_given(tmp_path):
         assert f"finished {num_steps} steps" in said
         note = "note: files are named as splits: 1 (train.json) to train on, 1 (val.json) to v"
         assert (note in said) == (num_steps == "2")  # it was prepared then
-    for command in (["eval", "runs/quickstart-texts"], ["inspect", "runs/quickstart-texts"]):
-        code, said = run(tmp_path, *command)
+    for command in (("eval",), ("inspect", "--step", "3")):
+        code, said = run(tmp_path, command[0], "runs/quickstart-texts", *command[1:])
         assert code == 0, said

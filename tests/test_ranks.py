@@ -80,6 +80,12 @@ def test_ranks_give_the_ids_of_the_algorithm_of_tiktoken(tmp_path, name, alphabe
     assert tokenizer.separator == len(ranks)
 
 
+def test_a_word_that_is_a_token_is_it_though_no_merges_lead_there(tmp_path):
+    ranks = {**{bytes([byte]): byte for byte in range(256)}, b" hello": 256}
+    tokenizer = opened(write_ranks(tmp_path / "x.tiktoken", ranks), split_pattern="gpt2")
+    assert tokenizer.encode("a hello").tolist() == [ord("a"), 256]
+
+
 def test_known_encodings_cut_words_as_tiktoken_does():
     """As tiktoken 0.14 cuts them by the same names."""
     text = "It's 12345 IT'LL\r\n\n  fooBar//\n x"
