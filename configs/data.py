@@ -1,5 +1,6 @@
 """Settings of the data: how text is prepared once, and how its tokens become the rows of a run."""
 
+import string
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,7 +32,7 @@ DUPLICATE_STEPS = ("exact_duplicates", "near_duplicates")
 SpecialTokens = Literal["masked", "span", "infill"]
 
 _TOKENIZERS = ("sentencepiece", "bytes", "characters")
-_TOKENIZER_FILES = (".model", ".json")
+_TOKENIZER_FILES = (".model", ".json", ".tiktoken", "merges.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,17 @@ class PrepareConfig:
     """What is read, and how it becomes tokens on disk."""
 
     path: str | None = None
-    """A file, folder, glob or prepared folder, local or s3:// gs://, or stdlib: Python's own text.
-    Read are .txt .jsonl (.gz .zst) .parquet .arrow .arrayrecord .npy .bin, folders of them, and
-    datasets saved to disk."""
+    """A file, folder, glob or prepared folder, local or s3:// gs://, or stdlib: Python's own text,
+    or hf:OWNER/NAME of the Hugging Face hub (:CONFIG after it; needs the package datasets).
+    Read are .txt .jsonl .json .csv .tsv (.gz .zst) .parquet .arrow .arrayrecord .npy .bin, .md and
+    source code, folders of them, and datasets saved to disk."""
     tokenizer: str = "sentencepiece"
-    """sentencepiece (trained on the text), bytes, characters, a .model, a tokenizer.json, or a
-    prepared folder: the tokenizer of that."""
+    """sentencepiece (trained on the text), bytes, characters, a .model, a tokenizer.json, a
+    vocab.json beside its merges.txt, the ranks of a .tiktoken, or a prepared folder: the tokenizer
+    of that."""
+    split_pattern: str | None = None
+    """How a .tiktoken, or a vocab.json, cuts text into words: gpt2, cl100k_base, o200k_base, or a
+    regular expression. None is gpt2 for a vocab.json; a .tiktoken needs one."""
     vocab_size: int = 2048
     """Pieces of a SentencePiece tokenizer that is trained here."""
     sentencepiece_model: Literal["unigram", "bpe"] = "unigram"
@@ -54,7 +60,18 @@ class PrepareConfig:
     special_tokens: tuple[SpecialTokens, ...] = ()
     """Tokens that objectives other than causal need: masked, span, infill."""
     text_field: str = "text"
-    """The field of a .jsonl line or a .parquet row that holds the text."""
+    """The field of a record (.jsonl .json .csv .parquet ...) that holds the text; a.b is b in a. A
+    column of lists of numbers holds token ids."""
+    text_template: str | None = None
+    r"""Text made of several fields, in place of text_field: {title}\n\n{text}; {{ is a brace."""
+    token_dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"] | None = None
+    """How a .bin of token ids is written; None: as its header or .idx says, else 32 bits for a
+    vocabulary over 65,536, else uint16."""
+    document_separator: str | None = None
+    """What stands between the documents of a .txt, such as <|endoftext|>; None: it is one."""
+    split_files: Literal["by_name", "ignore"] = "by_name"
+    """by_name: beside files or folders named train, those named validation, valid, val or dev
+    validate, and test is left out; ignore: names of files say nothing."""
     validation_fraction: float = 0.1
     """The last part of one's own text, by characters, that validates and is never trained on."""
     invalid_utf8: Literal["refuse", "replace"] = "refuse"
@@ -88,6 +105,18 @@ class PrepareConfig:
             or "/" in self.tokenizer,
             f"data.tokenizer={self.tokenizer} must be {', '.join(_TOKENIZERS)}, the path of a "
             "SentencePiece .model, of a Hugging Face tokenizer.json, or ./FOLDER of prepared data",
+        )
+        require(
+            self.text_template is None or self.text_field == "text",
+            f"data.text_field={self.text_field} and data.text_template={self.text_template} must "
+            "not both be given; name the field within the template",
+        )
+        template_parts(self.text_template or "{text}")
+        separator = self.document_separator
+        require(
+            separator is None or (separator.strip() != "" and "\n" not in separator),
+            f"data.document_separator={separator!r} must be something that stands within a line, "
+            "such as <|endoftext|>",
         )
         require_at_least("data.min_characters", self.min_characters, 0)
         require_at_least("data.max_characters", self.max_characters or 1, 1)
@@ -182,6 +211,29 @@ class DataConfig(ObjectiveConfig, PrepareConfig):
             _check_weights("data.phases", phases[-1][1], self.mixture)
             require_at_least("data.phases", phases[-1][0], 1)
         return phases
+
+
+def template_parts(template: str) -> tuple[tuple[str, str | None], ...]:
+    """Returns (text, name of the field that follows) of data.text_template; \\n is a line's end.
+
+    Raises:
+        SettingsError: it cannot be read, or has no field.
+    """
+    parts, why = [], "no field in braces"
+    try:
+        for text, name, form, conversion in string.Formatter().parse(template):
+            parts.append((text.replace("\\n", "\n").replace("\\t", "\t"), name))
+            if name == "" or form or conversion:
+                parts, why = [], "more or less than a name in braces"
+                break
+    except ValueError as error:
+        parts, why = [], str(error)
+    require(
+        any(name is not None for _, name in parts),
+        f"data.text_template={template} must be like '{{title}}: {{text}}', but has {why}; braces "
+        "of the text itself are {{ and }}",
+    )
+    return tuple(parts)
 
 
 def named(entries: tuple[str, ...], field: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from configs.check import require
 from configs.data import STDLIB, DataConfig, PrepareConfig, named
 from configs.errors import SettingsError
 from data.files import locked
+from data.hub import fetch_dataset, is_hub
 from data.mixture import Data, Source
 from data.preparation.engine import Workers
 from data.preparation.prepare import Preparation, Say, Watch, remove_work
@@ -24,7 +25,7 @@ from data.store import (
     open_store,
     stored_tokenizer,
 )
-from data.text.corpus import open_corpus
+from data.text.corpus import open_corpus, open_overlap
 from data.tokenizers.learn import SAMPLE_CHARACTERS, learn_characters, learn_sentencepiece
 from data.tokenizers.tokenizer import Tokenizer, changes_text, open_tokenizer, tokenizer_digest
 
@@ -136,7 +137,9 @@ def _stem(path: str) -> str:
 
 
 def local_path(path: str, cache_dir: Path) -> str:
-    """Returns where a path is read: as it is, or a digest-checked copy if it is remote."""
+    """Returns where a path is read: as it is, or a copy if it is remote or on the hub."""
+    if is_hub(path):
+        return str(fetch_dataset(path, cache_dir))
     if is_remote(path):
         return str((fetch_folder if is_prepared(path) else fetch_files)(path, cache_dir))
     return path
@@ -185,7 +188,8 @@ def _prepare(
     watch: Watch,
 ) -> dict[str, Path]:
     """Returns the folder of each text, prepared now or found where an earlier run made it."""
-    corpora = {name: open_corpus(config) for name, config in texts.items()}
+    vocab_size = tokenizer.vocab_size if tokenizer else None
+    corpora = {name: open_corpus(config, vocab_size) for name, config in texts.items()}
     digests = {name: corpus.digest() for name, corpus in corpora.items()}
     taught = sorted(
         (digests[name], config.validation_fraction)
@@ -227,7 +231,11 @@ def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, say: S
         others = ", ".join(f"{n} {name}" for name, n in preparation.corpus.not_read.items())
         note = f"; files there that are not read: {others}" if others else ""
         say(f"preparing {preparation.description}{note}")
+        for line in preparation.corpus.notes:
+            say(f"note: {line}")
         preparation.scan()
+        for line in preparation.marks:
+            say(f"note: {line}")
     if preparations and tokenizer is None:
         tokenizer = _learn(preparations)
         say(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} tokens")
@@ -268,8 +276,7 @@ def _identity(
         settings |= dict.fromkeys(_ONLY_LEARNED)
         settings["tokenizer"] = tokenizer and tokenizer_digest(tokenizer)
     settings["decontaminate_from"] = [
-        open_corpus(dataclasses.replace(config, path=path)).digest()
-        for path in config.decontaminate_from
+        open_overlap(config, path)[1].digest() for path in config.decontaminate_from
     ]
     content = [FORMAT_VERSION, text, settings, learned_from]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

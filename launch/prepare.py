@@ -123,10 +123,16 @@ def _prepare(parsed: PrepareArguments, folder: Path, say: Say, progress: Progres
         source not in (folder, *folder.parents),
         f"--out={parsed.out} must not lie in data.path={config.path}, for it would be read as text",
     )
+    tokenizer = given_tokenizer(config)
     preparation = Preparation(
-        text, folder, Workers(parsed.num_workers, parsed.engine), progress, made_with=config
+        text,
+        folder,
+        Workers(parsed.num_workers, parsed.engine),
+        progress,
+        made_with=config,
+        corpus=open_corpus(text, tokenizer.vocab_size if tokenizer else None),
     )
-    prepare([preparation], given_tokenizer(config), say)
+    prepare([preparation], tokenizer, say)
     return open_store(folder)
 
 

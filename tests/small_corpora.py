@@ -1,5 +1,6 @@
 """Documents written down in every format that is read, and how tests read them back."""
 
+import csv
 import gzip
 import itertools
 import json
@@ -137,11 +138,28 @@ def write_arrayrecord(folder: Path, texts: Sequence[str | bytes]) -> Path:
     return path
 
 
+def write_csv(folder: Path, texts: Sequence[str], suffix: str = ".csv") -> Path:
+    path = folder / f"a{suffix}"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file, "excel" if suffix == ".csv" else "excel-tab")
+        rows.writerows([("id", "text"), *enumerate(texts)])
+    return path
+
+
+def json_array(content: bytes) -> bytes:
+    return json.dumps([json.loads(line) for line in content.splitlines()], indent=1).encode()
+
+
 FORMATS: dict[str, Callable[[Path, Sequence[str]], Path]] = {
     "txt": write_texts,
     "jsonl": _write_as("a.jsonl", bytes),
     "jsonl.gz": _write_as("a.jsonl.gz", gzip.compress),
     "jsonl.zst": _write_as("a.jsonl.zst", zst),
+    "json": _write_as("a.json", json_array),
+    "json.gz": _write_as("a.json.gz", lambda content: gzip.compress(json_array(content))),
+    "lines named json": _write_as("a.json", bytes),
+    "csv": write_csv,
+    "tsv": lambda folder, texts: write_csv(folder, texts, ".tsv"),
     "parquet": write_parquet,
     "arrow": write_arrow_file,
     "dataset": write_dataset,

@@ -63,7 +63,7 @@ def write_folder(folder: Path) -> list[str]:
     (folder / "a.txt").write_bytes(documents[0].encode())
     lines = [json.dumps({"text": text}) + "\n" for text in documents[1:4]]
     (folder / "b.jsonl").write_text(lines[0] + "\n" + "".join(lines[1:]))
-    (folder / "ignored.md").write_text("not a text of ours")
+    (folder / "ignored.pdf").write_text("not a text of ours")
     (folder / "nested" / "c.txt").write_bytes(documents[4].encode())
     (folder / "z.txt").write_bytes(documents[5].encode())
     return documents

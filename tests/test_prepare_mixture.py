@@ -9,7 +9,7 @@ from small_prepare import documents_in, prepare_here, run, sentences, small_size
 from small_tokenizers import byte_level, content_of
 
 import data.text.lines
-import data.text.tables
+import data.text.token_files
 from configs.data import DataConfig
 from configs.errors import SettingsError
 from data.mixture import Data
@@ -121,7 +121,7 @@ def test_the_same_text_may_be_named_twice(texts):
 def arrays(tmp_path, monkeypatch) -> tuple[Path, list[int]]:
     """Tokens in two files, and all of them; the first file does not begin with a separator."""
     small_sizes(monkeypatch, part_bytes=1000, task_bytes=2000)
-    monkeypatch.setattr(data.text.tables, "_TOKENS_AT_ONCE", 300)
+    monkeypatch.setattr(data.text.token_files, "_TOKENS_AT_ONCE", 300)
     separator = 256
     documents = [list(line.encode()) for line in sentences(120)]
     first = documents[0] + [i for doc in documents[1:50] for i in (separator, *doc)]

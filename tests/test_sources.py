@@ -15,7 +15,8 @@ from data.text.corpus import open_corpus
 from data.text.sources import Part, SourceFile, find_files, plan_parts, plan_tasks
 
 READ = ["a.txt", "b.jsonl", "c.txt.gz", "d.jsonl.zst", "e.parquet", "f.arrow", "g.arrayrecord"]
-NOT_READ = ["README.md", "a.txt.bz2", "b.csv", "c.gz", "d.parquet.gz", "e.json", "txt"]
+READ += ["h.csv", "h.py", "h.tsv.gz", "i.md"]
+NOT_READ = ["a.txt.bz2", "c.gz", "d.parquet.gz", "e.json", "txt"]
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -56,7 +57,7 @@ def test_files_are_read_in_the_order_of_their_names_not_of_the_disk(tmp_path):
         assert found == ["10.txt", "9.txt", "B.txt", "a/b/c.txt", "a/z.txt", "b.txt", "é.txt"]
 
 
-FILES = ["a.txt", "b1.txt", "b2.txt", "b22.txt", "c.jsonl", "deep/a.txt", "deep/er/b1.txt", "x.md"]
+FILES = ["a.txt", "b1.txt", "b2.txt", "b22.txt", "c.jsonl", "deep/a.txt", "deep/er/b1.txt", "x.pdf"]
 
 
 @pytest.mark.parametrize(
@@ -135,13 +136,16 @@ def test_a_folder_without_anything_to_read_is_refused_with_what_is_read(tmp_path
     touch(tmp_path / "some", *NOT_READ)
     message = refusal(f"{tmp_path}/some/{pattern}")
     assert message.startswith(f"data.path={tmp_path}/some/{pattern} holds nothing that is read: ")
-    assert ".txt .jsonl (also .gz .zst) .parquet" in message
+    assert ".txt .jsonl .json .csv .tsv (also .gz .zst) .parquet" in message
 
 
 @pytest.mark.parametrize("name", NOT_READ)
 def test_a_file_of_another_kind_is_refused_with_what_is_read(tmp_path, name):
     touch(tmp_path, name)
-    assert f"{name} must end in .txt .jsonl (also .gz .zst)" in refusal(tmp_path / name)
+    message = refusal(tmp_path / name)
+    assert f"{name} must " in message
+    if name != "e.json":  # which is of a kind that is read, and holds none of it
+        assert f"{name} must end in .txt .jsonl .json .csv .tsv (also .gz .zst)" in message
 
 
 def test_a_folder_that_mixes_tokens_with_text_is_refused_with_both(tmp_path):
@@ -151,21 +155,14 @@ def test_a_folder_that_mixes_tokens_with_text_is_refused_with_both(tmp_path):
     assert names_of(f"{tmp_path}/c/*") == ["d.bin", "e.npy"]
 
 
-def test_a_dataset_of_several_splits_is_refused_until_one_is_named(tmp_path):
-    write_dataset(tmp_path, ["text"])
-    (tmp_path / "dataset_dict.json").write_text('{"splits": ["saved"]}')
-    message = refusal(tmp_path)
-    assert message.startswith(
-        f"data.path={tmp_path} has in {tmp_path} a dataset with several splits"
-    )
-    assert texts_of(corpus_config(tmp_path / "saved")) == ["text"]
-
-
-def test_a_dataset_of_several_splits_is_refused_below_a_folder_too(tmp_path):
-    write_dataset(tmp_path / "deep", ["text"])
-    (tmp_path / "deep" / "dataset_dict.json").write_text('{"splits": ["saved"]}')
-    assert f"has in {tmp_path}/deep a dataset with several splits" in refusal(tmp_path)
-    assert "a dataset with several splits" in refusal(f"{tmp_path}/*")
+def test_what_lies_beside_data_and_describes_it_is_not_read(tmp_path):
+    touch(tmp_path, "records/README.md", "records/a.jsonl", "records/notes.md")
+    touch(tmp_path, "tokens/README.md", "tokens/a.bin", "tokens/x.csv", "tokens/vocab.json")
+    assert names_of(tmp_path / "records") == ["a.jsonl", "notes.md"]
+    found = find_files(corpus_config(tmp_path / "tokens"))
+    assert [file.name for file in found[1]] == ["a.bin"]
+    assert found[2] == {".csv": 1, ".json": 1, ".md": 1}
+    assert names_of(touch(tmp_path / "alone", "README.md")) == ["README.md"]
 
 
 def test_folders_behind_links_are_read_once_each(tmp_path):

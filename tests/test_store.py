@@ -12,7 +12,7 @@ from small_tokenizers import TEXTS
 
 import data.preparation.encode
 import data.text.lines
-import data.text.tables
+import data.text.token_files
 from configs.errors import IntegrityError
 from data.preparation.shards import ShardWriter
 from data.store import MANIFEST, Place, TokenStore, TokenStream, open_store

@@ -14,7 +14,7 @@ from configs.data import PrepareConfig
 from data.cleaning.pipeline import Cleaner
 from data.files import whole_file
 from data.preparation.plan import PLAN, Plan, changed_at, read_plan
-from data.text.corpus import open_corpus
+from data.text.corpus import open_overlap
 from data.text.readers import read_part
 from data.text.reading import Reading
 
@@ -113,8 +113,7 @@ def _make_cleaner(work: str, changed_at: int) -> Cleaner:
 def _overlap_texts(config: PrepareConfig) -> Iterator[str]:
     """Yields the texts of the evaluation sets that the corpus must not hold."""
     for path in config.decontaminate_from:
-        own = replace(config, path=path, clean=(), decontaminate_from=())
-        corpus = open_corpus(own)
+        own, corpus = open_overlap(config, path)
         for part in (part for task in corpus.tasks for part in task):
             for record in read_part(part, corpus.files[part.file], own, Reading(skip=False)):
                 yield record.text

@@ -2,14 +2,14 @@
 
 import functools
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.check import require
 from configs.data import DUPLICATE_STEPS, PrepareConfig
 from data.preparation.shards import FORMAT_VERSION
-from data.text.corpus import Corpus, open_corpus
+from data.text.corpus import Corpus, open_overlap
 
 PLAN, TOKENIZER = "plan.json", "tokenizer.json"
 
@@ -40,7 +40,7 @@ class Plan:
 
 def plan_content(plan: Plan) -> dict[str, Any]:
     """Returns what has to be the same for a preparation to go on, as JSON gives it back."""
-    texts = [open_corpus(replace(plan.config, path=p)) for p in plan.config.decontaminate_from]
+    texts = [open_overlap(plan.config, path)[1] for path in plan.config.decontaminate_from]
     for text in texts:
         require(
             not text.has_tokens,

@@ -8,6 +8,7 @@ manifest is written last: a folder without one was not finished.
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from configs.check import require
 from configs.data import PrepareConfig
 from data.cleaning.pipeline import merge_reports
 from data.files import file_entry, no_space_is_told, whole_file, write_json
+from data.hub import is_hub
 from data.preparation.engine import Workers
 from data.preparation.plan import PLAN, TOKENIZER, Plan, plan_content
 from data.preparation.repeats import drop_repeats
@@ -40,6 +42,7 @@ _OURS = (
     f"{FILES}*",
     f"{MANIFEST}.tmp-*",
 )
+_NUM_FILES = 1000  # of which the report says what became of them
 
 Say = Callable[[str], None]
 """Is told in a line what happens."""
@@ -132,7 +135,27 @@ class Preparation:
     def description(self) -> str:
         """What is prepared, as it was given where that is not on this machine."""
         given = self._made_with.path
-        return given if given and is_remote(given) else self.corpus.description
+        return given if given and (is_remote(given) or is_hub(given)) else self.corpus.description
+
+    @property
+    def marks(self) -> list[str]:
+        """What was found of marks between documents of a .txt, in words."""
+        found = Counter[str]()
+        for scan_ in self._scans:
+            found.update(scan_["marks"])
+        separator = self.config.document_separator
+        require(
+            separator is None or bool(found),
+            f"data.document_separator={separator} must stand in some .txt of data.path="
+            f"{self.config.path}, but does not; leave it out",
+        )
+        return [
+            f"text has {number:,} {mark}, at each of which a document ends"
+            if separator
+            else f"text has {number:,} {mark}, which are text like any other; to end documents "
+            f"there: --data.document_separator '{mark}'"
+            for mark, number in sorted(found.items())
+        ]
 
     @property
     def alphabet(self) -> set[str]:
@@ -143,7 +166,7 @@ class Preparation:
     def num_line_characters(self) -> int:
         """Characters that a tokenizer may learn from, newlines not counted."""
         total = sum(scan["line_characters"] for scan in self._scans)
-        fraction = 0 if self.corpus.is_stdlib else self.config.validation_fraction
+        fraction = 0 if self.corpus.is_split else self.config.validation_fraction
         return total - round(total * fraction)
 
     def sample(self, stride: int) -> list[str]:
@@ -179,7 +202,13 @@ class Preparation:
         write_json(
             self.folder / FILES,
             [
-                {"name": file.name, "kind": file.kind, "size": file.num_bytes}
+                {
+                    "name": file.name,
+                    "kind": file.kind,
+                    "size": file.num_bytes,
+                    "split": file.split,
+                    "dtype": file.dtype,
+                }
                 for file in self.corpus.files
             ],
         )
@@ -258,7 +287,7 @@ class Preparation:
     def _num_train(self) -> list[int]:
         """Returns for each task how many characters from its beginning on are training text."""
         total = self._num_characters
-        fraction = 0 if self.corpus.is_stdlib else self.config.validation_fraction
+        fraction = 0 if self.corpus.is_split else self.config.validation_fraction
         left = total - round(total * fraction)
         lengths = [scan["characters"] for scan in self._scans]
         return [left - before for before in np.cumsum([0, *lengths[:-1]]).tolist()]
@@ -285,14 +314,25 @@ class Preparation:
 
     def _report(self) -> dict[str, Any]:
         """Returns what was left out or changed, and why, with examples."""
-        unread: dict[str, int] = {}
-        for scan_ in self._scans:
-            for name, count in scan_["unread"].items():
-                unread[name] = unread.get(name, 0) + count
+        unread, documents = (
+            sum((Counter(scan[name]) for scan in self._scans), Counter[str]())
+            for name in ("unread", "by_file")
+        )
         examples = [line for scan_ in self._scans for line in scan_["unread_examples"]]
         return {
+            "notes": [*self.corpus.notes, *self.marks],
+            "files": [
+                {
+                    "file": file.name,
+                    "read_as": file.kind,
+                    "split": file.split or "a fraction validates",
+                    "documents": documents[file.name],
+                    "left_out": unread[file.name],
+                }
+                for file in self.corpus.files[:_NUM_FILES]
+            ],
             "not_read": self.corpus.not_read,
-            "unread": unread,
+            "unread": dict(unread),
             "unread_examples": examples[:NUM_EXAMPLES],
             "cleaning": merge_reports(self._cleaning()),
             "duplicates": self._duplicates,

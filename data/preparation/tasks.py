@@ -41,6 +41,7 @@ def scan(work: str, task: int) -> dict[str, Any]:
     reading = Reading(skip=plan.config.bad_records == "skip")
     part_lines = [0] * len(plan.corpus.tasks[task])
     counts = {"documents": 0, "characters": 0, "lines": 0, "line_characters": 0}
+    by_file: dict[str, int] = {}
     alphabet: set[str] = set()
     signatures: list[np.void] = []
     scanned: list[tuple[int, int, int, bool]] = []
@@ -51,6 +52,8 @@ def scan(work: str, task: int) -> dict[str, Any]:
     for document in documents:
         text, size = document.text, document.size
         counts["documents"] += document.begins
+        name = plan.corpus.files[plan.corpus.tasks[task][document.part].file].name
+        by_file[name] = by_file.get(name, 0) + document.begins
         counts["characters"] += size
         if plan.config.tokenizer == "sentencepiece" and teaches(plan, task, document):
             lengths_of_lines = [len(line) for line in lines_of(text)]
@@ -68,10 +71,12 @@ def scan(work: str, task: int) -> dict[str, Any]:
         save_array(plan.path("scanned", task, "npy"), np.array(scanned, SCANNED_DTYPE))
     result = {
         **counts,
+        "by_file": by_file,
         "part_lines": part_lines,
         "alphabet": "".join(sorted(alphabet)),
         "unread": reading.counts,
         "unread_examples": reading.examples,
+        "marks": reading.marks,
         "cleaning": cleaner.report if cleaner else [],
     }
     write_json(plan.path("scan", task, "json"), result)

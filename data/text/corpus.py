@@ -4,9 +4,11 @@ import hashlib
 import os
 import platform
 import sysconfig
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from configs.check import require
 from configs.data import STDLIB, PrepareConfig
@@ -15,14 +17,17 @@ from data.text.readers import topic_names
 from data.text.sources import (
     Part,
     SourceFile,
+    Split,
     find_files,
     plan_parts,
     plan_tasks,
     record_name,
     source_file,
 )
+from data.text.splits import by_split
+from data.text.tables import has_token_rows
+from data.text.token_files import choose_dtype
 
-Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 _STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
@@ -39,7 +44,9 @@ class Corpus:
     tasks: tuple[tuple[Part, ...], ...]
     is_stdlib: bool
     not_read: dict[str, int]
-    """Files beside them of kinds that are not read, by suffix."""
+    """Files beside them that are not read, by suffix."""
+    notes: tuple[str, ...] = ()
+    """What was worked out about the files, in words."""
 
     @property
     def num_bytes(self) -> int:
@@ -49,13 +56,19 @@ class Corpus:
     @property
     def has_tokens(self) -> bool:
         """Whether the files hold tokens, not text."""
-        return self.files[0].kind == "tokens"
+        return self.files[0].has_tokens
+
+    @property
+    def is_split(self) -> bool:
+        """Whether each document belongs to a split, so that no fraction is cut off."""
+        return self.is_stdlib or self.files[0].split is not None
 
     def digest(self) -> str:
         """Returns the SHA-256 of the names and bytes of all files, which reads all of them."""
         total = hashlib.sha256()
         for file in self.files:
-            total.update(os.fsencode(f"{file.name}\0{digest_file(Path(file.path))}\n"))
+            digest = f"{digest_file(Path(file.path))}{file.dtype or ''}"
+            total.update(os.fsencode(f"{file.name}\0{digest}\n"))
         return total.hexdigest()
 
     def document_name(self, file: int, number: int) -> str:
@@ -66,11 +79,12 @@ class Corpus:
     def split_of(self, file: int, number: int) -> Split | None:
         """Returns which split a document belongs to, None where the split cuts across files.
 
-        The standard library is split by document. One's own text is cut at one place: of all
-        characters the last data.validation_fraction validate; a document at the cut becomes two.
+        Files named as splits say it; the standard library is split by document. One's own text is
+        cut at one place: of all characters the last data.validation_fraction validate; a document
+        at the cut becomes two.
         """
         if not self.is_stdlib:
-            return None
+            return self.files[file].split
         name = self.document_name(file, number)
         digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
         return "validation" if digest % _STDLIB_VALIDATION == 0 else "train"
@@ -88,17 +102,19 @@ class Corpus:
         """Returns the corpus that `to_json` wrote."""
         files = tuple(SourceFile(**file) for file in content["files"])
         tasks = tuple(tuple(Part(**part) for part in task) for task in content["tasks"])
-        return Corpus(
-            content["description"], files, tasks, content["is_stdlib"], content["not_read"]
-        )
+        return Corpus(**{**content, "files": files, "tasks": tasks, "notes": (*content["notes"],)})
 
 
-def open_corpus(config: PrepareConfig) -> Corpus:
+def open_corpus(config: PrepareConfig, vocab_size: int | None = None) -> Corpus:
     """Returns the corpus that data.path names.
+
+    Args:
+        vocab_size: of the tokenizer that is given, if any; it may say how wide token ids are.
 
     Raises:
         SettingsError: there is none, or nothing in it can be read.
     """
+    notes: list[str] = []
     if config.path is None:
         require(
             False,
@@ -111,8 +127,53 @@ def open_corpus(config: PrepareConfig) -> Corpus:
     else:
         root, files, not_read = find_files(config)
         description = str(root)
+        files, notes = by_split(files, config)
+        files = _with_tokens(files, config, vocab_size, notes)
+        prose = Counter(Path(file.name).suffix for file in files if file.is_prose)
+        if prose:
+            kinds = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(prose.items()))
+            notes.append(f"each of these files is one document: {kinds}")
     tasks = tuple(map(tuple, plan_tasks(files, plan_parts(files))))
-    return Corpus(description, tuple(files), tasks, config.path == STDLIB, not_read)
+    return Corpus(
+        description, tuple(files), tasks, config.path == STDLIB, not_read, notes=tuple(notes)
+    )
+
+
+def open_overlap(config: PrepareConfig, path: str) -> tuple[PrepareConfig, Corpus]:
+    """Returns an evaluation text of data.decontaminate_from, all of it, whatever its names say."""
+    own = replace(config, path=path, clean=(), decontaminate_from=(), split_files="ignore")
+    return own, open_corpus(own)
+
+
+def _with_tokens(
+    files: Sequence[SourceFile], config: PrepareConfig, vocab_size: int | None, notes: list[str]
+) -> list[SourceFile]:
+    """Returns files with what their token ids are written as; raises where some hold text."""
+    tables = [file for file in files if file.kind in ("parquet", "arrow")]
+    if tables and has_token_rows(tables[0], config):
+        files = [replace(file, kind="token_rows") if file in tables else file for file in files]
+        notes.append(f"each row of {config.text_field} is a document of token ids")
+    texts = [file.name for file in files if not file.has_tokens]
+    arrays = [file.name for file in files if file.has_tokens]
+    require(
+        not (texts and arrays),
+        f"data.path={config.path} must not mix text with arrays of tokens: "
+        f"{', '.join([*texts[:1], *arrays[:1]])}; name one kind with a glob, such as "
+        "'FOLDER/**/*.txt'",
+    )
+    found = []
+    chosen: Counter[tuple[str, str]] = Counter()
+    for file in files:
+        dtype = None
+        if file.kind == "tokens":
+            dtype, by = choose_dtype(Path(file.path), config, vocab_size)
+            chosen.update([(dtype, by)] if dtype else [])
+        found.append(replace(file, dtype=dtype))
+    notes += [
+        f"token ids are read as {dtype} in {n:,} .bin (by: {by})"
+        for (dtype, by), n in chosen.items()
+    ]
+    return found
 
 
 def _stdlib_files() -> tuple[Path, list[SourceFile]]:
@@ -134,4 +195,7 @@ def _stdlib_files() -> tuple[Path, list[SourceFile]]:
 
 def _is_as_found(file: SourceFile) -> bool:
     path = Path(file.path)
-    return path.is_file() and source_file(path, file.name, file.kind) == file
+    if not path.is_file():
+        return False
+    now = source_file(path, file.name, file.kind)
+    return (now.num_bytes, now.mtime_ns) == (file.num_bytes, file.mtime_ns)

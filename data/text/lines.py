@@ -1,29 +1,19 @@
 """Text and lines of JSON, which can be entered in the middle of a file."""
 
 import functools
-import gzip
-import io
 import json
 from collections.abc import Iterator
-from typing import IO, Any
+from pathlib import Path
+from typing import IO
 
 from configs.data import PrepareConfig
-from data.text.reading import Reading, Record, decode, field_of
+from data.text.fields import field_of, text_of
+from data.text.marks import begins_document, count_marks, split_documents
+from data.text.reading import Reading, Record, decode
 from data.text.sources import PART_BYTES, Part, SourceFile
+from data.text.streams import MARK, open_stream
 
 _LINE_SEARCH_BYTES = 2**20  # how far a text is searched for the end of a line to be cut there
-
-
-def _open(file: SourceFile) -> Any:
-    match file.compression:
-        case ".gz":
-            return gzip.open(file.path)
-        case ".zst":
-            import pyarrow
-
-            # Reads all frames of a file, and says when the last is not whole; zstandard does not.
-            return io.BufferedReader(pyarrow.input_stream(file.path, compression="zstd"))
-    return open(file.path, "rb")
 
 
 def _boundary(stream: IO[bytes], offset: int, limit: int | None) -> int:
@@ -65,9 +55,10 @@ def read_text(
     part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
 ) -> Iterator[Record]:
     """Yields a text in pieces of about PART_BYTES, none of which cuts a character."""
-    with _open(file) as stream:
+    with open_stream(Path(file.path)) as stream:
         start, stop = _range(stream, part, _LINE_SEARCH_BYTES)
-        place, rest, number, begins = start, b"", 0, start == 0
+        begins = begins_document(stream, start, config.document_separator)
+        place, rest, number = start, b"", 0
         while stop is None or place < stop:
             size = PART_BYTES if stop is None else stop - place
             content = rest + (block := stream.read(size))
@@ -76,9 +67,16 @@ def read_text(
             cut = len(content) if at_end else _cut(content)
             content, rest = content[:cut], content[cut:]
             offset = place - len(rest) - len(content)
-            if text := _text_of(content, offset, file, config, reading):
-                yield Record(number, text, begins=begins)
-                begins = False
+            text = _text_of(content, offset, file, config, reading)
+            text = text.removeprefix(MARK) if offset == 0 else text
+            if not file.is_prose:
+                count_marks(text, config, reading)
+            for i, document in enumerate(split_documents(text, config.document_separator)):
+                begins = begins or i > 0
+                is_blank = config.document_separator and begins and not document.strip()
+                if document and not is_blank:
+                    yield Record(number, document, begins=begins)
+                    begins = False
             number += 1
             if at_end:
                 break
@@ -117,7 +115,7 @@ def _text_of(
 def _line_number(file: SourceFile, offset: int) -> int:
     """Returns the number of the line, from 1, at an offset; reads all before it, so only if bad."""
     number = 1
-    with _open(file) as stream:
+    with open_stream(Path(file.path)) as stream:
         while offset > 0 and (block := stream.read(min(offset, 2**20))):
             number += block.count(b"\n")
             offset -= len(block)
@@ -128,7 +126,7 @@ def read_jsonl(
     part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
 ) -> Iterator[Record]:
     """Yields the text of each line of JSON that has one."""
-    with _open(file) as stream:
+    with open_stream(Path(file.path)) as stream:
         place, stop = _range(stream, part, None)
         start = place
         for number, line in enumerate(stream):
@@ -149,10 +147,7 @@ def read_jsonl(
 def _text_of_line(line: bytes, config: PrepareConfig) -> str | None:
     """Returns the text of a good line, None for any other."""
     try:
-        text = json.loads(line.decode("utf-8"))[config.text_field]
-        if not text.isascii():
-            text.encode("utf-8")  # JSON can spell half a pair, which is no character
-        return text
+        return text_of(json.loads(line.decode("utf-8")), config)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError):
         return None
 
@@ -165,7 +160,7 @@ def _explain_line(
     if decoded is None:
         return None
     try:
-        record = json.loads(decoded.removeprefix("\ufeff"))
+        record = json.loads(decoded.removeprefix(MARK))
     except (ValueError, RecursionError) as error:
         is_syntax = isinstance(error, json.JSONDecodeError)
         why = f"{error.msg}: character {error.pos + 1}" if is_syntax else error

@@ -10,11 +10,15 @@ from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from data.text.lines import read_jsonl, read_text
 from data.text.reading import Reading, Record
+from data.text.records import read_csv, read_json
 from data.text.sources import Part, SourceFile
-from data.text.tables import read_arrayrecord, read_table, read_tokens
+from data.text.streams import other_encoding
+from data.text.tables import read_arrayrecord, read_table
+from data.text.token_files import read_tokens
 
 # The last is what numpy says of a damaged header.
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, tokenize.TokenError)
+_UTF8 = ("text", "jsonl", "json", "csv")
 
 
 def read_part(
@@ -28,17 +32,28 @@ def read_part(
     read: Callable[..., Iterator[Record]] = {
         "text": read_text,
         "jsonl": read_jsonl,
+        "json": read_json,
+        "csv": read_csv,
         "parquet": read_table,
         "arrow": read_table,
         "arrayrecord": read_arrayrecord,
         "tokens": read_tokens,
+        "token_rows": read_table,
         "python": _read_python,
         "topics": _read_topics,
     }[file.kind]
     try:
+        if file.kind in _UTF8 and (encoding := other_encoding(Path(file.path))):
+            if part.start == 0:  # once, though a text may be read in many parts
+                reading.add(file, "", encoding, "convert it (iconv -f UTF-16 -t UTF-8)")
+            return
         yield from read(part, file, config, reading)
     except SettingsError:
         raise
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 (byte {error.object[error.start]:#04x})"
+        way_out = "convert it, pass --data.invalid_utf8 replace to put U+FFFD there"
+        reading.add(file, "", what, way_out)
     except _UNREADABLE as error:
         what = f"cannot be read as {file.kind} ({' '.join(str(error).split()) or repr(error)})"
         reading.add(file, "", what)

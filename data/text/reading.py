@@ -1,7 +1,6 @@
 """What reading gives: records, and an account of what could not be read."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -38,6 +37,8 @@ class Reading:
     counts: dict[str, int] = field(default_factory=dict)
     """Records left out of each file, or 1 for the rest of a file that is damaged."""
     examples: list[str] = field(default_factory=list)
+    marks: dict[str, int] = field(default_factory=dict)
+    """How often what looks like a mark between documents occurs in text."""
 
     @property
     def wants_places(self) -> bool:
@@ -78,22 +79,3 @@ def decode(
             "convert it, pass --data.invalid_utf8 replace to put U+FFFD there",
         )
         return None
-
-
-def field_of(
-    record: Any, place: str, file: SourceFile, config: PrepareConfig, reading: Reading
-) -> str | None:
-    """Returns the text in data.text_field of a record, or None where there is none to be had."""
-    field_ = config.text_field
-    if not isinstance(record, dict) or not isinstance(record.get(field_), str):
-        if isinstance(record, dict) and field_ in record:
-            kind = "null" if record[field_] is None else type(record[field_]).__name__
-            what = f"has {kind} in data.text_field={field_}, not text"
-        else:
-            has = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            what = f"has no data.text_field={field_}, but has: {has}"
-        reading.add(file, place, what, "name the field that holds the text")
-        return None
-    # Half a UTF-16 pair, which JSON can spell and UTF-8 cannot, is text not in UTF-8.
-    content = record[field_].encode("utf-8", errors="surrogatepass")
-    return decode(content, place, file, config, reading)

@@ -12,21 +12,49 @@ from typing import Literal
 from configs.check import require
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
+from data.text.streams import COMPRESSIONS, json_layout
 
-Kind = Literal["text", "jsonl", "parquet", "arrow", "arrayrecord", "tokens", "python", "topics"]
+Split = Literal["train", "validation"]
+Kind = Literal[
+    "text",
+    "jsonl",
+    "json",
+    "csv",
+    "parquet",
+    "arrow",
+    "arrayrecord",
+    "tokens",
+    "token_rows",
+    "python",
+    "topics",
+]
 
+_PROSE = {
+    *(".md", ".rst", ".tex", ".html", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu"),
+    *(".js", ".jsx", ".ts", ".tsx", ".java", ".kt", ".go", ".rs", ".rb", ".php", ".cs", ".swift"),
+    *(".scala", ".lua", ".pl", ".r", ".jl", ".hs", ".ml", ".sh", ".sql"),
+}
+"""Suffixes of writing and of source code, each file of which is a document."""
+_ABOUT = ("readme", "license", "changelog", "contributing", "citation")
+"""Names of files that describe what is beside them."""
 _KINDS: dict[str, Kind] = {
     ".txt": "text",
+    ".raw": "text",  # wiki.train.raw
+    ".tokens": "text",  # wiki.train.tokens: words, with spaces between them
+    **dict[str, Kind].fromkeys(_PROSE, "text"),
     ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".arrayrecord": "arrayrecord",
     ".npy": "tokens",
     ".bin": "tokens",
 }
-_COMPRESSIONS = (".gz", ".zst")
 _READABLE = (
-    ".txt .jsonl (also .gz .zst) .parquet .arrow .arrayrecord .npy .bin, a folder or a glob of them"
+    ".txt .jsonl .json .csv .tsv (also .gz .zst) .parquet .arrow .arrayrecord .npy .bin, .md or "
+    "source code, a folder or a glob of them"
 )
 PART_BYTES = 16 * 2**20
 """Bytes of a file that are read in one go, where a file can be entered in the middle."""
@@ -45,12 +73,26 @@ class SourceFile:
     kind: Kind
     num_bytes: int
     mtime_ns: int
+    split: Split | None = None
+    """What its name says that it is for; None leaves it to the settings."""
+    dtype: str | None = None
+    """Of the token ids in a .bin."""
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether it holds tokens, not text."""
+        return self.kind in ("tokens", "token_rows")
+
+    @property
+    def is_prose(self) -> bool:
+        """Whether it is writing or source code by its suffix, and not the file of a data set."""
+        return Path(self.name).suffix.lower() in _PROSE
 
     @property
     def compression(self) -> str | None:
         """Suffix of the compression, if any."""
         suffix = Path(self.path).suffix.lower()
-        return suffix if suffix in _COMPRESSIONS else None
+        return suffix if suffix in COMPRESSIONS else None
 
 
 @dataclass(frozen=True)
@@ -79,10 +121,21 @@ def record_name(name: str, kind: Kind, number: int) -> str:
 def kind_of(path: Path) -> Kind | None:
     """Returns how a file is read, by its name; None if it is not."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSIONS:
+    if suffixes and suffixes[-1] in COMPRESSIONS:
         kind = _KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return kind if kind in ("text", "jsonl") else None
+        return kind if kind in ("text", "jsonl", "json", "csv") else None
     return _KINDS.get(path.suffix.lower())
+
+
+def _kind_there(path: Path, *, is_named: bool) -> Kind | None:
+    """Returns how a file is read, a .json by what it holds; one of settings only if it is named."""
+    kind = kind_of(path)
+    if kind != "json":
+        return kind
+    layouts: dict[str | None, Kind] = {"array": "json", "lines": "jsonl"}
+    if is_named:
+        layouts["object"] = "jsonl"
+    return layouts.get(json_layout(path))
 
 
 def source_file(path: Path, name: str, kind: Kind) -> SourceFile:
@@ -106,27 +159,26 @@ def find_files(config: PrepareConfig) -> tuple[Path, list[SourceFile], dict[str,
     root = _whole(given)
     require(root.exists(), f"data.path={config.path} does not exist; give a file or a folder")
     if not root.is_dir():
-        kind = kind_of(root)
-        if kind is None:
-            require(False, f"data.path={config.path} must end in {_READABLE}")
-            raise AssertionError
-        return root, [source_file(root, root.name, kind)], {}
+        require(kind_of(root) is not None, f"data.path={config.path} must end in {_READABLE}")
+        require(
+            _kind_there(root, is_named=True) is not None,
+            f"data.path={config.path} must hold an array of JSON, [...], or a record on each line; "
+            "write the records so",
+        )
+        return root, *_kinds_of(config.path, root.parent, [root])
     require(
         not (root / ".work").is_dir(),
         f"data.path={config.path} is a prepared folder that is not finished: give the same "
         "./tessera prepare again, which goes on where it stopped",
     )
-    paths = _files_below(config.path, root)
-    if (root / "dataset_info.json").exists() and (root / "state.json").exists():
-        paths = _saved_dataset(config.path, root)
-    return root, _kinds_of(config.path, root, paths), _others(paths)
+    return root, *_kinds_of(config.path, root, _files_below(config.path, root))
 
 
 def _files_below(given: str, root: Path) -> list[Path]:
     """Returns all files below a folder, behind links too; hidden folders are not looked into.
 
     Raises:
-        SettingsError: a link leads nowhere, or a folder has all splits of a dataset.
+        SettingsError: a link leads nowhere, or a saved dataset is not whole.
     """
     found = []
     for folder, folders, names in os.walk(root, followlinks=True):
@@ -135,12 +187,9 @@ def _files_below(given: str, root: Path) -> list[Path]:
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]  # .git, .cache
-        require(
-            "dataset_dict.json" not in names,
-            f"data.path={given} has in {folder} a dataset with several splits, of which some are "
-            "for testing; give the folder of one",
-        )
-        found += [Path(folder) / name for name in names]
+        is_dataset = {"dataset_info.json", "state.json"} <= {*names}
+        here = [Path(folder) / name for name in names]
+        found += _saved_dataset(given, Path(folder)) if is_dataset else here
     for path in found:
         require(
             path.exists(), f"data.path={given} has a link that leads nowhere: {path}; remove it"
@@ -175,12 +224,7 @@ def _globbed(given: str, pattern: str) -> tuple[Path, list[SourceFile], dict[str
     below = {file for path in found if path.is_dir() for file in _files_below(given, path)}
     paths = sorted(below | {path for path in found if path.is_file()})
     require(bool(paths), f"data.path={given} matches no file; quote it, and see what is there")
-    return root, _kinds_of(given, root, paths), _others(paths)
-
-
-def _others(paths: list[Path]) -> dict[str, int]:
-    suffixes = Counter(path.suffix or "no suffix" for path in paths if kind_of(path) is None)
-    return dict(sorted(suffixes.items()))
+    return root, *_kinds_of(given, root, paths)
 
 
 def _whole(path: str) -> Path:
@@ -188,23 +232,33 @@ def _whole(path: str) -> Path:
     return Path(os.path.abspath(path))
 
 
-def _kinds_of(given: str, root: Path, paths: list[Path]) -> list[SourceFile]:
+def _kinds_of(given: str, root: Path, paths: list[Path]) -> tuple[list[SourceFile], dict[str, int]]:
+    """Returns the files that are read, named below a folder, and {suffix: how many are not}.
+
+    Beside arrays of tokens nothing else counts as data that may describe them, and beside files of
+    records no README: it is about them.
+    """
+    kinds: dict[Path, Kind] = {
+        path: kind for path in paths if (kind := _kind_there(path, is_named=len(paths) == 1))
+    }
+    has_tokens = "tokens" in kinds.values()
+    has_records = any(kind != "text" for kind in kinds.values())
+
+    def counts(path: Path, kind: Kind) -> bool:
+        is_prose = path.suffix.lower() in _PROSE
+        if has_tokens and (is_prose or kind == "csv" or ".json" in path.suffixes):
+            return False
+        return not (has_records and is_prose and path.name.lower().startswith(_ABOUT))
+
     files = [
         source_file(path, Path(os.path.relpath(path, root)).as_posix(), kind)
-        for path in paths
-        if (kind := kind_of(path))
+        for path, kind in kinds.items()
+        if counts(path, kind)
     ]
     require(bool(files), f"data.path={given} holds nothing that is read: {_READABLE}")
-    has_tokens = {file.kind == "tokens" for file in files}
-    require(
-        len(has_tokens) == 1,
-        f"data.path={given} must not mix text with arrays of tokens: {files[0].name}, "
-        f"{next(f.name for f in files if (f.kind == 'tokens') != (files[0].kind == 'tokens'))}; "
-        "name one kind with a glob, such as 'FOLDER/**/*.txt'"
-        if len(has_tokens) > 1
-        else "",
-    )
-    return files
+    read = {file.path for file in files}
+    others = Counter(path.suffix or "no suffix" for path in paths if str(path) not in read)
+    return files, dict(sorted(others.items()))
 
 
 def plan_parts(files: list[SourceFile]) -> list[Part]:

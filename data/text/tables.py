@@ -1,47 +1,70 @@
-"""Parquet, Arrow, ArrayRecord, and arrays of tokens."""
+"""Parquet, Arrow and ArrayRecord."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configs.data import PrepareConfig
-from data.text.reading import Reading, Record, decode, field_of
+from data.text.fields import field_names, field_of
+from data.text.reading import Reading, Record, decode
 from data.text.sources import Part, SourceFile
 
-_LLM_C = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}  # magic number: dtype
-_LLM_C_HEADER_BYTES = 1024
 _TABLE_ROWS = 64  # rows may be whole books
-_TOKENS_AT_ONCE = 2**20
 
 
 def read_table(
     part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
 ) -> Iterator[Record]:
-    """Yields the text of each row of a Parquet or Arrow file that has one."""
+    """Yields the text of each row of a Parquet or Arrow file that has one, or its token ids."""
     import pyarrow
 
-    open_table = _open_parquet if file.kind == "parquet" else _open_arrow
     number = 0
     try:
-        names, batches = open_table(file.path, config)
-        if config.text_field not in names:
-            field_of(dict.fromkeys(names), "", file, config, reading)
+        names, batches = _open_table(file, config)
+        columns = _columns(names, config)
+        if not set(columns) <= set(names):
+            field_of(dict.fromkeys(names, ""), "", file, config, reading)
             return
         for batch in batches:
-            for content in _contents(batch.column(config.text_field)):
-                place = f", row {number + 1}"
-                if isinstance(content, bytes):
-                    text = decode(content, place, file, config, reading)
+            contents = [_contents(batch.column(column)) for column in columns]
+            for values in zip(*contents, strict=True):
+                if file.kind == "token_rows":
+                    yield Record(number, ids=_ids_of(values[0], number))
                 else:
-                    record = {config.text_field: content}
-                    text = field_of(record, place, file, config, reading)
-                if text:
-                    yield Record(number, text)
+                    record = dict(zip(columns, values, strict=True))
+                    if text := field_of(record, f", row {number + 1}", file, config, reading):
+                        yield Record(number, text)
                 number += 1
     except (pyarrow.ArrowException, KeyError, OSError) as error:
         raise ValueError(f"after row {number}: {error}") from None
+
+
+def _columns(names: list[str], config: PrepareConfig) -> list[str]:
+    """Returns the columns that make a text, those of dotted names by what is before the dot."""
+    wanted = (n if n in names else n.split(".")[0] for n in field_names(config))
+    return list(dict.fromkeys(wanted))
+
+
+def _ids_of(values: Any, number: int) -> np.ndarray:
+    ids = np.array([] if values is None else values)
+    if len(ids) and ids.dtype.kind not in "iu":
+        raise ValueError(f"row {number + 1} has something other than token ids")
+    return ids.astype(np.int64)
+
+
+def has_token_rows(file: SourceFile, config: PrepareConfig) -> bool:
+    """Says whether data.text_field of a Parquet or Arrow file is a column of lists of integers."""
+    import pyarrow
+
+    try:
+        schema = _schema(file)
+        kind = schema.field(config.text_field).type
+    except (pyarrow.ArrowException, KeyError, OSError):
+        return False  # reading says what is wrong
+    types = pyarrow.types
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return is_list and types.is_integer(kind.value_type)
 
 
 def _contents(column: Any) -> list[Any]:
@@ -56,27 +79,40 @@ def _contents(column: Any) -> list[Any]:
     return column.to_pylist()
 
 
-def _open_parquet(path: str, config: PrepareConfig) -> tuple[list[str], Iterator[Any]]:
+def _schema(file: SourceFile) -> Any:
     import pyarrow.parquet
 
+    if file.path.lower().endswith(".parquet"):
+        return pyarrow.parquet.read_schema(file.path)
+    return _open_arrow(file.path)[0]
+
+
+def _open_table(file: SourceFile, config: PrepareConfig) -> tuple[list[str], Iterator[Any]]:
+    """Returns the names of the columns, and the rows in batches."""
+    import pyarrow.parquet
+
+    if not file.path.lower().endswith(".parquet"):
+        schema, batches = _open_arrow(file.path)
+        return schema.names, batches
     table = pyarrow.parquet.ParquetFile(
-        path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True
+        file.path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True
     )
-    batches = table.iter_batches(_TABLE_ROWS, columns=[config.text_field], use_threads=False)
-    return table.schema_arrow.names, batches
+    names = table.schema_arrow.names
+    columns = _columns(names, config)
+    return names, table.iter_batches(_TABLE_ROWS, columns=columns, use_threads=False)
 
 
-def _open_arrow(path: str, config: PrepareConfig) -> tuple[list[str], Iterator[Any]]:
+def _open_arrow(path: str) -> tuple[Any, Iterator[Any]]:
     """Opens what Hugging Face `datasets` saves to disk (a stream), or an Arrow file."""
     import pyarrow
 
     source = pyarrow.memory_map(path)
     try:
         table = pyarrow.ipc.open_stream(source)
-        return table.schema.names, iter(table)
+        return table.schema, iter(table)
     except pyarrow.ArrowInvalid:
         rows = pyarrow.ipc.open_file(source)
-        return rows.schema.names, map(rows.get_batch, range(rows.num_record_batches))
+        return rows.schema, map(rows.get_batch, range(rows.num_record_batches))
 
 
 def read_arrayrecord(
@@ -96,37 +132,3 @@ def read_arrayrecord(
         reader.close()
     except RuntimeError as error:
         raise ValueError(str(error)) from None
-
-
-def read_tokens(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
-) -> Iterator[Record]:
-    """Yields an array of tokens in pieces, as they are."""
-    ids = open_tokens(Path(file.path))
-    size = ids.dtype.itemsize
-    stop = len(ids) if part.stop is None else part.stop // size
-    for start in range(part.start // size, min(stop, len(ids)), _TOKENS_AT_ONCE):
-        piece = np.asarray(ids[start : min(start + _TOKENS_AT_ONCE, stop)])
-        yield Record(start, ids=piece, begins=start == 0)
-
-
-def open_tokens(path: Path) -> np.ndarray:
-    """Returns an array of token ids, one axis, mapped into memory and not read.
-
-    A .bin is uint16 without a header (nanoGPT), or has the header of llm.c.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    if path.suffix == ".npy":
-        ids = np.lib.format.open_memmap(path, mode="r")  # np.load would unpickle and unzip as well
-    else:
-        with path.open("rb") as file:
-            magic, _, num_tokens = np.frombuffer(file.read(12).ljust(12, b"\0"), "<i4").tolist()
-        offset = _LLM_C_HEADER_BYTES if magic in _LLM_C else 0
-        ids = np.memmap(path, _LLM_C.get(magic, np.dtype("<u2")), "r", offset)
-        if offset and len(ids) != num_tokens:
-            raise ValueError(f"it holds {len(ids)} tokens, its header says {num_tokens}")
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise ValueError(f"it holds {ids.dtype} of shape {ids.shape}, not integers on one axis")
-    return ids

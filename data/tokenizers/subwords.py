@@ -44,8 +44,12 @@ class PieceModel(Protocol):
         """Returns ids and all others that no text should have, after telling the library so."""
         ...
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text, int32; a reserved one only where the library insists."""
+    def encode_batch(self, texts: Sequence[str], *, within: bool) -> list[np.ndarray]:
+        """Returns the ids of each text, int32; a reserved one only where the library insists.
+
+        Args:
+            within: the texts go on within documents, so that no space is put before them.
+        """
         ...
 
     def decode(self, ids: list[int]) -> str:
@@ -65,6 +69,7 @@ class SentencePieceModel:
             self._processor.LoadFromSerializedProto(content)
         except RuntimeError as error:
             raise ValueError(str(error)) from None
+        self._within = _without_dummy_prefix(content)
         self.size: int = self._processor.vocab_size()
         ends = [i for i in (self._processor.eos_id(), self._processor.bos_id()) if i >= 0]
         self.end_of_text: int | None = ends[0] if ends else None
@@ -90,24 +95,45 @@ class SentencePieceModel:
         """Returns the ids: the library itself keeps control pieces out of text."""
         return set(ids)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str], *, within: bool) -> list[np.ndarray]:
         """Returns the ids of each text; the arrays cannot be written to."""
-        return [self._encode(text) for text in texts]
+        return [self._encode(text, within) for text in texts]
 
-    def _encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str, within: bool) -> np.ndarray:
         if (text.isascii() and self._is_plain_ascii) or self._odd.search(text) is None:
-            return self._processor.encode(text, return_type="numpy")
+            return self._encode_plain(text, within)
         parts = [
             self._in_bytes[part]
             if part in self._in_bytes
-            else self._processor.encode(part, return_type="numpy")
-            for part in self._odd.split(text)
+            else self._encode_plain(part, within or i > 0)
+            for i, part in enumerate(self._odd.split(text))
         ]
         return np.concatenate(parts)
+
+    def _encode_plain(self, text: str, within: bool) -> np.ndarray:
+        # A model that drops spaces at the beginning has the dummy prefix stand for the space.
+        in_place = within and self._within and not (self._within[1] and text.startswith(" "))
+        processor = self._within[0] if self._within and in_place else self._processor
+        return processor.encode(text, return_type="numpy")
 
     def decode(self, ids: list[int]) -> str:
         """Returns the text of ids, without control pieces."""
         return self._processor.decode(ids)
+
+
+def _without_dummy_prefix(content: bytes) -> tuple[Any, bool] | None:
+    """Returns a model that puts no space before text, and whether it drops one; None if as given.
+
+    Source: sentencepiece_model.proto, NormalizerSpec.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
+    if not model.normalizer_spec.add_dummy_prefix:
+        return None
+    model.normalizer_spec.add_dummy_prefix = False
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    return processor, model.normalizer_spec.remove_extra_whitespaces
 
 
 class HuggingFaceModel:
@@ -117,19 +143,15 @@ class HuggingFaceModel:
 
     def __init__(self, content: bytes):
         """Reads a tokenizer.json; ValueError where it is none."""
-        import tokenizers  # here, as most runs do without it
-
-        # Parallel are the processes that prepare text; threads within them would be in the way.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        tokenizer = tokenizers.Tokenizer.from_buffer(content)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True  # as the plain text they are spelled with
-        model: dict[str, Any] = json.loads(content)["model"]
-        if model.get("dropout"):
-            tokenizer.model.dropout = None
-        self._tokenizer = tokenizer
-        self.size: int = max(tokenizer.get_vocab().values(), default=-1) + 1
+        self._tokenizer = _plain_tokenizer(content)
+        said: dict[str, Any] = json.loads(content)
+        model = said["model"]
+        steps = {name: said.get(name) for name in ("normalizer", "pre_tokenizer")}
+        inner = {name: _without_prefix(step) for name, step in steps.items()}
+        self._within = self._tokenizer
+        if inner != steps:
+            self._within = _plain_tokenizer(json.dumps(said | inner).encode())
+        self.size: int = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         ends = (self.id_of(token) for token in END_OF_TEXT)
         self.end_of_text: int | None = next((end for end in ends if end is not None), None)
         self.unknown: int | None = model.get("unk_id")
@@ -151,13 +173,15 @@ class HuggingFaceModel:
         reserved = special | set(ids)
         # Qwen does not call its fill-in-the-middle tokens special.
         ordinary = [added[piece_id] for piece_id in reserved & added.keys() - special]
-        self._tokenizer.add_special_tokens(ordinary)
+        for tokenizer in (self._tokenizer, self._within):
+            tokenizer.add_special_tokens(ordinary)
         return reserved
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str], *, within: bool) -> list[np.ndarray]:
         """Returns the ids of each text, without the places that the library could tell too."""
+        tokenizer = self._within if within else self._tokenizer
         try:
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises nothing narrower
             raise SettingsError(
                 f"data.tokenizer cannot write the text, and has no unknown token: {error}; pass "
@@ -168,6 +192,37 @@ class HuggingFaceModel:
     def decode(self, ids: list[int]) -> str:
         """Returns the text of ids, the unknown token as it is spelled."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _plain_tokenizer(content: bytes) -> Any:
+    """Returns a tokenizer.json without padding, truncation, sampling and special tokens in text."""
+    import tokenizers  # here, as most runs do without it
+
+    # Parallel are the processes that prepare text; threads within them would be in the way.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # as the plain text they are spelled with
+    if json.loads(content)["model"].get("dropout"):
+        tokenizer.model.dropout = None
+    return tokenizer
+
+
+def _without_prefix(step: Any) -> Any:
+    """Returns a normalizer or pre-tokenizer that puts no space before a text, None for nothing."""
+    if isinstance(step, list):
+        return [inner for each in step if (inner := _without_prefix(each)) is not None]
+    if not isinstance(step, dict):
+        return step
+    match step.get("type"):
+        case "Prepend":
+            return None
+        case "Metaspace":
+            return step | {"prepend_scheme": "never", "add_prefix_space": False}
+        case "ByteLevel":
+            return step | {"add_prefix_space": False}
+    return {name: _without_prefix(value) for name, value in step.items()}
 
 
 class SubwordTokenizer:
@@ -196,12 +251,12 @@ class SubwordTokenizer:
         """Returns the ids of a text."""
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str], *, within: bool = False) -> list[np.ndarray]:
         """Returns the ids of each text; one thread does all of it."""
         for text in texts:
             if not text.isascii():
                 utf8(text)
-        found = self._model.encode_batch(texts)
+        found = self._model.encode_batch(texts, within=within)
         # One look at all of them, for hardly any text has one.
         if not found or not self._has_reserved(np.concatenate(found)):
             return found

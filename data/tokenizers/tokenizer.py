@@ -13,6 +13,7 @@ from configs.check import require
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from data.text.utf8 import utf8
+from data.tokenizers.ranks import of_tiktoken, of_vocab
 from data.tokenizers.special_tokens import NO_SPECIAL, special_ids
 from data.tokenizers.subwords import SubwordTokenizer, open_subwords, read_model
 
@@ -39,8 +40,12 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns what `encode` does for each text, perhaps faster."""
+    def encode_batch(self, texts: Sequence[str], *, within: bool = False) -> list[np.ndarray]:
+        """Returns what `encode` does for each text, perhaps faster.
+
+        Args:
+            within: the texts go on within documents, so that no space is put before them.
+        """
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -69,7 +74,7 @@ class ByteTokenizer:
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str], *, within: bool = False) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
     def word_starts(self) -> np.ndarray:
@@ -109,7 +114,7 @@ class CharacterTokenizer:
             )
         return ids.astype(np.int32)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str], *, within: bool = False) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
     def word_starts(self) -> np.ndarray:
@@ -126,7 +131,11 @@ class CharacterTokenizer:
 _FILES = {
     ".model": ("sentencepiece", "SentencePiece model"),
     ".json": ("huggingface", "Hugging Face tokenizer.json"),
+    ".tiktoken": ("huggingface", "file of ranks as tiktoken has it"),
+    "merges.txt": ("huggingface", "vocab.json beside its merges.txt"),
+    "vocab.json": ("huggingface", "vocab.json beside its merges.txt"),
 }
+_WITHOUT_PATTERN = (".tiktoken", "merges.txt", "vocab.json")
 
 
 def open_tokenizer(config: PrepareConfig) -> Tokenizer | None:
@@ -136,7 +145,13 @@ def open_tokenizer(config: PrepareConfig) -> Tokenizer | None:
         SettingsError: the file of data.tokenizer cannot be read, or has no such separator.
     """
     path = Path(config.tokenizer).expanduser()
-    if path.suffix not in _FILES:
+    form = next((end for end in reversed(_FILES) if path.name.endswith(end)), None)
+    require(
+        config.split_pattern is None or form in _WITHOUT_PATTERN,
+        f"data.split_pattern={config.split_pattern} must not be given with "
+        f"data.tokenizer={config.tokenizer}, which cuts text in a way of its own; leave it out",
+    )
+    if form is None:
         require(
             config.separator_token is None,
             f"data.separator_token={config.separator_token} must not be given with "
@@ -150,14 +165,17 @@ def open_tokenizer(config: PrepareConfig) -> Tokenizer | None:
         )
         is_bytes = config.tokenizer == "bytes"
         return ByteTokenizer(special_ids(config.special_tokens, 257)) if is_bytes else None
-    kind, what = _FILES[path.suffix]
+    kind, what = _FILES[form]
     require(
         path.is_file(),
         f"data.tokenizer={config.tokenizer} must be a file, but there is none; pass the path of a "
         f"{what}, or leave it out to train a tokenizer",
     )
-    content = path.read_bytes()
     try:
+        if form == ".tiktoken":
+            content = of_tiktoken(path.read_bytes(), config)
+        else:
+            content = of_vocab(path, config) if form in _WITHOUT_PATTERN else path.read_bytes()
         model = read_model(kind, content)
     except ValueError as error:
         raise SettingsError(
