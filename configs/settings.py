@@ -87,6 +87,7 @@ _INCOMPATIBLE = (
     "data.separator_token",
     "data.special_tokens",
     "data.validation_fraction",
+    "data.validation_seed",
 )
 
 
@@ -124,11 +125,18 @@ def classify(name: str) -> Change:
 def classify_change(name: str, old: RunConfig, new: RunConfig, step: int) -> Change:
     """Says what changing a setting does to a run that has taken so many steps.
 
-    More or fewer steps are safe where the learning rates so far do not depend on them.
+    More or fewer steps are safe where the learning rates so far do not depend on them; so is what
+    took the place of the default fraction that validates, as the digest of the data decides.
     """
+    if name == "data.validation_fraction" and {_fraction(old), _fraction(new)} == {0.1, None}:
+        return "safe"
     if name == "train.num_steps" and _keeps_rates(old, new, step):
         return "safe"
     return classify(name)
+
+
+def _fraction(config: RunConfig) -> float | None:
+    return config.data.validation_fraction
 
 
 def _keeps_rates(old: RunConfig, new: RunConfig, step: int) -> bool:

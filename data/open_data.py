@@ -50,7 +50,8 @@ def open_data(
     one that is learned from all texts together.
 
     Args:
-        moved: {name: prepared folder} of an earlier opening, used where they are still there.
+        moved: {name: prepared folder} of an earlier opening, used where they are still there; None
+            for a new run, which takes no folder of an earlier format.
         part: of several parts of the prepared files, each checked by another process, this one's.
 
     Raises:
@@ -88,6 +89,8 @@ def open_data(
             known = Path(path).expanduser()
         if is_prepared_folder(known):
             stores[name] = open_part(known)
+            if moved is None:
+                stores[name].check_format()
             if ignored := _ignored(plain, stores[name]):
                 say(f"note: {known} is prepared already, so these do not count: {ignored}")
         else:
@@ -188,9 +191,12 @@ def _prepare(
     corpora = {name: open_corpus(config) for name, config in texts.items()}
     digests = {name: corpus.digest() for name, corpus in corpora.items()}
     taught = sorted(
-        (digests[name], config.validation_fraction)
-        for name, config in texts.items()
-        if config.validation_fraction < 1 or config.tokenizer == "characters"
+        (
+            (digests[name], config.validation_fraction)
+            for name, config in texts.items()
+            if config.validation_fraction != 1 or config.tokenizer == "characters"
+        ),
+        key=str,
     )
     learned_from = None if tokenizer else taught
     folders = {
@@ -227,7 +233,15 @@ def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, say: S
         others = ", ".join(f"{n} {name}" for name, n in preparation.corpus.not_read.items())
         note = f"; files there that are not read: {others}" if others else ""
         say(f"preparing {preparation.description}{note}")
-        preparation.scan()
+        if tokenizer is None and preparation.corpus.has_tokens:
+            config = preparation.config
+            raise SettingsError(
+                f"data.tokenizer={config.tokenizer} is learned from text, but data.path="
+                f"{config.path} holds tokens: give the tokenizer that made them, a .model or a "
+                "tokenizer.json"
+            )
+        preparation.scan(tokenizer)
+        say(preparation.settled.describe())
     if preparations and tokenizer is None:
         tokenizer = _learn(preparations)
         say(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} tokens")
@@ -243,11 +257,6 @@ def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, say: S
 
 def _learn(preparations: list[Preparation]) -> Tokenizer:
     config = preparations[0].config
-    if any(preparation.corpus.has_tokens for preparation in preparations):
-        raise SettingsError(
-            f"data.tokenizer={config.tokenizer} is learned from text, but data.path={config.path} "
-            "holds tokens: give the tokenizer that made them, a .model or a tokenizer.json"
-        )
     if config.tokenizer == "characters":
         return learn_characters(set().union(*(p.alphabet for p in preparations)), config)
     num_characters = sum(preparation.num_line_characters for preparation in preparations)
@@ -260,7 +269,7 @@ def _identity(
     config: PrepareConfig,
     text: str,
     tokenizer: Tokenizer | None,
-    learned_from: list[tuple[str, float]] | None,
+    learned_from: list[tuple[str, float | None]] | None,
 ) -> str:
     """Returns the name of the folder that holds what a text and its settings determine."""
     settings: dict[str, Any] = {**dataclasses.asdict(config), "path": None}
