@@ -36,12 +36,11 @@ class Encoder:
                 self._add_ids(writer, document.ids[side], begins, file, number + (side.start or 0))
                 continue
             text = document.text[side]
-            self._num_characters += len(text)
-            first, *others = [text] if len(text) <= _PIECE_CHARACTERS else _pieces(text)
-            self._waiting.append((writer, (file, number) if begins else None, first))
-            self._waiting += [(writer, None, piece) for piece in others]
-        if self._num_characters >= _BATCH_CHARACTERS:
-            self.flush()
+            for i, piece in enumerate(_pieces(text)):
+                self._waiting.append((writer, (file, number) if begins and i == 0 else None, piece))
+                self._num_characters += len(piece)
+                if self._num_characters >= _BATCH_CHARACTERS:
+                    self.flush()
 
     def flush(self) -> None:
         """Encodes and writes what waits."""

@@ -26,6 +26,7 @@ from data.preparation.plan import Plan, read_plan, tokenizer_of
 from data.preparation.shards import ShardWriter
 from data.text.corpus import SPLITS, Split
 from data.text.reading import Reading
+from data.text.utf8 import utf8_len
 from data.tokenizers.learn import lines_of
 
 SCANNED_DTYPE = np.dtype(
@@ -44,6 +45,7 @@ SCANNED_DTYPE = np.dtype(
 whether it ends with a line, its split where the files decide (1 + index in SPLITS, else 0), and the
 digest of the seed and of what it holds."""
 _SCANNED = struct.Struct("<qIQ??BQ")  # as numpy packs it; a list of tuples takes ten times more
+_AT_ONCE = 2**20  # characters or tokens
 _TOKEN_BYTES = 4  # of text, where only tokens are known
 
 
@@ -66,9 +68,8 @@ def scan(work: str, task: int) -> dict[str, Any]:
         text, size = document.text, document.size
         counts["documents"] += document.begins
         counts["characters"] += size
-        content = text.encode() if document.ids is None else document.ids.astype("<u4").tobytes()
-        counts["bytes"] += len(content) if document.ids is None else _TOKEN_BYTES * size
-        scanned += _row(plan, task, document, content)
+        counts["bytes"] += _TOKEN_BYTES * size if document.ids is not None else utf8_len(text)
+        scanned += _row(plan, task, document)
         if plan.config.tokenizer == "sentencepiece" and teaches(plan, task, document):
             counts["learnable"] += size
             lengths_of_lines = [len(line) for line in lines_of(text)]
@@ -95,11 +96,15 @@ def scan(work: str, task: int) -> dict[str, Any]:
     return result
 
 
-def _row(plan: Plan, task: int, document: Document, content: bytes) -> bytes:
+def _row(plan: Plan, task: int, document: Document) -> bytes:
     """Returns what is kept of a document, as SCANNED_DTYPE has it."""
     part = plan.corpus.tasks[task][document.part].file
     split = plan.corpus.split_of(part, document.number)
-    digest = hashlib.blake2b(content, digest_size=8, key=str(plan.config.validation_seed).encode())
+    digest = hashlib.blake2b(digest_size=8, key=str(plan.config.validation_seed).encode())
+    for start in range(0, document.size, _AT_ONCE):
+        piece = slice(start, start + _AT_ONCE)
+        ids, text = document.ids, document.text[piece]
+        digest.update(text.encode() if ids is None else ids[piece].astype("<u4").tobytes())
     return _SCANNED.pack(
         document.size,
         document.part,

@@ -20,9 +20,13 @@ _NUM_SPECIAL = 2 + 256  # <unk>, </s> and the bytes
 
 def lines_of(text: str) -> Iterator[str]:
     """Yields the lines of a text without their ends, long ones in parts of 1000 characters."""
-    for line in text.split("\n"):
-        for start in range(0, len(line), _LINE_CHARACTERS):
-            yield line[start : start + _LINE_CHARACTERS]
+    begin = 0
+    while begin < len(text):
+        end = text.find("\n", begin)
+        end = len(text) if end < 0 else end
+        for start in range(begin, end, _LINE_CHARACTERS):
+            yield text[start : min(start + _LINE_CHARACTERS, end)]
+        begin = end + 1
 
 
 def learn_characters(alphabet: Iterable[str], config: PrepareConfig) -> CharacterTokenizer:
