@@ -25,7 +25,12 @@ from data.store import (
     stored_tokenizer,
 )
 from data.text.corpus import open_corpus
-from data.tokenizers.learn import SAMPLE_CHARACTERS, learn_characters, learn_sentencepiece
+from data.tokenizers.learn import (
+    RESERVED,
+    SAMPLE_CHARACTERS,
+    learn_characters,
+    learn_sentencepiece,
+)
 from data.tokenizers.tokenizer import Tokenizer, changes_text, open_tokenizer, tokenizer_digest
 
 _LEARNED = ("sentencepiece", "characters")
@@ -229,6 +234,7 @@ def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, say: S
     Raises:
         SettingsError: a text cannot be used, or the tokenizer does not suit it.
     """
+    notes = ""
     for preparation in preparations:
         others = ", ".join(f"{n} {name}" for name, n in preparation.corpus.not_read.items())
         note = f"; files there that are not read: {others}" if others else ""
@@ -243,8 +249,8 @@ def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, say: S
         preparation.scan(tokenizer)
         say(preparation.settled.describe())
     if preparations and tokenizer is None:
-        tokenizer = _learn(preparations)
-        say(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} tokens")
+        tokenizer, notes = _learn(preparations)
+        say(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} tokens{notes and f'; {notes}'}")
     if preparations and tokenizer is not None and (changed := changes_text(tokenizer)):
         say(
             "warning: this tokenizer does not give every text back as it was; it changes "
@@ -252,17 +258,21 @@ def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, say: S
         )
     for preparation in preparations:
         assert tokenizer is not None
-        preparation.write(tokenizer)
+        preparation.write(tokenizer, notes)
 
 
-def _learn(preparations: list[Preparation]) -> Tokenizer:
+def _learn(preparations: list[Preparation]) -> tuple[Tokenizer, str]:
+    """Returns a tokenizer learned from all texts, and in words what it has not learned from."""
     config = preparations[0].config
     if config.tokenizer == "characters":
-        return learn_characters(set().union(*(p.alphabet for p in preparations)), config)
+        return learn_characters(set().union(*(p.alphabet for p in preparations)), config), ""
     num_characters = sum(preparation.num_line_characters for preparation in preparations)
     stride = -(-num_characters // SAMPLE_CHARACTERS) or 1
     lines = [line for preparation in preparations for line in preparation.sample(stride)]
-    return learn_sentencepiece(lines, config)
+    num_split = sum(RESERVED in line for line in lines)
+    notes = [f"learned from every {stride}th line of 1000 characters at most"] * (stride > 1)
+    notes += [f"{num_split:,} lines that it learns from are split at U+2585"] * bool(num_split)
+    return learn_sentencepiece(lines, config), ", ".join(notes)
 
 
 def _identity(

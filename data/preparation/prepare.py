@@ -167,8 +167,11 @@ class Preparation:
         found = dict(self._workers.run(sample, calls))
         return [line for task in sorted(found) for line in found[task]]
 
-    def write(self, tokenizer: Tokenizer) -> None:
+    def write(self, tokenizer: Tokenizer, notes: str = "") -> None:
         """Writes every shard, then the manifest, and removes what was only needed on the way.
+
+        Args:
+            notes: what the report says of how the tokenizer was learned.
 
         Raises:
             SettingsError: a split has no text, or a file has changed since it was found.
@@ -186,7 +189,7 @@ class Preparation:
                 f"data.path={self.config.path} has too little text: none is left for the {split} "
                 "split; give more text, or another --data.validation_fraction",
             )
-        write_json(self.folder / REPORT, self._report())
+        write_json(self.folder / REPORT, {**self._report(), "learning": notes})
         write_json(
             self.folder / FILES,
             [
