@@ -104,6 +104,10 @@ REPLACED = {
 named; on the command line it is refused with its successor."""
 
 
+_SAME_DEFAULTS = {"data.validation_fraction": ((0.1, None), (None, 0.1))}
+"""{setting: its default in an earlier version and now}; the digest of the data tells them apart."""
+
+
 def without_replaced(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Returns settings by flat name without those that have a successor."""
     return {name: value for name, value in flat.items() if name not in REPLACED}
@@ -125,18 +129,11 @@ def classify(name: str) -> Change:
 def classify_change(name: str, old: RunConfig, new: RunConfig, step: int) -> Change:
     """Says what changing a setting does to a run that has taken so many steps.
 
-    More or fewer steps are safe where the learning rates so far do not depend on them; so is what
-    took the place of the default fraction that validates, as the digest of the data decides.
+    More or fewer steps are safe where the learning rates so far do not depend on them.
     """
-    if name == "data.validation_fraction" and {_fraction(old), _fraction(new)} == {0.1, None}:
-        return "safe"
     if name == "train.num_steps" and _keeps_rates(old, new, step):
         return "safe"
     return classify(name)
-
-
-def _fraction(config: RunConfig) -> float | None:
-    return config.data.validation_fraction
 
 
 def _keeps_rates(old: RunConfig, new: RunConfig, step: int) -> bool:
@@ -164,12 +161,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     """Returns {"group.field": (old, new)} for each setting that differs, in the order of new.
 
     A setting that came later than `old` is there at its default; one that has a successor by now
-    makes no difference.
+    makes no difference, nor does a default that changed, where something else tells what it did.
     """
     old = {**_defaults(), **without_replaced(old)}
     names = [*new, *(name for name in old if name not in new)]
+    pairs = {name: (old.get(name), new.get(name)) for name in names}
     return {
-        name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)
+        name: pair
+        for name, pair in pairs.items()
+        if pair[0] != pair[1] and pair not in _SAME_DEFAULTS.get(name, ())
     }
 
 

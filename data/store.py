@@ -172,7 +172,7 @@ class TokenStore:
         words = [
             word
             for name, value in made_with.items()
-            if name in usual and value != usual[name]
+            if name in usual and value not in (usual[name], None)
             for word in (f"--data.{name}", *map(str, value if isinstance(value, list) else [value]))
         ]
         require(

@@ -1,5 +1,4 @@
-"""What validates: whole documents by their digest, of a single text the end; and folders of format 2,
-in which the last part of all text did."""
+"""What validates: whole documents by their digest, of a single text the end; and format 2."""
 
 import json
 import random
