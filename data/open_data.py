@@ -270,7 +270,7 @@ def _learn(preparations: list[Preparation]) -> tuple[Tokenizer, str]:
     stride = -(-num_characters // SAMPLE_CHARACTERS) or 1
     lines = [line for preparation in preparations for line in preparation.sample(stride)]
     num_split = sum(RESERVED in line for line in lines)
-    notes = [f"learned from every {stride}th line of 1000 characters at most"] * (stride > 1)
+    notes = [f"learned from one line of {stride}, in parts of 1000 characters"] * (stride > 1)
     notes += [f"{num_split:,} lines that it learns from are split at U+2585"] * bool(num_split)
     return learn_sentencepiece(lines, config), ", ".join(notes)
 

@@ -239,10 +239,10 @@ def test_lines_with_the_character_that_sentencepiece_keeps_for_itself_teach_it_t
         assert len(learn_sentencepiece(lines, settings(vocab_size=400)).encode("zebra")) == 1
 
 
-def test_no_line_to_learn_from_is_too_long_for_sentencepiece(capfd):
+def test_no_line_to_learn_from_is_too_long_for_sentencepiece():
     lines = [*LINES, *lines_of("\U0001f642" * 5000)]
     assert max(len(line.encode()) for line in lines) == 4000
-    assert len(learn_sentencepiece(lines, settings(vocab_size=400)).encode("\U0001f642" * 4)) < 4
+    assert len(learn_sentencepiece(lines, settings(vocab_size=400)).encode("\U0001f642")) == 1
 
 
 def test_lines_to_learn_from_are_cut_at_newlines_and_1000_characters():
