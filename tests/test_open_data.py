@@ -105,9 +105,9 @@ def test_a_mixture_takes_the_place_of_the_text_of_a_preset():
 
 def test_what_sentencepiece_does_not_learn_from_is_told_and_stands_in_the_report(tmp_path):
     lines = "".join(f"sheep {i % 37} crossed {'▅' * (i % 2)} bridge {i}\n" for i in range(9000))
-    folder = write(tmp_path / "texts", a=lines * 25)
+    folder = write(tmp_path / "texts", a=lines * 20)
     said: list[str] = []
-    config = data_config(folder, tokenizer="sentencepiece", vocab_size=290)
+    config = data_config(folder, tokenizer="sentencepiece", vocab_size=281)
     data = open_data(config, tmp_path / "cache", said.append, workers=Workers(1))
     notes = data.sources[0].store.report["learning"]
     assert notes.startswith("learned from one line of 2, in parts of 1000 characters, ")
