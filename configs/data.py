@@ -72,8 +72,11 @@ class PrepareConfig:
     split_files: Literal["by_name", "ignore"] = "by_name"
     """by_name: beside files or folders named train, those named validation, valid, val or dev
     validate, and test is left out; ignore: names of files say nothing."""
-    validation_fraction: float = 0.1
-    """The last part of one's own text, by characters, that validates and is never trained on."""
+    validation_fraction: float | None = None
+    """Part of one's own text that validates and is never trained on: whole documents, or of a
+    single text the end; None is 10 %, but not above 100 MB."""
+    validation_seed: int = 0
+    """Which documents validate; the same documents and seed give the same choice."""
     invalid_utf8: Literal["refuse", "replace"] = "refuse"
     """What to do with text that is not UTF-8: stop, or put U+FFFD in its place."""
     bad_records: Literal["stop", "skip"] = "stop"
@@ -96,7 +99,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         require_at_least("data.vocab_size", self.vocab_size, 2)
         require(
-            0 <= self.validation_fraction <= 1,
+            self.validation_fraction is None or 0 <= self.validation_fraction <= 1,
             f"data.validation_fraction={self.validation_fraction} must be between 0 and 1",
         )
         require(
@@ -171,7 +174,7 @@ class DataConfig(ObjectiveConfig, PrepareConfig):
         super().__post_init__()
         self.check_objective()
         require(
-            self.validation_fraction < 1,
+            self.validation_fraction != 1,
             f"data.validation_fraction={self.validation_fraction} must be below 1, or nothing is "
             "left to train on; a text that only validates goes into data.validation",
         )

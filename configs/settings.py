@@ -92,6 +92,7 @@ _INCOMPATIBLE = (
     "data.separator_token",
     "data.special_tokens",
     "data.validation_fraction",
+    "data.validation_seed",
 )
 _OF_BATCHES = ("data.", "train.seed", "train.batch_size")
 
@@ -106,6 +107,10 @@ REPLACED = {
 }
 """{a setting of an earlier version: what took its place}. In the folder of a run it is read and
 named; on the command line it is refused with its successor."""
+
+
+_SAME_DEFAULTS = {"data.validation_fraction": ((0.1, None), (None, 0.1))}
+"""{setting: its default in an earlier version and now}; the digest of the data tells them apart."""
 
 
 def without_replaced(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,12 +171,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     """Returns {"group.field": (old, new)} for each setting that differs, in the order of new.
 
     A setting that came later than `old` is there at its default; one that has a successor by now
-    makes no difference.
+    makes no difference, nor does a default that changed, where something else tells what it did.
     """
     old = {**_defaults(), **without_replaced(old)}
     names = [*new, *(name for name in old if name not in new)]
+    pairs = {name: (old.get(name), new.get(name)) for name in names}
     return {
-        name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)
+        name: pair
+        for name, pair in pairs.items()
+        if pair[0] != pair[1] and pair not in _SAME_DEFAULTS.get(name, ())
     }
 
 

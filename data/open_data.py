@@ -26,7 +26,12 @@ from data.store import (
     stored_tokenizer,
 )
 from data.text.corpus import open_corpus, open_overlap
-from data.tokenizers.learn import SAMPLE_CHARACTERS, learn_characters, learn_sentencepiece
+from data.tokenizers.learn import (
+    RESERVED,
+    SAMPLE_CHARACTERS,
+    learn_characters,
+    learn_sentencepiece,
+)
 from data.tokenizers.tokenizer import Tokenizer, changes_text, open_tokenizer, tokenizer_digest
 
 _LEARNED = ("sentencepiece", "characters")
@@ -51,7 +56,8 @@ def open_data(
     one that is learned from all texts together.
 
     Args:
-        moved: {name: prepared folder} of an earlier opening, used where they are still there.
+        moved: {name: prepared folder} of an earlier opening, used where they are still there; None
+            for a new run, which takes no folder of an earlier format.
         part: of several parts of the prepared files, each checked by another process, this one's.
 
     Raises:
@@ -89,6 +95,8 @@ def open_data(
             known = Path(path).expanduser()
         if is_prepared_folder(known):
             stores[name] = open_part(known)
+            if moved is None:
+                stores[name].check_format()
             if ignored := _ignored(plain, stores[name]):
                 say(f"note: {known} is prepared already, so these do not count: {ignored}")
         else:
@@ -192,9 +200,12 @@ def _prepare(
     corpora = {name: open_corpus(config, vocab_size) for name, config in texts.items()}
     digests = {name: corpus.digest() for name, corpus in corpora.items()}
     taught = sorted(
-        (digests[name], config.validation_fraction)
-        for name, config in texts.items()
-        if config.validation_fraction < 1 or config.tokenizer == "characters"
+        (
+            (digests[name], config.validation_fraction)
+            for name, config in texts.items()
+            if config.validation_fraction != 1 or config.tokenizer == "characters"
+        ),
+        key=str,
     )
     learned_from = None if tokenizer else taught
     folders = {
@@ -227,18 +238,27 @@ def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, say: S
     Raises:
         SettingsError: a text cannot be used, or the tokenizer does not suit it.
     """
+    notes = ""
     for preparation in preparations:
         others = ", ".join(f"{n} {name}" for name, n in preparation.corpus.not_read.items())
         note = f"; files there that are not read: {others}" if others else ""
         say(f"preparing {preparation.description}{note}")
         for line in preparation.corpus.notes:
             say(f"note: {line}")
-        preparation.scan()
+        if tokenizer is None and preparation.corpus.has_tokens:
+            config = preparation.config
+            raise SettingsError(
+                f"data.tokenizer={config.tokenizer} is learned from text, but data.path="
+                f"{config.path} holds tokens: give the tokenizer that made them, a .model or a "
+                "tokenizer.json"
+            )
+        preparation.scan(tokenizer)
         for line in preparation.marks:
             say(f"note: {line}")
+        say(preparation.settled.describe())
     if preparations and tokenizer is None:
-        tokenizer = _learn(preparations)
-        say(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} tokens")
+        tokenizer, notes = _learn(preparations)
+        say(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} tokens{notes and f'; {notes}'}")
     if preparations and tokenizer is not None and (changed := changes_text(tokenizer)):
         say(
             "warning: this tokenizer does not give every text back as it was; it changes "
@@ -246,29 +266,28 @@ def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, say: S
         )
     for preparation in preparations:
         assert tokenizer is not None
-        preparation.write(tokenizer)
+        preparation.write(tokenizer, notes)
 
 
-def _learn(preparations: list[Preparation]) -> Tokenizer:
+def _learn(preparations: list[Preparation]) -> tuple[Tokenizer, str]:
+    """Returns a tokenizer learned from all texts, and in words what it has not learned from."""
     config = preparations[0].config
-    if any(preparation.corpus.has_tokens for preparation in preparations):
-        raise SettingsError(
-            f"data.tokenizer={config.tokenizer} is learned from text, but data.path={config.path} "
-            "holds tokens: give the tokenizer that made them, a .model or a tokenizer.json"
-        )
     if config.tokenizer == "characters":
-        return learn_characters(set().union(*(p.alphabet for p in preparations)), config)
+        return learn_characters(set().union(*(p.alphabet for p in preparations)), config), ""
     num_characters = sum(preparation.num_line_characters for preparation in preparations)
     stride = -(-num_characters // SAMPLE_CHARACTERS) or 1
     lines = [line for preparation in preparations for line in preparation.sample(stride)]
-    return learn_sentencepiece(lines, config)
+    num_split = sum(RESERVED in line for line in lines)
+    notes = [f"learned from one line of {stride}, in parts of 1000 characters"] * (stride > 1)
+    notes += [f"{num_split:,} lines that it learns from are split at U+2585"] * bool(num_split)
+    return learn_sentencepiece(lines, config), ", ".join(notes)
 
 
 def _identity(
     config: PrepareConfig,
     text: str,
     tokenizer: Tokenizer | None,
-    learned_from: list[tuple[str, float]] | None,
+    learned_from: list[tuple[str, float | None]] | None,
 ) -> str:
     """Returns the name of the folder that holds what a text and its settings determine."""
     settings: dict[str, Any] = {**dataclasses.asdict(config), "path": None}

@@ -5,15 +5,17 @@ import hashlib
 import io
 import itertools
 import json
+import shlex
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from configs.check import require
+from configs.data import PrepareConfig
 from data.blocks import Shard, check_file, damaged, read_file
 from data.files import MANIFEST, retried
 from data.preparation.shards import FORMAT_VERSION, INDEX_DTYPE, token_dtype
@@ -21,6 +23,8 @@ from data.text.corpus import Split
 from data.tokenizers.tokenizer import Tokenizer, content_digest, load_tokenizer
 
 FILES, REPORT = "files.json", "report.json"
+READABLE = (2, FORMAT_VERSION)
+"""Formats of prepared folders that can be read; a new run takes none but the last."""
 _NUM_CACHED_INDICES = 16
 _NUM_VERIFIERS = 8  # threads that read files to check their digests
 
@@ -161,6 +165,23 @@ class TokenStore:
         """What was left out or changed on the way, and why."""
         return json.loads(read_file(self.folder / REPORT))
 
+    def check_format(self) -> None:
+        """Raises SettingsError unless it is of the format of today, as a new run needs it."""
+        version, made_with = self.manifest["format_version"], self.manifest["made_with"]
+        usual = {**json.loads(json.dumps(asdict(PrepareConfig()))), "validation_fraction": 0.1}
+        words = [
+            word
+            for name, value in made_with.items()
+            if name in usual and value not in (usual[name], None)
+            for word in (f"--data.{name}", *map(str, value if isinstance(value, list) else [value]))
+        ]
+        require(
+            version == FORMAT_VERSION,
+            f"{self.folder}: format_version={version} must be {FORMAT_VERSION} for a new run: "
+            "before, the last part of a text validated, and a document was cut in two. Prepare it "
+            f"anew: {shlex.join(['./tessera', 'prepare', *words, '--out'])} NEW_FOLDER",
+        )
+
     def describe(self) -> str:
         """Returns one line that says what is here."""
         splits = {name: split for name, split in self.manifest["splits"].items() if split["tokens"]}
@@ -197,10 +218,8 @@ def open_store(
     content = read_file(folder / MANIFEST)
     try:
         manifest = json.loads(content)
-        if manifest["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"format_version={manifest['format_version']} must be {FORMAT_VERSION}"
-            )
+        if manifest["format_version"] not in READABLE:
+            raise ValueError(f"format_version={manifest['format_version']} must be in {READABLE}")
         _verify(folder, manifest_entries(manifest)[part::num_parts], verify)
         return TokenStore(
             folder,
@@ -240,6 +259,16 @@ def stored_tokenizer(folder: Path) -> Tokenizer:
 def is_prepared_folder(folder: Path) -> bool:
     """Says whether a folder has been prepared; Unavailable if that cannot be seen now."""
     return retried((folder / MANIFEST).is_file, f"{folder / MANIFEST} cannot be looked at")
+
+
+def is_of_earlier_format(folder: Path) -> bool:
+    """Says whether a folder was prepared by an earlier version (or has a manifest that is torn)."""
+    if not is_prepared_folder(folder):
+        return False
+    try:
+        return json.loads(read_file(folder / MANIFEST))["format_version"] != FORMAT_VERSION
+    except (KeyError, ValueError, TypeError):
+        return True
 
 
 def _open_tokenizer(path: Path, said: dict[str, Any]) -> Tokenizer:

@@ -79,7 +79,7 @@ def open_run_data(path: Path, cache_dir: Path, *, step: int | None = None) -> Ru
         cache_dir,
         lambda line: None,
         watch=Progress(Console(stderr=True, highlight=False)),
-        moved=progress and progress.data_folders,
+        moved=progress.data_folders if progress else {},
     )
     ranges: tuple[StepRange, ...] = ()
     if progress is not None:

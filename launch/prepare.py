@@ -99,6 +99,7 @@ def _prepare(parsed: PrepareArguments, folder: Path, say: Say, progress: Progres
     if (folder / MANIFEST).is_file():
         remove_work(folder)
         store = open_store(folder)
+        store.check_format()
         made_with, wanted = store.manifest["made_with"], json.loads(json.dumps(asdict(config)))
         for name, value in wanted.items():
             require(

@@ -27,7 +27,13 @@ from launch.heartbeat import start_heartbeat
 from launch.paths import RUNS
 from launch.progress import Progress
 from launch.supervise import RestartPolicy, supervise
-from launch.train_settings import TrainArguments, default_run_dir, parse, resolve
+from launch.train_settings import (
+    TrainArguments,
+    default_run_dir,
+    parse,
+    prepared_before,
+    resolve,
+)
 from launch.words import closing_words, opening_words
 from sharding.job import find_job
 from train.run_folder import RunFolder
@@ -288,14 +294,15 @@ def _checked(
     check_platform(parsed.config, platform)
     check_can_replay(parsed.config, platform)
     check_fit(parsed.config, dict(mesh.shape))
+    progress = newest_progress(folder.checkpoints)
     with spans("preparation of the data"):
-        data = _open_data(parsed.config, processes, console)
+        moved = prepared_before(parsed.config, folder, progress)
+        data = _open_data(parsed.config, processes, console, moved)
     config = resolve(parsed.config, data)
     check_fit(config, dict(mesh.shape))  # again, now that the vocabulary is known
     changed = (
         folder.check_settings(config, allow_changes=parsed.allow_changes) if folder.exists else {}
     )
-    progress = newest_progress(folder.checkpoints)
     if progress is not None:
         progress.check_continues(config, data.digest)
     newest = progress and progress.step
@@ -315,7 +322,9 @@ def _keep_ledger(folder: RunFolder, spans: Spans) -> None:
     spans.beat()
 
 
-def _open_data(config: RunConfig, processes: "Processes", console: Console) -> "Data":
+def _open_data(
+    config: RunConfig, processes: "Processes", console: Console, moved: dict[str, str] | None
+) -> "Data":
     """Returns the data of a run; the first process prepares it, and the others open it then.
 
     Each checks a part of the files, and all hear of one that is damaged before they agree.
@@ -331,6 +340,7 @@ def _open_data(config: RunConfig, processes: "Processes", console: Console) -> "
             RUNS / ".data",
             logger.info,
             watch=watch,
+            moved=moved,
             part=processes.index,
             num_parts=processes.num,
         )

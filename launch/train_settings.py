@@ -23,6 +23,8 @@ from launch.supervise import RestartPolicy
 
 if TYPE_CHECKING:
     from data.mixture import Data
+    from train.checkpoint_files import Progress
+    from train.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,27 @@ def resolve(config: RunConfig, data: "Data") -> RunConfig:
     )
     model = dataclasses.replace(config.model, vocab_size=size if given == "tokenizer" else given)
     return dataclasses.replace(config, data=with_whole_paths(config.data), model=model)
+
+
+def prepared_before(
+    config: RunConfig, folder: "RunFolder", progress: "Progress | None"
+) -> dict[str, str] | None:
+    """Returns where an earlier version has put what the run reads; None for a new run.
+
+    What is prepared today is found by the digest of the text, so that a change of it is seen.
+    """
+    from data.store import is_of_earlier_format
+
+    if not folder.exists:
+        return None
+    old, new = folder.read_config().data, with_whole_paths(config.data)
+    if progress is None or (old.path, old.mixture) != (new.path, new.mixture):
+        return {}
+    return {
+        name: path
+        for name, path in progress.data_folders.items()
+        if is_of_earlier_format(Path(path))
+    }
 
 
 def _with_whole_durable_dir(config: RunConfig) -> RunConfig:

@@ -1,5 +1,6 @@
 """Small texts and prepared folders for the tests of data/, and how batches are compared."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -69,15 +70,22 @@ def write_folder(folder: Path) -> list[str]:
     return documents
 
 
-def cut(documents: Sequence[str], num_characters: int) -> tuple[list[str], list[str]]:
-    """Returns the documents of the first characters, and those of the rest, none of them empty."""
-    marked = [(i, character) for i, text in enumerate(documents) for character in text]
+def sides(
+    documents: Sequence[str], fraction: float = 0.1, seed: int = 0
+) -> tuple[list[str], list[str]]:
+    """Returns the documents that train and those that validate, neither none, by their digests."""
 
-    def join(part: list[tuple[int, str]]) -> list[str]:
-        numbers = sorted({i for i, _ in part})
-        return ["".join(c for j, c in part if j == i) for i in numbers]
+    def rank(text: str) -> float:
+        digest = hashlib.blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest()
+        return int.from_bytes(digest, "little") / 2**64
 
-    return join(marked[:num_characters]), join(marked[num_characters:])
+    total = sum(map(len, documents))
+    chosen = {x for x in documents if rank(x) < fraction and len(x) <= fraction * total}
+    if not chosen:
+        chosen = {min((x for x in documents if 2 * len(x) <= total), key=rank)}
+    elif chosen == set(documents):
+        chosen -= {max(documents, key=rank)}
+    return [x for x in documents if x not in chosen], [x for x in documents if x in chosen]
 
 
 def numbered_data(folder: Path) -> Data:

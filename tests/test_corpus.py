@@ -13,7 +13,7 @@ from small_corpora import (
     stored_documents,
     texts_of,
 )
-from small_data import cut, write_folder
+from small_data import sides, write_folder
 
 from configs.data import STDLIB
 from configs.errors import SettingsError
@@ -113,22 +113,13 @@ def test_a_standard_library_without_sources_is_refused(tmp_path, monkeypatch):
     "fraction",
     [0.001, 0.1, 0.25, 0.5, 0.8, 0.9, 0.97],  # 1 - 0.8 is 0.19999999999999996
 )
-def test_exactly_the_last_fraction_of_all_characters_validates(tmp_path, fraction):
+def test_whole_documents_validate_by_their_digest(tmp_path, fraction):
     documents = write_folder(tmp_path / "texts")
     config = corpus_config(tmp_path / "texts", validation_fraction=fraction)
     store = prepared(config, tmp_path / "out")
-    train, validation = cut(documents, 1000 - round(1000 * fraction))
+    train, validation = sides(documents, fraction)
     assert stored_documents(store, "train") == train
     assert stored_documents(store, "validation") == validation
-
-
-def test_a_cut_between_two_documents_makes_no_empty_one(tmp_path):
-    lines = [json.dumps({"text": text}) for text in ("12345", "67890")]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    config = corpus_config(tmp_path / "a.jsonl", validation_fraction=0.5)
-    store = prepared(config, tmp_path / "out")
-    assert stored_documents(store, "train") == ["12345"]
-    assert stored_documents(store, "validation") == ["67890"]
 
 
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):

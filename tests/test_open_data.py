@@ -101,3 +101,15 @@ def test_a_further_validation_set_leaves_the_prepared_text_where_it_is(tmp_path)
 def test_a_mixture_takes_the_place_of_the_text_of_a_preset():
     config = data_config(STDLIB, mixture=("a=a.txt", "b=b.txt"))
     assert with_whole_paths(config).path is None
+
+
+def test_what_sentencepiece_does_not_learn_from_is_told_and_stands_in_the_report(tmp_path):
+    lines = "".join(f"sheep {i % 37} crossed {'▅' * (i % 2)} bridge {i}\n" for i in range(9000))
+    folder = write(tmp_path / "texts", a=lines * 20)
+    said: list[str] = []
+    config = data_config(folder, tokenizer="sentencepiece", vocab_size=281)
+    data = open_data(config, tmp_path / "cache", said.append, workers=Workers(1))
+    notes = data.sources[0].store.report["learning"]
+    assert notes.startswith("learned from one line of 2, in parts of 1000 characters, ")
+    assert notes.endswith(" lines that it learns from are split at U+2585")
+    assert any(line.endswith(f"tokens; {notes}") for line in said)

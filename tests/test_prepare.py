@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_data import cut, data_config, prepare_quietly, write_folder
+from small_data import data_config, prepare_quietly, sides, write_folder
 from small_prepare import (
     PART_BYTES,
     TASK_BYTES,
@@ -46,16 +46,16 @@ def test_the_stream_is_every_document_between_separators(
 ):
     small_sizes(monkeypatch, part_bytes=40, task_bytes=task_bytes, block_len=7)
     documents = write_folder(tmp_path / "texts")
-    config = data_config(tmp_path / "texts", tokenizer=tokenizer, vocab_size=280)
+    config = data_config(tmp_path / "texts", tokenizer=tokenizer, vocab_size=275)
     store = prepare_here(config, tmp_path / "cache")
-    train, validation = cut(documents, 900)
+    train, validation = sides(documents)
     assert documents_in(store, store.train) == train
     assert documents_in(store, store.validation) == validation
 
 
 def test_the_manifest_counts_what_is_there(tmp_path, store):
     documents = write_folder(tmp_path / "again")
-    for split, texts in zip(("train", "validation"), cut(documents, 900), strict=True):
+    for split, texts in zip(("train", "validation"), sides(documents), strict=True):
         said = store.manifest["splits"][split]
         num_bytes = sum(len(text.encode()) for text in texts)
         assert said["documents"] == len(texts)
@@ -118,7 +118,7 @@ def test_any_number_of_workers_makes_the_same_bytes_of_a_large_corpus(tmp_path, 
         subprocess.run([*command, number, "--out", f"out/{number}"], **options)
         made.append(content_of(tmp_path / "out" / number))
     assert made[0] == made[1] == made[2]
-    assert sum(name.endswith(".arrayrecord") for name in made[0]) == 5  # one has the cut
+    assert sum(name.endswith(".arrayrecord") for name in made[0]) == 8
     assert open_store(tmp_path / "out/1").train.num_tokens > 100 * 2**20
 
 
@@ -152,7 +152,7 @@ def test_two_processes_at_once_make_one_good_folder(tmp_path, environment):
     command = [sys.executable, "-c", PREPARE, tmp_path / "a.txt", tmp_path / "cache"]
     made = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     said = sorted(line.split()[0] for line in made.stdout.splitlines())
-    assert said == ["data:", "data:", "preparing", "tokenizer:"]
+    assert said == ["data:", "data:", "preparing", "tokenizer:", "validation:"]
     (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
     assert open_store(folder).train.num_tokens == 4_680_000 * 9 // 10 + 2
 

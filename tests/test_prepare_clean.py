@@ -5,7 +5,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from small_data import cut, data_config
+from small_data import data_config, sides
 from small_prepare import (
     PART_BYTES,
     TASK_BYTES,
@@ -143,13 +143,12 @@ def test_a_document_keeps_its_line_though_others_are_dropped(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5])
-def test_the_cut_is_where_it_is_among_what_is_kept(tmp_path, monkeypatch, fraction):
+def test_the_split_is_of_what_is_kept(tmp_path, monkeypatch, fraction):
     small_sizes(monkeypatch, 1000, 4000)
     kept = write_planted(tmp_path / "texts")
     settings = config(tmp_path / "texts", validation_fraction=fraction)
     store = prepare_here(settings, tmp_path / "cache")
-    total = sum(map(len, kept))
-    train, validation = cut(kept, total - round(total * fraction))
+    train, validation = sides(kept, fraction)
     assert documents_in(store, store.train) == train
     assert documents_in(store, store.validation) == validation
 
@@ -189,8 +188,8 @@ def test_a_long_text_that_is_cleaned_is_cut_into_documents_and_none_of_it_is_los
     small_sizes(monkeypatch, 1000, 4000)
     text = "".join(sentences(200))
     (tmp_path / "a.txt").write_text(text)
-    store = prepare_here(data_config(tmp_path / "a.txt", clean=clean), tmp_path / "cache")
-    found = texts_of(store)
+    settings = data_config(tmp_path / "a.txt", clean=clean, validation_fraction=0.0)
+    found = texts_of(prepare_here(settings, tmp_path / "cache"))
     assert "".join(found) == text
     assert len(found) > 5
 

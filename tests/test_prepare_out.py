@@ -83,7 +83,7 @@ def test_what_was_prepared_already_is_said_and_not_touched(folder):
     [
         (
             ("--data.validation_fraction", "0.5"),
-            "--out=out was prepared with data.validation_fraction=0.1, not 0.5",
+            "--out=out was prepared with data.validation_fraction=None, not 0.5",
         ),
         (("--data.clean", "unicode"), "data.clean=[], not ['unicode']"),
         (("--data.path", "other.txt"), "data.path=text.txt, not other.txt"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_data import data_config
+from small_data import data_config, sides
 from small_prepare import documents_in, prepare_here, sentences, small_sizes, write_corpus
 from small_tokenizers import TEXTS
 
@@ -42,21 +42,20 @@ def test_every_token_knows_its_document(tmp_path, monkeypatch):
     documents = write_corpus(tmp_path / "texts", 300)
     store = prepare_here(data_config(tmp_path / "texts"), tmp_path / "cache")
     assert [file["name"] for file in store.files] == ["a.jsonl", "b.txt"]
-    named = [(0, i, text) for i, text in enumerate(documents["a.jsonl"])]
-    named.append((1, 0, documents["b.txt"][0]))
-    wanted = []
-    for file, number, text in named:
-        wanted += [(file, number, offset) for offset in range(-1, len(text.encode()))]
+    named = {text: (0, i) for i, text in enumerate(documents["a.jsonl"])}
+    named[documents["b.txt"][0]] = 1, 0
     streams = {"train": store.train, "validation": store.validation}
     assert all(len(store.manifest["splits"][name]["shards"]) > 1 for name in ("train",))
     found = {
         name: [stream.place(i) for i in range(stream.num_tokens - 1)]
         for name, stream in streams.items()
     }
-    assert [(p.file, p.number, p.offset) for p in found["train"]] == wanted[: len(found["train"])]
-    # The document at the cut begins again, and what was trained on is not counted.
-    assert found["validation"][0] == Place(0, 1, 0, -1)
-    assert [p.offset for p in found["validation"]] == list(range(-1, len(found["validation"]) - 1))
+    for side, texts in zip(found.values(), sides(list(named)), strict=True):
+        assert side == [
+            Place(i, *named[text], offset)
+            for i, text in enumerate(texts)
+            for offset in range(-1, len(text.encode()))
+        ]
     for stream in streams.values():
         separators = np.flatnonzero(stream.read(0, stream.num_tokens) == 256)
         assert stream.starts.tolist() == separators[:-1].tolist()
@@ -72,24 +71,23 @@ def test_every_token_knows_its_document(tmp_path, monkeypatch):
     ("text", "piece"), [("ab\ncdé\n\n\nfghijk\nlmnopq\ns\n", 5), ("abcdé世ghijklmn🙂pqrst", 1)]
 )
 def test_a_text_of_several_parts_is_one_document_at_every_cut(tmp_path, monkeypatch, text, piece):
-    """Also where train ends just with a part, a task or a piece."""
+    """Also where train ends just with a part, a task or a piece; it moves to a line end."""
     small_sizes(monkeypatch, part_bytes=6, task_bytes=12, block_len=3)
     monkeypatch.setattr(data.text.lines, "_LINE_SEARCH_BYTES", 4)
     monkeypatch.setattr(data.preparation.encode, "_PIECE_CHARACTERS", piece)
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts/a.txt").write_text(text)
-    (tmp_path / "texts/b.txt").write_text("the end")
-    total = len(text) + len("the end")
-    for num_validation in range(total):
-        config = data_config(tmp_path / "texts", validation_fraction=num_validation / total)
+    (tmp_path / "a.txt").write_text(text)
+    for num_validation in range(len(text)):
+        fraction = num_validation / len(text)
+        config = data_config(tmp_path / "a.txt", validation_fraction=fraction)
         store = prepare_here(config, tmp_path / "cache")
         found = [
             documents_in(store, s) if s.num_tokens else [] for s in (store.train, store.validation)
         ]
-        cut = total - num_validation
-        train = [text[:cut], "the end"[: max(0, cut - len(text))]]
-        validation = [text[cut:], "the end"[max(0, cut - len(text)) :]]
-        assert found == [[part for part in side if part] for side in (train, validation)]
+        (train,), validation = found
+        assert "".join([train, *validation]) == text
+        assert len(validation) == (num_validation > 0)
+        early = len(text) - num_validation - len(train)
+        assert early == 0 or (0 < early <= num_validation and train.endswith("\n"))
         assert len(store.manifest["splits"]["train"]["shards"]) < 7
 
 
@@ -225,6 +223,7 @@ def test_lines_of_a_file_in_several_parts_are_numbered_through(tmp_path, monkeyp
     lines = [json.dumps({"text": f"line {i}"}) + "\n" * (1 + i % 2) for i in range(60)]
     (tmp_path / "a.jsonl").write_text("".join(lines))
     store = prepare_here(data_config(tmp_path / "a.jsonl"), tmp_path / "cache")
-    numbers = [store.train.place(int(start)).number for start in store.train.starts]
-    assert numbers == [i + i // 2 for i in range(len(numbers))]
+    streams = (store.train, store.validation)
+    numbers = [stream.place(int(start)).number for stream in streams for start in stream.starts]
+    assert sorted(numbers) == [i + i // 2 for i in range(60)]
     assert len(store.manifest["splits"]["train"]["shards"]) > 3

@@ -3,6 +3,9 @@
 What holds of every tokenizer; those that others made have files of their own beside this one.
 """
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -213,11 +216,33 @@ def test_a_trained_tokenizer_joins_neither_newlines_nor_digits(kind):
 @pytest.mark.parametrize("vocab_size", [100, 258, 50_000])
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_a_vocabulary_that_does_not_suit_the_text_is_refused(kind, vocab_size):
+    """The size that the refusal names is one that works."""
     config = settings(vocab_size=vocab_size, sentencepiece_model=kind)
+    lines = ["the cat sat on the mat"] * 50
     with pytest.raises(SettingsError) as error:
-        learn_sentencepiece(["the cat sat on the mat"] * 50, config)
-    assert str(error.value).startswith(f"data.vocab_size={vocab_size} does not suit this text of 1")
+        learn_sentencepiece(lines, config)
+    begin = rf"data\.vocab_size={vocab_size} must be at (most|least) (\d+) for this text of 1"
+    (match,) = [re.match(begin, str(error.value))]
+    assert match
     assert "--data.tokenizer bytes" in str(error.value)
+    usable = learn_sentencepiece(lines, replace(config, vocab_size=int(match[2])))
+    assert usable.vocab_size == int(match[2])
+
+
+def test_lines_with_the_character_that_sentencepiece_keeps_for_itself_teach_it_too():
+    """It leaves such lines out without a word: the word that is in them alone would have no piece.
+
+    U+2586 is the control.
+    """
+    for character in "\u2585\u2586":
+        lines = [*LINES, *[f"{character} zebra{character}zebra"] * 200]
+        assert len(learn_sentencepiece(lines, settings(vocab_size=400)).encode("zebra")) == 1
+
+
+def test_no_line_to_learn_from_is_too_long_for_sentencepiece():
+    lines = [*LINES, *lines_of("\U0001f642" * 5000)]
+    assert max(len(line.encode()) for line in lines) == 4000
+    assert len(learn_sentencepiece(lines, settings(vocab_size=400)).encode("\U0001f642")) == 1
 
 
 def test_lines_to_learn_from_are_cut_at_newlines_and_1000_characters():

@@ -11,12 +11,14 @@ import numpy as np
 import zstandard
 
 from configs.data import PrepareConfig
+from configs.errors import SettingsError
 from data.cleaning.pipeline import Cleaner
 from data.files import whole_file
-from data.preparation.plan import PLAN, Plan, changed_at, read_plan
+from data.preparation.plan import PLAN, Plan, changed_at, read_plan, tokenizer_of
 from data.text.corpus import open_overlap
 from data.text.readers import read_part
-from data.text.reading import Reading
+from data.text.reading import Reading, Record
+from data.text.sources import SourceFile
 
 
 class Document(NamedTuple):
@@ -27,8 +29,11 @@ class Document(NamedTuple):
     number: int
     """Line or row in its part, from 0."""
     begins: bool
-    text: str
+    text: str = ""
     ids: np.ndarray | None = None
+    num_train: int = 0
+    """Characters (or tokens) from its beginning that train, while the rest begins to validate; -1
+    where all of it does, and goes on where the document before has ended unless it begins."""
 
     @property
     def size(self) -> int:
@@ -37,19 +42,27 @@ class Document(NamedTuple):
 
 
 def documents_of(plan: Plan, task: int) -> Iterator[Document]:
-    """Yields the documents of a task as they are tokenized: clean, and without duplicates."""
+    """Yields the documents of a task as they are tokenized: clean, without repeats, and split."""
     clean, dropped = plan.path("clean", task, "zst"), plan.path("dropped", task, "npy")
     if plan.local_steps:
         documents = _kept(clean)
     else:
         reading = Reading(skip=plan.config.bad_records == "skip")
         documents = read_documents(plan, task, reading, [0] * len(plan.corpus.tasks[task]))
-    if not plan.finds_duplicates:
-        yield from documents
-        return
-    for document, is_dropped in zip(documents, np.load(dropped), strict=True):
-        if not is_dropped:
-            yield document
+    if plan.finds_duplicates:
+        kept = zip(documents, np.load(dropped), strict=True)
+        documents = (document for document, is_dropped in kept if not is_dropped)
+    # Not strict: of a file that has changed meanwhile the end of the preparation tells.
+    for document, row in zip(documents, np.load(plan.path("split", task, "npy")), strict=False):
+        yield document._replace(num_train=_cut(document.text, *row.tolist()))
+
+
+def _cut(text: str, num_train: int, earliest: int) -> int:
+    """Returns where a text is cut: after the last line that ends where it may, or as planned."""
+    if not 0 < num_train < len(text):
+        return num_train
+    end = text.rfind("\n", max(0, earliest - 1), num_train) + 1
+    return end if end >= earliest else num_train
 
 
 def read_documents(
@@ -66,8 +79,38 @@ def read_documents(
             is_next = last_file in (None, part.file)
             begins = record.begins or not joins or not is_next
             last_file = part.file
-            yield Document(i, record.number, begins, record.text, record.ids)
+            if record.ids is None:
+                yield Document(i, record.number, begins, record.text)
+            else:
+                yield from _between_separators(plan, i, record, begins, file)
         part_lines[i] = reading.num_lines
+
+
+def _between_separators(
+    plan: Plan, part: int, record: Record, begins: bool, file: SourceFile
+) -> Iterator[Document]:
+    """Yields the documents in an array of tokens; each separator in it begins one."""
+    tokenizer, ids = tokenizer_of(str(plan.work)), record.ids
+    is_row = file.kind == "token_rows"
+    assert ids is not None
+    while (
+        is_row and len(ids) and ids[-1] == tokenizer.separator
+    ):  # the next row has its own
+        ids = ids[:-1]
+    unknown = np.flatnonzero((ids < 0) | (ids >= tokenizer.vocab_size))
+    if len(unknown):
+        raise SettingsError(
+            f"data.path: {file.path} has the token {ids[unknown[0]]} at "
+            f"{record.number + unknown[0]}, but ids of the tokenizer are 0 to "
+            f"{tokenizer.vocab_size - 1}: give --data.tokenizer the one that made them"
+        )
+    marks = np.flatnonzero(ids == tokenizer.separator).tolist()
+    first = ids[: marks[0] if marks else None]
+    if len(first):
+        yield Document(part, record.number, begins, ids=first)
+    for start, stop in zip(marks, [*marks, len(ids)][1:], strict=True):
+        number = record.number + (0 if is_row else start)
+        yield Document(part, number, True, ids=ids[start + 1 : stop])
 
 
 def cleaned(documents: Iterator[Document], cleaner: Cleaner) -> Iterator[Document]:
@@ -94,7 +137,7 @@ def _kept(path: Path) -> Iterator[Document]:
 
 
 def teaches(plan: Plan, task: int, document: Document) -> bool:
-    """Says whether a tokenizer may learn from a document, as far as this does not need a cut."""
+    """Says whether a tokenizer may learn from a document, as far as files alone decide."""
     part = plan.corpus.tasks[task][document.part]
     return plan.corpus.split_of(part.file, document.number) != "validation"
 

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from configs.errors import SettingsError
 from data.preparation.documents import Document
 from data.preparation.shards import ShardWriter
-from data.text.corpus import Corpus, Split
+from data.text.corpus import Split
 from data.text.utf8 import utf8_len
 from data.tokenizers.tokenizer import Tokenizer
 
@@ -18,38 +17,29 @@ _BATCH_CHARACTERS = 256 * 1024
 class Encoder:
     """Hands documents to the writers of their splits, encoded many at a time."""
 
-    def __init__(self, tokenizer: Tokenizer, writers: dict[Split, ShardWriter], corpus: Corpus):
-        self._tokenizer, self._writers, self._corpus = tokenizer, writers, corpus
+    def __init__(self, tokenizer: Tokenizer, writers: dict[Split, ShardWriter]):
+        self._tokenizer, self._writers = tokenizer, writers
         self._waiting: list[tuple[ShardWriter, tuple[int, int] | None, str]] = []
         # The end of the last text, with which what comes next may go on.
         self._held: tuple[ShardWriter, tuple[int, int] | None, str] | None = None
         self._num_characters = 0
 
-    def add(
-        self, document: Document, cut: int, begins_to_validate: bool, file: int, number: int
-    ) -> None:
-        """Takes a document; what is before the cut trains, the rest validates.
-
-        Args:
-            begins_to_validate: says that no piece of the same text validated before.
-        """
-        sides: tuple[tuple[Split, slice], ...] = (
-            ("train", slice(cut)),
-            ("validation", slice(cut, None)),
-        )
-        for split, side in sides:
+    def add(self, document: Document, file: int, number: int) -> None:
+        """Takes a document for the splits that it is in; one that is cut is a document in both."""
+        cut = document.num_train
+        sides: list[tuple[Split, slice, bool]] = []
+        if cut > 0 or cut == document.size:
+            sides.append(("train", slice(cut), document.begins))
+        if cut < document.size:
+            sides.append(("validation", slice(max(0, cut), None), document.begins or cut >= 0))
+        for split, side, begins in sides:
             writer = self._writers[split]
-            begins = document.begins or (split == "validation" and begins_to_validate)
             if document.ids is not None:
                 self._add_ids(writer, document.ids[side], begins, file, number + (side.start or 0))
                 continue
             text = document.text[side]
-            if not text:
-                continue
-            self._num_characters += len(text)
-            self._take(writer, (file, number) if begins else None, text)
-        if self._num_characters >= _BATCH_CHARACTERS:
-            self._encode()
+            if text:
+                self._take(writer, (file, number) if begins else None, text)
 
     def flush(self) -> None:
         """Encodes and writes what waits."""
@@ -64,12 +54,19 @@ class Encoder:
             _, begins, before = self._held
             text = before + text
         elif self._held is not None:
-            self._waiting.append(self._held)
+            self._wait(self._held)
         *pieces, last = _pieces(text)
         for piece in pieces:
-            self._waiting.append((writer, begins, piece))
+            self._wait((writer, begins, piece))
             begins = None
         self._held = (writer, begins, last)
+
+    def _wait(self, piece: tuple[ShardWriter, tuple[int, int] | None, str]) -> None:
+        """Lets a piece wait until there are enough of them."""
+        self._waiting.append(piece)
+        self._num_characters += len(piece[-1])
+        if self._num_characters >= _BATCH_CHARACTERS:
+            self._encode()
 
     def _encode(self) -> None:
         """Encodes and writes all but what is held."""
@@ -87,27 +84,11 @@ class Encoder:
     def _add_ids(
         self, writer: ShardWriter, ids: np.ndarray, begins: bool, file: int, number: int
     ) -> None:
-        """Adds tokens as they are; a separator among them begins a document."""
-        separator, vocab_size = self._tokenizer.separator, self._tokenizer.vocab_size
-        is_row = self._corpus.files[file].kind == "token_rows"
-        unknown = np.flatnonzero((ids < 0) | (ids >= vocab_size))
-        if len(unknown):
-            raise SettingsError(
-                f"data.path: {self._corpus.files[file].path} has the token {ids[unknown[0]]} at "
-                f"{number + unknown[0]}, but ids of the tokenizer are 0 to {vocab_size - 1}: give "
-                "--data.tokenizer the one that made them"
-            )
-        while is_row and len(ids) and ids[-1] == separator:  # the next row begins with its own
-            ids = ids[:-1]
-        marks = np.flatnonzero(ids == separator)
-        if len(ids) and begins and ids[0] != separator:
+        """Adds tokens as they are."""
+        if begins:
             writer.begin(file, number)
-        for start, stop in zip([0, *(marks + 1)], [*marks, len(ids)], strict=True):
-            if start:
-                writer.begin(file, number if is_row else number + int(start) - 1)
-            piece = ids[start:stop]
-            text = self._tokenizer.decode(piece)
-            writer.add(piece, num_characters=len(text), num_bytes=utf8_len(text))
+        text = self._tokenizer.decode(ids)
+        writer.add(ids, num_characters=len(text), num_bytes=utf8_len(text))
 
 
 def _pieces(text: str) -> Iterator[str]:

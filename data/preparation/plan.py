@@ -10,6 +10,7 @@ from configs.check import require
 from configs.data import DUPLICATE_STEPS, PrepareConfig
 from data.preparation.shards import FORMAT_VERSION
 from data.text.corpus import Corpus, open_overlap
+from data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 PLAN, TOKENIZER = "plan.json", "tokenizer.json"
 
@@ -73,3 +74,15 @@ def _read_plan(work: str, changed_at: int) -> Plan:
         for name, value in content["config"].items()
     }
     return Plan(PrepareConfig(**fields), Corpus.from_json(content["corpus"]), Path(work))
+
+
+def tokenizer_of(work: str) -> Tokenizer:
+    """Returns the tokenizer of the folder that is made here."""
+    return _load_tokenizer(work, changed_at(work, TOKENIZER))
+
+
+@functools.lru_cache(maxsize=4)
+def _load_tokenizer(work: str, changed_at: int) -> Tokenizer:
+    said = json.loads((Path(work) / TOKENIZER).read_text())
+    content = (Path(work).parent / "tokenizer").read_bytes()
+    return load_tokenizer(said["kind"], content, said["special"])

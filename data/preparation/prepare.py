@@ -25,6 +25,7 @@ from data.preparation.engine import Workers
 from data.preparation.plan import PLAN, TOKENIZER, Plan, plan_content
 from data.preparation.repeats import drop_repeats
 from data.preparation.shards import BLOCK_LEN, FORMAT_VERSION
+from data.preparation.split import Settled, settle_split
 from data.preparation.tasks import sample, scan, write
 from data.remote import is_remote
 from data.store import FILES, MANIFEST, REPORT
@@ -84,6 +85,7 @@ class Preparation:
         self._plan = Plan(config, self.corpus, folder / WORK)
         self._scans: list[dict[str, Any]] = []
         self._duplicates: dict[str, Any] = {}
+        self.settled = Settled("nothing yet", 0, (), 0)
         self._begin()
 
     def _begin(self) -> None:
@@ -119,13 +121,21 @@ class Preparation:
         for left in self.folder.rglob("*.tmp-*"):
             left.unlink(missing_ok=True)  # its process may be about to end
 
-    def scan(self) -> None:
-        """Cleans and counts every task, and finds duplicates among all of them."""
+    def scan(self, tokenizer: Tokenizer | None = None) -> None:
+        """Cleans and counts every task, finds duplicates among all of them, and settles the split.
+
+        Args:
+            tokenizer: must be given where the text is tokens, for its separator.
+        """
+        if self.corpus.has_tokens:
+            assert tokenizer is not None
+            self._put_tokenizer(tokenizer)
         self._scans = self._run("scan", "scan", scan, [()] * len(self.corpus.tasks))
         if self._plan.finds_duplicates:
             self._duplicates = drop_repeats(self._plan, self._scans, self._first_lines())
+        self.settled = settle_split(self._plan, self._scans)
         require(
-            self._num_characters > 0,
+            self.settled.num_characters > 0,
             f"data.path={self.config.path} holds no text"
             + (" after cleaning" if self.config.clean else "")
             + "; give one that is not empty",
@@ -166,39 +176,43 @@ class Preparation:
     def num_line_characters(self) -> int:
         """Characters that a tokenizer may learn from, newlines not counted."""
         total = sum(scan["line_characters"] for scan in self._scans)
-        fraction = 0 if self.corpus.is_split else self.config.validation_fraction
-        return total - round(total * fraction)
+        num_read = sum(scan["learnable"] for scan in self._scans)
+        return round(total * sum(self.settled.num_train) / max(1, num_read))
 
     def sample(self, stride: int) -> list[str]:
         """Returns every stride-th line of the training text."""
         first_lines = np.cumsum([0, *(scan["lines"] for scan in self._scans)]).tolist()
         calls = [
-            (str(self._plan.work), task, first_lines[task], stride, num_train)
-            for task, num_train in enumerate(self._num_train())
+            (str(self._plan.work), task, first_lines[task], stride)
+            for task, num_train in enumerate(self.settled.num_train)
+            if num_train
         ]
-        found = dict(self._workers.run(sample, [call for call in calls if call[-1] > 0]))
+        found = dict(self._workers.run(sample, calls))
         return [line for task in sorted(found) for line in found[task]]
 
-    def write(self, tokenizer: Tokenizer) -> None:
+    def write(self, tokenizer: Tokenizer, notes: str = "") -> None:
         """Writes every shard, then the manifest, and removes what was only needed on the way.
+
+        Args:
+            notes: what the report says of how the tokenizer was learned.
 
         Raises:
             SettingsError: a split has no text, or a file has changed since it was found.
         """
         self._put_tokenizer(tokenizer)
-        calls = list(zip(self._first_lines(), self._num_train(), strict=True))
+        calls = [(first_lines,) for first_lines in self._first_lines()]
         shards = self._run("tokenize", "shards", write, calls)
         self._remove_unfinished()  # of a worker that was killed, and whose task another has done
         self._check_unchanged()
         splits = {split: self._split(split, shards) for split in SPLITS}
-        fraction = self.config.validation_fraction
+        fraction = self.settled.fraction
         for split, is_wanted in (("train", fraction < 1), ("validation", fraction > 0)):
             require(
                 not is_wanted or splits[split]["tokens"] > 1,
                 f"data.path={self.config.path} has too little text: none is left for the {split} "
                 "split; give more text, or another --data.validation_fraction",
             )
-        write_json(self.folder / REPORT, self._report())
+        write_json(self.folder / REPORT, {**self._report(), "learning": notes})
         write_json(
             self.folder / FILES,
             [
@@ -216,6 +230,7 @@ class Preparation:
             "format_version": FORMAT_VERSION,
             "block_len": BLOCK_LEN,
             "source": self.description,
+            "validation": {"rule": self.settled.rule, "fraction": self.settled.fraction},
             "num_unread": sum(sum(scan["unread"].values()) for scan in self._scans),
             "tokenizer": {
                 "kind": tokenizer.kind,
@@ -250,8 +265,9 @@ class Preparation:
             and (path.read_bytes(), json.loads(said_path.read_text())) == (content, said)
         ):
             return
-        for result in self._plan.work.glob("shards-*.json"):
-            result.unlink()
+        for stage in ("scan", "shards") if self.corpus.has_tokens else ("shards",):
+            for result in self._plan.work.glob(f"{stage}-*.json"):
+                result.unlink()
         with whole_file(path) as temporary:
             temporary.write_bytes(content)
         write_json(said_path, said)
@@ -279,18 +295,6 @@ class Preparation:
     def _result(self, stage: str, task: int) -> dict[str, Any] | None:
         path = self._plan.path(stage, task, "json")
         return json.loads(path.read_text()) if path.is_file() else None
-
-    @property
-    def _num_characters(self) -> int:
-        return sum(scan["characters"] for scan in self._scans)
-
-    def _num_train(self) -> list[int]:
-        """Returns for each task how many characters from its beginning on are training text."""
-        total = self._num_characters
-        fraction = 0 if self.corpus.is_split else self.config.validation_fraction
-        left = total - round(total * fraction)
-        lengths = [scan["characters"] for scan in self._scans]
-        return [left - before for before in np.cumsum([0, *lengths[:-1]]).tolist()]
 
     def _first_lines(self) -> list[list[int]]:
         """Returns for each part of each task the lines of its file in the parts before."""

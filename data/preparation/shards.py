@@ -11,8 +11,11 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from data.files import file_entry, no_space_is_told, save_array
 
-FORMAT_VERSION = 2
-"""Of prepared folders; what another version left unfinished is not gone on with."""
+FORMAT_VERSION = 3
+"""Of prepared folders; what another version left unfinished is not gone on with.
+
+Format 2 is laid out alike, but its text is cut at one place: what came last validates.
+"""
 BLOCK_LEN = 8192
 """Tokens in a record of a shard; only the last may have fewer."""
 _NUM_PENDING_BLOCKS = 16

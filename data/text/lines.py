@@ -16,7 +16,7 @@ from data.text.streams import MARK, open_stream
 _LINE_SEARCH_BYTES = 2**20  # how far a text is searched for the end of a line to be cut there
 
 
-def _boundary(stream: IO[bytes], offset: int, limit: int | None) -> int:
+def _boundary(stream: IO[bytes], offset: int, limit: int) -> int:
     """Returns where the first line begins at or after an offset.
 
     Where no line ends within `limit` bytes, the first character that begins there will do.
@@ -29,7 +29,7 @@ def _boundary(stream: IO[bytes], offset: int, limit: int | None) -> int:
         if (end := block.find(b"\n")) >= 0:
             return place + end + 1
         place += len(block)
-        if limit is not None and place - offset >= limit - 1:
+        if place - offset >= limit - 1:
             stream.seek(offset)
             return offset + _first_character(stream.read(4))
     return place
@@ -40,7 +40,7 @@ def _first_character(content: bytes) -> int:
     return next((i for i, byte in enumerate(content) if byte & 0xC0 != 0x80), 0)
 
 
-def _range(stream: IO[bytes], part: Part, limit: int | None) -> tuple[int, int | None]:
+def _range(stream: IO[bytes], part: Part, limit: int) -> tuple[int, int | None]:
     """Returns the bytes of a part after its boundaries have moved, and goes to the first."""
     stop = None if part.stop is None else _boundary(stream, part.stop, limit)
     start = 0 if part.start == 0 else _boundary(stream, part.start, limit)
@@ -49,6 +49,21 @@ def _range(stream: IO[bytes], part: Part, limit: int | None) -> tuple[int, int |
     elif part.stop is not None:
         stream.seek(0)
     return start, stop
+
+
+def _first_line(stream: IO[bytes], part: Part) -> int | None:
+    """Returns where the first line of a part begins, where the stream then is; None if none does.
+
+    Reads no more than the part, as a line may be that of many parts.
+    """
+    if part.start == 0:
+        return 0
+    place = stream.seek(part.start - 1)
+    while (part.stop is None or place < part.stop) and (block := stream.read(_LINE_SEARCH_BYTES)):
+        if (end := block.find(b"\n")) >= 0:
+            return stream.seek(place + end + 1)
+        place += len(block)
+    return None
 
 
 def read_text(
@@ -125,13 +140,16 @@ def _line_number(file: SourceFile, offset: int) -> int:
 def read_jsonl(
     part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
 ) -> Iterator[Record]:
-    """Yields the text of each line of JSON that has one."""
+    """Yields the text of each line of JSON that has one.
+
+    A line is in memory three times over: its bytes, their characters, and the text in it.
+    """
     with open_stream(Path(file.path)) as stream:
-        place, stop = _range(stream, part, None)
-        start = place
-        for number, line in enumerate(stream):
-            if stop is not None and place >= stop:
-                break
+        number, place = -1, _first_line(stream, part)
+        if (start := place) is None:
+            return
+        while (part.stop is None or place < part.stop) and (line := stream.readline()):
+            number += 1
             place += len(line)
             reading.num_lines = number + 1
             text = _text_of_line(line, config)
