@@ -104,7 +104,7 @@ def test_a_mixture_takes_the_place_of_the_text_of_a_preset():
 
 
 def test_what_sentencepiece_does_not_learn_from_is_told_and_stands_in_the_report(tmp_path):
-    lines = "".join(f"sheep {i % 37} crossed {'▅' * (i % 2)} bridge {i}\n" for i in range(9000))
+    lines = "".join(f"sheep {i % 37} crossed {'▅' * (i % 3)} bridge {i}\n" for i in range(9000))
     folder = write(tmp_path / "texts", a=lines * 20)
     said: list[str] = []
     config = data_config(folder, tokenizer="sentencepiece", vocab_size=281)

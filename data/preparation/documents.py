@@ -93,9 +93,7 @@ def _between_separators(
     tokenizer, ids = tokenizer_of(str(plan.work)), record.ids
     is_row = file.kind == "token_rows"
     assert ids is not None
-    while (
-        is_row and len(ids) and ids[-1] == tokenizer.separator
-    ):  # the next row has its own
+    while is_row and len(ids) and ids[-1] == tokenizer.separator:  # the next row has its own
         ids = ids[:-1]
     unknown = np.flatnonzero((ids < 0) | (ids >= tokenizer.vocab_size))
     if len(unknown):
