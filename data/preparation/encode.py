@@ -51,15 +51,12 @@ class Encoder:
     def _take(self, writer: ShardWriter, begins: tuple[int, int] | None, text: str) -> None:
         """Cuts a text, with what is held of its beginning, into pieces; the last one is held."""
         if self._held is not None and begins is None and self._held[0] is writer:
-            _, begins, before = self._held
+            (_, begins, before), self._held = self._held, None
             text = before + text
-        elif self._held is not None:
-            self._wait(self._held)
-        *pieces, last = _pieces(text)
-        for piece in pieces:
-            self._wait((writer, begins, piece))
-            begins = None
-        self._held = (writer, begins, last)
+        for piece in _pieces(text):
+            if self._held is not None:
+                self._wait(self._held)
+            self._held, begins = (writer, begins, piece), None
 
     def _wait(self, piece: tuple[ShardWriter, tuple[int, int] | None, str]) -> None:
         """Lets a piece wait until there are enough of them."""
