@@ -42,6 +42,7 @@ from train.spans import Hang, Spans
 if TYPE_CHECKING:
     from data.mixture import Data
     from sharding.processes import Processes
+    from train.branch import InitFrom
     from train.durable import DurableTier
     from train.signals import Signals
 
@@ -148,7 +149,7 @@ def _train(
     # Everything that can be refused is refused here, before anything is compiled.
     source = find_init_from(parsed.init_from, folder, with_optimizer=parsed.with_optimizer)
     processes.agree("init from", source.described() if source else {}, limit_sec=None)
-    config, data, mesh, changed = _checked(parsed, folder, processes, spans, console)
+    config, data, mesh, changed = _checked(parsed, folder, source, processes, spans, console)
     if source is not None:
         (check_source if source.step is not None else check_published)(source, config)
 
@@ -267,6 +268,7 @@ def _open_durable(
 def _checked(
     parsed: TrainArguments,
     folder: RunFolder,
+    source: "InitFrom | None",
     processes: "Processes",
     spans: Spans,
     console: Console,
@@ -296,7 +298,8 @@ def _checked(
     check_fit(parsed.config, dict(mesh.shape))
     progress = newest_progress(folder.checkpoints)
     with spans("preparation of the data"):
-        moved = prepared_before(parsed.config, folder, progress)
+        begun = source.folder if source is not None and source.with_optimizer else folder
+        moved = prepared_before(parsed.config, begun)
         data = _open_data(parsed.config, processes, console, moved)
     config = resolve(parsed.config, data)
     check_fit(config, dict(mesh.shape))  # again, now that the vocabulary is known

@@ -23,7 +23,6 @@ from launch.supervise import RestartPolicy
 
 if TYPE_CHECKING:
     from data.mixture import Data
-    from train.checkpoint_files import Progress
     from train.run_folder import RunFolder
 
 
@@ -136,17 +135,20 @@ def resolve(config: RunConfig, data: "Data") -> RunConfig:
     return dataclasses.replace(config, data=with_whole_paths(config.data), model=model)
 
 
-def prepared_before(
-    config: RunConfig, folder: "RunFolder", progress: "Progress | None"
-) -> dict[str, str] | None:
-    """Returns where an earlier version has put what the run reads; None for a new run.
+def prepared_before(config: RunConfig, folder: "RunFolder") -> dict[str, str] | None:
+    """Returns where an earlier version has put what a run reads that began; None for a new run.
+
+    Args:
+        folder: of the run, or of one that it goes on with.
 
     What is prepared today is found by the digest of the text, so that a change of it is seen.
     """
     from data.store import is_of_earlier_format
+    from train.checkpoint_files import newest_progress
 
     if not folder.exists:
         return None
+    progress = newest_progress(folder.checkpoints)
     old, new = folder.read_config().data, with_whole_paths(config.data)
     if progress is None or (old.path, old.mixture) != (new.path, new.mixture):
         return {}

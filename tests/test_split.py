@@ -155,7 +155,7 @@ def test_a_new_run_refuses_a_folder_of_format_2_with_the_command_that_prepares_a
     assert found.sources[0].store.folder == folder
 
 
-def test_a_run_that_began_on_format_2_goes_on_and_is_evaluated(tmp_path, monkeypatch):
+def test_a_run_that_began_on_format_2_goes_on_is_evaluated_and_branches(tmp_path, monkeypatch):
     """Its text was prepared by a version with another rule, under a name of its own."""
     monkeypatch.chdir(tmp_path)
     path = write_text(tmp_path)
@@ -173,6 +173,10 @@ def test_a_run_that_began_on_format_2_goes_on_and_is_evaluated(tmp_path, monkeyp
     assert "10/10" in said
     code, said = call("eval", str(RUN))
     assert code == 0, said
+    branch = ("--init-from", str(RUN), "--with-optimizer", "--run-dir", "branch")
+    code, said = call(*command, "--train.num_steps", "12", *branch)
+    assert code == 0, said
+    assert f"with the weights, moments and place of {RUN}@10" in said
     path.write_text(path.read_text() * 2)
     code, said = call(*command, "--data.path", "text.txt", "--run-dir", "runs/new")
     assert code == 0, said

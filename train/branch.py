@@ -28,9 +28,14 @@ class InitFrom:
     """Moments, step and place in the data too, and not the weights alone."""
 
     @property
+    def folder(self) -> RunFolder:
+        """The run."""
+        return RunFolder(self.run)
+
+    @property
     def checkpoints(self) -> Path:
         """The folder with its checkpoint."""
-        return RunFolder(self.run).checkpoints.absolute()
+        return self.folder.checkpoints.absolute()
 
     def described(self) -> dict[str, Any]:
         """Returns the details of the event."""

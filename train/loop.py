@@ -265,7 +265,9 @@ def _branch(run: Run, source: InitFrom, checkpoints: Checkpoints) -> tuple[Train
     else:
         state = state._replace(params=restore_params(source.checkpoints, source.step, like.params))
     checkpoints.save(state, progress)
-    what = "weights, moments and place" if source.with_optimizer else "weights"
+    what = "weights and moments" if source.with_optimizer else "weights"
+    if source.with_optimizer and manifest.progress.data_sha256 == run.data.digest:
+        what = "weights, moments and place"
     logger.info(f"starting at step {progress.step} with the {what} of {source.run}@{source.step}")
     run.folder.add_event("branched", **source.described())
     return in_stage_order(state, config, run.mesh), progress
