@@ -20,7 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "small.txt").write_text("a")
     (tmp_path / "latin.txt").write_bytes("un café, s'il vous plaît\n".encode("latin-1") * 100)
-    (tmp_path / "text.csv").write_text("a,b\n")
+    (tmp_path / "text.docx").write_text("a,b\n")
     (tmp_path / "bad.jsonl").write_text('{"body": "a text"}\n' * 50)
     (tmp_path / "bad.model").write_text("not a model")
     (tmp_path / "no_texts").mkdir()
@@ -161,7 +161,7 @@ def test_a_mesh_that_does_not_fit_is_refused(settings: str, said: tuple[str, ...
         ("--data.path empty.txt", ("data.path=empty.txt", "not empty")),
         ("--data.path small.txt", ("data.path=small.txt", "data.validation_fraction")),
         ("--data.path latin.txt", ("latin.txt", "0xe9", "--data.invalid_utf8 replace")),
-        ("--data.path text.csv", ("data.path=text.csv", ".txt", ".jsonl")),
+        ("--data.path text.docx", ("data.path=text.docx", ".txt", ".jsonl")),
         ("--data.path no_texts", ("data.path=no_texts", ".txt", ".jsonl")),
         ("--data.path bad.jsonl", ("data.text_field=text", "body", "line 1")),
         ("--data.tokenizer no.model", ("data.tokenizer=no.model", "must be a file")),
