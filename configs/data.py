@@ -32,7 +32,7 @@ DUPLICATE_STEPS = ("exact_duplicates", "near_duplicates")
 SpecialTokens = Literal["masked", "span", "infill"]
 
 _TOKENIZERS = ("sentencepiece", "bytes", "characters")
-_TOKENIZER_FILES = (".model", ".json", ".tiktoken", "merges.txt")
+TOKENIZER_FILES = (".model", ".json", ".tiktoken", "merges.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class PrepareConfig:
         )
         require(
             self.tokenizer in _TOKENIZERS
-            or self.tokenizer.endswith(_TOKENIZER_FILES)
+            or self.tokenizer.endswith(TOKENIZER_FILES)
             or "/" in self.tokenizer,
             f"data.tokenizer={self.tokenizer} must be {', '.join(_TOKENIZERS)}, the path of a "
             "SentencePiece .model, of a Hugging Face tokenizer.json, or ./FOLDER of prepared data",

@@ -209,7 +209,8 @@ def _look(event: Event, run: str) -> str | None:
     """Returns the command that shows what the culprit was, where the event names one."""
     name, rows = name_of(event), event.get("skipped_rows") or event.get("rows")
     if name in ("skipped", "rolled_back") and rows and _is_rows(rows):
-        return f"./tessera inspect {run} --first_row {rows[0][0]}"
+        step = f" --step {event['step']}" if isinstance(event.get("step"), int) else ""
+        return f"./tessera inspect {run} --first_row {rows[0][0]}{step}"
     if name in ("skipped", "corrupted") and isinstance(event.get("step"), int):
         return f"./tessera inspect {run} --step {event['step']}"
     if name == "quarantined":

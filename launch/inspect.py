@@ -31,8 +31,8 @@ class InspectArguments:
     step: int | None = None
     """Of a run: the step whose batch is shown, from 1."""
     first_row: int | None = None
-    """Of a run: show a batch from this row of the data's order on, which events name when rows are
-    skipped."""
+    """Of a run: show a batch from this row of the data's order on, though it was skipped; where the
+    order has changed on the way that of --step, else the newest."""
     rows: tuple[int, ...] = ()
     """Of a run: rows of the batch, from 0; none shows all."""
     full: bool = False
@@ -78,14 +78,15 @@ def main(arguments: Sequence[str]) -> int:
     rows = parsed.rows or None
     if parsed.first_row is not None:
         require(
-            parsed.step is None and parsed.diff is None and parsed.first_row >= 0,
-            f"--first_row={parsed.first_row} must be at least 0, and goes neither with --step="
-            f"{parsed.step} nor with --diff={parsed.diff}; give one of them",
+            parsed.diff is None and parsed.first_row >= 0,
+            f"--first_row={parsed.first_row} must be at least 0, and does not go with --diff="
+            f"{parsed.diff}; give one of them",
         )
         inspect_rows(
             path,
             cache_dir,
             first_row=parsed.first_row,
+            step=parsed.step,
             rows=rows,
             full=parsed.full,
             as_json=parsed.json,

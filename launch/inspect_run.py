@@ -114,13 +114,15 @@ def inspect_rows(
     cache_dir: Path,
     *,
     first_row: int,
+    step: int | None,
     rows: Sequence[int] | None,
     full: bool,
     as_json: bool,
 ) -> None:
     """Shows as many rows of the sequence as a step takes, though a run has skipped them."""
-    run = open_run_data(path, cache_dir)
-    plain = dataclasses.replace(run.step_ranges[-1], first_step=0, first_row=first_row, skipped=())
+    run = open_run_data(path, cache_dir, step=step)
+    steps = run.step_ranges[-1] if step is None else run.steps(step)
+    plain = dataclasses.replace(steps, first_step=0, first_row=first_row, skipped=())
     report = report_step(run.data, run.config.data, plain, 1, rows=rows)
     if as_json:
         said = dataclasses.asdict(report)

@@ -4,7 +4,8 @@ import dataclasses
 import os
 from pathlib import Path
 
-from configs.data import STDLIB, DataConfig
+from configs.data import STDLIB, TOKENIZER_FILES, DataConfig
+from data.hub import is_hub
 from data.remote import is_remote
 
 RUNS = Path("runs")
@@ -14,7 +15,7 @@ RUNS = Path("runs")
 def with_whole_paths(config: DataConfig) -> DataConfig:
     """Returns the settings with every path of this machine whole."""
     tokenizer = config.tokenizer
-    is_path = "/" in tokenizer or tokenizer.endswith((".model", ".json"))
+    is_path = "/" in tokenizer or tokenizer.endswith(TOKENIZER_FILES)
     return dataclasses.replace(
         config,
         path=None if config.mixture else config.path and whole_path(config.path),
@@ -27,7 +28,7 @@ def with_whole_paths(config: DataConfig) -> DataConfig:
 
 def whole_path(path: str) -> str:
     """Returns a path that holds from any folder; what is not of this machine stays as it is."""
-    if path == STDLIB or is_remote(path):
+    if path == STDLIB or is_remote(path) or is_hub(path):
         return path
     return os.path.abspath(os.path.expanduser(path))  # links are kept, as in `data.text.sources`
 

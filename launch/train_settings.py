@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from configs.check import require
-from configs.data import named
+from configs.data import DataConfig, named
 from configs.errors import SettingsError
 from configs.presets import PRESETS
 from configs.run import RunConfig
@@ -150,13 +150,19 @@ def prepared_before(config: RunConfig, folder: "RunFolder") -> dict[str, str] | 
         return None
     progress = newest_progress(folder.checkpoints)
     old, new = folder.read_config().data, with_whole_paths(config.data)
-    if progress is None or (old.path, old.mixture) != (new.path, new.mixture):
+    if progress is None or _last_parts(old) != _last_parts(new):
         return {}
     return {
-        name: path
-        for name, path in progress.data_folders.items()
-        if is_of_earlier_format(Path(path))
+        name: str(path)
+        for name, folder in progress.data_folders.items()
+        for path in (RUNS / ".data" / Path(folder).name, Path(folder))  # the first if it was moved
+        if is_of_earlier_format(path)
     }
+
+
+def _last_parts(config: DataConfig) -> list[str]:
+    """Returns the names of what is read, which are the same where all of it was moved."""
+    return [Path(path).name for path in (config.path or "", *config.mixture)]
 
 
 def _with_whole_durable_dir(config: RunConfig) -> RunConfig:

@@ -298,7 +298,6 @@ def test_every_character_is_shown_so_that_it_does_nothing():
         ("run --step 1 --rows 3 8", ("--rows=8", "train.batch_size=8", "from 0 to 7")),
         ("run --step 1 --rows -1", ("--rows=-1", "train.batch_size=8", "from 0 to 7")),
         ("run --first_row -1", ("--first_row=-1", "at least 0")),
-        ("run --first_row 1 --step 2", ("--first_row=1", "--step=2")),
         ("run --first_row 1 --diff run", ("--first_row=1", "--diff=run")),
         ("run --diff run", ("--diff=run needs --step", "train.num_steps=9")),
         ("run --step 1 --diff nowhere", ("nowhere", "not a run folder")),

@@ -19,6 +19,8 @@ from launch.faults.worker import after_call, with_infinite_moment
 from train.checkpoint import Checkpoints
 from train.checkpoint_files import Progress, checkpoint_steps, pin, read_progress, verify
 from train.durable import DurableTier
+from train.guard import Guard, Trouble
+from train.recorder import Recorder
 from train.recovery import Place, newest_whole
 from train.run_folder import RunFolder, read_metrics
 
@@ -219,3 +221,49 @@ def test_a_run_without_any_checkpoint_may_begin_anew(run, monkeypatch):
 
 def _nan(params):
     return jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+
+
+def blaming(monkeypatch, *troubles: Trouble) -> None:
+    """Makes a guard find these troubles, each when their last step comes for the first time."""
+    original, left = Guard.look, list(troubles)
+
+    def look(self, step, loss, finite, weights=()):
+        found = original(self, step, loss, finite, weights)
+        return left.pop(0) if left and step == left[0].last_step else found
+
+    monkeypatch.setattr(Guard, "look", look)
+
+
+def test_a_second_rollback_skips_what_the_first_one_did_too(run, monkeypatch):
+    """It goes to an older checkpoint, which knows nothing of the first."""
+    blaming(monkeypatch, Trouble(41, 43, "first"), Trouble(40, 43, "second"))
+    code, output = call("train", *tiny_run(*QUIET, "--train.num_steps", "50"))
+    assert code == 0, output
+    assert [event["to_step"] for event in events(run, "rolled_back")] == [40, 35]
+    # The first skips batches 40 to 42, so that the second finds 39 and then 43 to 45.
+    assert read_progress(run.checkpoints, 50).step_ranges[-1].skipped == ((39 * 8, 46 * 8),)
+
+
+def test_a_run_goes_on_after_another_seed_and_a_rollback(run, monkeypatch):
+    assert call("train", *tiny_run(*QUIET, "--train.num_steps", "20"))[0] == 0
+    seeded = tiny_run(*QUIET, "--train.num_steps", "40", "--train.seed", "1", "--allow-changes")
+    with monkeypatch.context() as harmed:
+        blaming(harmed, Trouble(22, 23, "first"))
+        harmed.setattr("train.loop.Recorder.add", stopped_at(Recorder.add, 22))
+        assert call("train", *seeded)[0] == 70
+    assert read_progress(run.checkpoints, 20).num_rollbacks == 1
+    code, output = call("train", *seeded)
+    assert code == 0, output
+
+
+def stopped_at(add, step_of_second_time: int):
+    """Returns a Recorder.add that fails when a step comes for the second time."""
+    seen: list[int] = []
+
+    def failing(self, step, *more):
+        seen.append(step)
+        if seen.count(step_of_second_time) == 2:
+            raise RuntimeError("it was killed here")
+        add(self, step, *more)
+
+    return failing

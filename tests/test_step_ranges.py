@@ -216,6 +216,21 @@ def test_a_branch_on_another_text_begins_with_its_first_row(tmp_path, monkeypatc
     assert "above 10" in output
 
 
+def test_rows_that_an_event_names_are_those_of_the_order_of_its_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path)
+    for num_steps, length in (("2", "16"), ("4", "8")):
+        more = ("--train.num_steps", num_steps, "--data.sequence_len", length, "--allow-changes")
+        code, output = call("train", *tiny_run(*QUIET, *more, "--optim.schedule", "constant"))
+        assert code == 0, output
+    for step in (1, 3):
+        by_step, by_row = (
+            json.loads(call("inspect", str(RUN), *given, "--step", str(step), "--json")[1])
+            for given in ((), ("--first_row", "0"))
+        )
+        assert by_row == {**by_step, "step": None}
+
+
 @pytest.mark.slow
 def test_each_row_once_though_batch_size_and_hosts_change_on_the_way(tmp_path, monkeypatch):
     """60 steps of 8, 16 and 4 rows, in one process, four and two."""

@@ -179,10 +179,13 @@ def _go_back(
     else:
         progress = _continued(run, manifest.progress, start.step_ranges[-1])
     *older, steps = progress.step_ranges
+    left = start.step_ranges[-1]
     rows = _rows_of(run, start, steps, range(max(first, to_step + 1), last + 1))
+    # What earlier rollbacks have skipped stays so, though the checkpoint may be older than they.
+    skipped = left.skipped if is_one_sequence(left, steps, run.config.data) else ()
     progress = replace(
         progress,
-        step_ranges=(*older, steps.skipping(rows)),
+        step_ranges=(*older, steps.skipping([*skipped, *rows])),
         num_rollbacks=start.num_rollbacks + 1,
     )
     if state is not None:
@@ -195,7 +198,7 @@ def _go_back(
         f"{trouble.cause} ({where}): going back to step {progress.step} and skipping "
         f"{sum(stop - start for start, stop in rows)} rows of its data (rollback "
         f"{progress.num_rollbacks} of {allowed}); ./tessera inspect {run.folder.path} --first_row "
-        f"{rows[0][0] if rows else 0} shows the text of the first"
+        f"{rows[0][0] if rows else 0} --step {last} shows the text of the first"
     )
     run.folder.add_event(
         "rolled_back",
@@ -314,7 +317,7 @@ def _continued(run: Run, progress: Progress, left: StepRange | None = None) -> P
             first_row=found.ranges[-1].first_row,
             unseen_tokens=found.num_unseen,
         )
-    return replace(progress, step_ranges=found.ranges)
+    return replace(progress, step_ranges=found.ranges, **run.position())
 
 
 def _restore(run: Run, step: int) -> TrainState:
