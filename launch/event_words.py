@@ -43,8 +43,8 @@ _WORDS = {
     "branched": "began with the state of {run} at step {step}; its optimizer too: {with_optimizer}",
     "skipped": "step {step} was skipped: loss {loss}, gradient norm {grad_norm}, {rows}",
     "rolled_back": "went back from step {step} to step {to_step} and skipped {rows}: {cause}",
-    "data_changed": "with {settings} step {step} is followed by row {first_row} of the data; about "
-    "{unseen_tokens} tokens of a broken-off epoch were not seen",
+    "data_changed": "batches change after step {step} ({settings}), from row {first_row} of the "
+    "data on; tokens of a broken-off epoch that were not seen: {unseen_tokens}",
     "saved": "saved step {step}: {bytes} bytes; training stood still for {stall_sec} s",
     "save_failed": "step {step} could not be saved: {cause}",
     "not_removed": "an older checkpoint could not be removed after step {step} was saved: {cause}",
@@ -228,6 +228,8 @@ class _Shown:
         value = self._event.get(key, "unknown")
         if key == "exit_code":
             return exit_words(value)
+        if key == "settings":
+            return _changes(self._event)
         return _rows(self._event) if key == "rows" else _shown(value)
 
 

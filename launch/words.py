@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from configs.counts import count
 from configs.data import STDLIB
 from configs.run import RunConfig
-from launch.paths import RUNS
 
 if TYPE_CHECKING:
     from data.mixture import Data
@@ -19,7 +18,7 @@ def opening_words(folder: "RunFolder", config: RunConfig, data: "Data", mesh) ->
     own = " (it differs a little from machine to machine)" if config.data.path == STDLIB else ""
     return (
         f"run folder: {folder.path}\n"
-        f"text: {_text_words(config, data)}{own}\n"
+        f"text: {_text_words(folder, config, data)}{own}\n"
         f"model: {counts.total / 1e6:.2f} M parameters; FLOPs a token: "
         f"{counts.flops_causal / 1e6:.1f} M causal, {counts.flops_full / 1e6:.1f} M full "
         f"(N = {counts.matmul / 1e6:.2f} M in matmuls)\n"
@@ -45,14 +44,18 @@ def _device_words(config: RunConfig, mesh) -> str:
     )
 
 
-def _text_words(config: RunConfig, data: "Data") -> str:
+def _text_words(folder: "RunFolder", config: RunConfig, data: "Data") -> str:
     """Says what is read and how often; rows of different sources are of one length."""
-    from data.batches import TrainRows
+    from data.batches import TrainRows, continued
     from data.step_ranges import steps_from
+    from train.checkpoint_files import newest_progress
 
-    train = config.train
-    sequence = TrainRows(data, config.data, steps_from(config))
-    counts = sequence.schedule.counts(train.num_steps * train.batch_size)
+    progress = newest_progress(folder.checkpoints)
+    ranges = progress.step_ranges if progress else ()
+    new = steps_from(config, progress.step if progress else 0)
+    steps = continued(ranges, new, data, config.data).ranges[-1]
+    sequence = TrainRows(data, config.data, steps)
+    counts = sequence.schedule.counts(steps.row(config.train.num_steps))
     epochs = [count / len(rows) for count, rows in zip(counts, sequence.rows, strict=True)]
     if not data.is_mixture:
         return f"{config.data.path}, {epochs[0]:.3g} epochs"
@@ -81,7 +84,7 @@ def closing_words(folder: "RunFolder", outcome: "Outcome", seconds: float) -> st
         f"{words}all of it is in {path}: metrics.jsonl, events.jsonl, checkpoints/, samples/\n"
         "to look closer:\n"
         f"  ./tessera status {path}\n"
-        f"  .venv/bin/tensorboard --logdir {RUNS}\n"
+        f"  .venv/bin/tensorboard --logdir {path.parent}\n"
         "  ./tessera train quickstart --data.path A_TEXT_OF_YOURS.txt\n"
         f"finished {record['step']} steps, {record['tokens']:,} tokens, in {seconds / 60:.1f} min; "
         f"to go on: ./tessera generate {path} --prompt 'import '"

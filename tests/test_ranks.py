@@ -133,6 +133,7 @@ def test_a_vocabulary_beside_its_merges_is_a_tokenizer(tmp_path, name):
     ("content", "pattern", "says"),
     [
         (None, None, "data.split_pattern=None must say how"),
+        (None, "cl200k", "data.split_pattern=cl200k must say how"),
         (None, "(", "does not parse"),
         (b"no ranks", "gpt2", "does not parse"),
         (b"IQ== 0\n", "gpt2", "it has no token for the byte 0x00"),

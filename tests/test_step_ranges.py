@@ -186,6 +186,10 @@ def test_a_run_whose_batch_size_changes_sees_each_row_once(tmp_path, monkeypatch
         code, output = call("train", *tiny_run(*settings, *more, "--allow-changes"))
         assert code == 0, output
     assert "train.batch_size 8 -> 16: step 11 takes the next row, row 80" in output
+    num_rows = json.loads(call("inspect", str(RUN), "--step", "1", "--json")[1])["rows"][0][
+        "num_rows"
+    ]
+    assert f", {(10 * 8 + 10 * 16) / num_rows:.3g} epochs" in output
     (event,) = [e for e in RunFolder(RUN).read_events() if e["event"] == "data_changed"]
     assert (event["step"], event["first_row"]) == (10, 80)
     seen = rows_seen(range(1, 21))

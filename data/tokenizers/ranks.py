@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,10 +40,11 @@ def of_tiktoken(content: bytes, config: PrepareConfig) -> bytes:
     lacking = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if lacking:
         raise ValueError(f"it has no token for the byte {lacking[0]:#04x}")
+    pattern = config.split_pattern
     require(
-        config.split_pattern is not None,
-        f"data.split_pattern=None must say how data.tokenizer={config.tokenizer} cuts text into "
-        f"words: {', '.join(_PATTERNS)}, or a regular expression",
+        pattern in _PATTERNS or not re.fullmatch(r"[\w-]*", pattern or ""),
+        f"data.split_pattern={pattern} must say how data.tokenizer={config.tokenizer} cuts text "
+        f"into words: {', '.join(_PATTERNS)}, or a regular expression",
     )
     merges = [
         (token[:i], token[i:])

@@ -177,6 +177,8 @@ def open_tokenizer(config: PrepareConfig) -> Tokenizer | None:
         else:
             content = of_vocab(path, config) if form in _WITHOUT_PATTERN else path.read_bytes()
         model = read_model(kind, content)
+    except SettingsError:
+        raise
     except ValueError as error:
         raise SettingsError(
             f"data.tokenizer={config.tokenizer} must be a {what}, but does not parse; pass "
