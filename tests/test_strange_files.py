@@ -10,7 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from small_corpora import corpus_config, texts_of
+from small_prepare import small_sizes
 
+import data.text.lines
 import data.text.records
 from configs.errors import SettingsError
 from data.text.corpus import open_corpus
@@ -89,6 +91,24 @@ def test_a_table_of_text_among_tables_of_ids_is_told(tmp_path):
 def test_a_seed_of_more_than_64_bits_is_refused(seed):
     with pytest.raises(SettingsError, match=rf"data\.validation_seed={seed} must be"):
         corpus_config(None, validation_seed=seed)
+
+
+MARK = "<|é|>"
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("gap", ["", "\n", "\n\n\n", "\r\n \n\t\n"])
+def test_a_document_begins_at_each_mark_wherever_a_part_ends(tmp_path, monkeypatch, gap, suffix):
+    """The texts have no end of a line, so that a part ends within them, or within a mark."""
+    monkeypatch.setattr(data.text.lines, "_LINE_SEARCH_BYTES", 4)
+    texts = ["a" * 13, "é" * 9, "b" * 16, "c" * 5]
+    content = f"{MARK}{gap}".join(texts).encode()
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    for part_bytes in range(8, 40):
+        small_sizes(monkeypatch, part_bytes=part_bytes)
+        found = texts_of(corpus_config(path, document_separator=MARK))
+        assert [text.strip() for text in found] == texts, part_bytes
 
 
 def test_nothing_is_read_behind_a_row_of_csv_that_cannot_be(tmp_path):
