@@ -103,6 +103,10 @@ class PrepareConfig:
             f"data.validation_fraction={self.validation_fraction} must be between 0 and 1",
         )
         require(
+            0 <= self.validation_seed < 2**64,
+            f"data.validation_seed={self.validation_seed} must be at least 0 and below 2**64",
+        )
+        require(
             self.tokenizer in _TOKENIZERS
             or self.tokenizer.endswith(TOKENIZER_FILES)
             or "/" in self.tokenizer,

@@ -58,11 +58,6 @@ class Corpus:
         """Whether the files hold tokens, not text."""
         return self.files[0].has_tokens
 
-    @property
-    def is_split(self) -> bool:
-        """Whether each document belongs to a split, so that no fraction is cut off."""
-        return self.is_stdlib or self.files[0].split is not None
-
     def digest(self) -> str:
         """Returns the SHA-256 of the names and bytes of all files, which reads all of them."""
         total = hashlib.sha256()
@@ -77,11 +72,10 @@ class Corpus:
         return topic_names()[number] if kind == "topics" else record_name(name, kind, number)
 
     def split_of(self, file: int, number: int) -> Split | None:
-        """Returns which split a document belongs to, None where the split cuts across files.
+        """Returns which split the names of its file or itself say that a document belongs to.
 
-        Files named as splits say it; the standard library is split by document. One's own text is
-        cut at one place: of all characters the last data.validation_fraction validate; a document
-        at the cut becomes two.
+        None leaves it to data.validation_fraction: its bytes decide, or the place in a
+        single text.
         """
         if not self.is_stdlib:
             return self.files[file].split

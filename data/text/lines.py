@@ -8,7 +8,7 @@ from typing import IO
 
 from configs.data import PrepareConfig
 from data.text.fields import field_of, text_of
-from data.text.marks import begins_document, count_marks, split_documents
+from data.text.marks import before_mark, begins_document, behind_mark, count_marks, split_documents
 from data.text.reading import Reading, Record, decode
 from data.text.sources import PART_BYTES, Part, SourceFile
 from data.text.streams import MARK, open_stream
@@ -16,10 +16,11 @@ from data.text.streams import MARK, open_stream
 _LINE_SEARCH_BYTES = 2**20  # how far a text is searched for the end of a line to be cut there
 
 
-def _boundary(stream: IO[bytes], offset: int, limit: int) -> int:
+def _boundary(stream: IO[bytes], offset: int, separator: str | None) -> int:
     """Returns where the first line begins at or after an offset.
 
-    Where no line ends within `limit` bytes, the first character that begins there will do.
+    Where no line ends near, the first character that begins there will do, if it is not within a
+    mark between documents.
     """
     if offset == 0:
         return 0
@@ -29,9 +30,9 @@ def _boundary(stream: IO[bytes], offset: int, limit: int) -> int:
         if (end := block.find(b"\n")) >= 0:
             return place + end + 1
         place += len(block)
-        if place - offset >= limit - 1:
+        if place - offset >= _LINE_SEARCH_BYTES - 1:
             stream.seek(offset)
-            return offset + _first_character(stream.read(4))
+            return behind_mark(stream, offset + _first_character(stream.read(4)), separator)
     return place
 
 
@@ -40,10 +41,10 @@ def _first_character(content: bytes) -> int:
     return next((i for i, byte in enumerate(content) if byte & 0xC0 != 0x80), 0)
 
 
-def _range(stream: IO[bytes], part: Part, limit: int) -> tuple[int, int | None]:
+def _range(stream: IO[bytes], part: Part, separator: str | None) -> tuple[int, int | None]:
     """Returns the bytes of a part after its boundaries have moved, and goes to the first."""
-    stop = None if part.stop is None else _boundary(stream, part.stop, limit)
-    start = 0 if part.start == 0 else _boundary(stream, part.start, limit)
+    stop = None if part.stop is None else _boundary(stream, part.stop, separator)
+    start = 0 if part.start == 0 else _boundary(stream, part.start, separator)
     if part.start:
         stream.seek(start)
     elif part.stop is not None:
@@ -71,24 +72,25 @@ def read_text(
 ) -> Iterator[Record]:
     """Yields a text in pieces of about PART_BYTES, none of which cuts a character."""
     with open_stream(Path(file.path)) as stream:
-        start, stop = _range(stream, part, _LINE_SEARCH_BYTES)
-        begins = begins_document(stream, start, config.document_separator)
+        separator = config.document_separator
+        start, stop = _range(stream, part, separator)
+        begins = begins_document(stream, start, separator)
         place, rest, number = start, b"", 0
         while stop is None or place < stop:
             size = PART_BYTES if stop is None else stop - place
             content = rest + (block := stream.read(size))
             at_end = len(block) < size or (stop is not None and place + len(block) == stop)
             place += len(block)
-            cut = len(content) if at_end else _cut(content)
+            cut = len(content) if at_end else _cut(content, separator)
             content, rest = content[:cut], content[cut:]
             offset = place - len(rest) - len(content)
             text = _text_of(content, offset, file, config, reading)
             text = text.removeprefix(MARK) if offset == 0 else text
             if not file.is_prose:
                 count_marks(text, config, reading)
-            for i, document in enumerate(split_documents(text, config.document_separator)):
+            for i, document in enumerate(split_documents(text, separator)):
                 begins = begins or i > 0
-                is_blank = config.document_separator and begins and not document.strip()
+                is_blank = separator and begins and not document.strip()
                 if document and not is_blank:
                     yield Record(number, document, begins=begins)
                     begins = False
@@ -97,15 +99,15 @@ def read_text(
                 break
 
 
-def _cut(content: bytes) -> int:
-    """Returns where a long text is cut: after its last line, or else before a character."""
+def _cut(content: bytes, separator: str | None) -> int:
+    """Returns where a long text is cut: after its last line, else before a character or a mark."""
     newline = content.rfind(b"\n", len(content) - _LINE_SEARCH_BYTES)
     if newline >= 0:
         return newline + 1
     end = len(content) - 1
     while end > len(content) - 4 and content[end] & 0xC0 == 0x80:
         end -= 1
-    return end
+    return before_mark(content, end, separator)
 
 
 def _text_of(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from data.text.sources import Part, SourceFile
 from data.text.streams import open_stream
 
 _RECORD_CHARACTERS = 64 * 2**20
-"""A longer element of an array, or field of a CSV, is refused, as memory is bounded by it."""
+"""A longer element of an array, line or field of a CSV is refused, as memory is bounded by it."""
 _BLOCK_CHARACTERS = 2**20
 _BETWEEN = re.compile(r"[\s,]*")
 
@@ -47,7 +48,10 @@ def _elements(stream: IO[str]) -> Iterator[Any]:
         between = _BETWEEN.match(buffer, place)
         place = between.end() if between else place
         if buffer.startswith("]", place):
-            if (buffer[place + 1 :] + stream.read(1)).strip():
+            rest = buffer[place + 1 :]
+            while not rest.strip() and (rest := stream.read(_BLOCK_CHARACTERS)):
+                pass
+            if rest.strip():
                 raise ValueError(f"more follows after the ] of the array, element {number - 1}")
             return
         try:
@@ -77,24 +81,41 @@ def read_csv(
     csv.field_size_limit(_RECORD_CHARACTERS)
     is_tsv = ".tsv" in (suffix.lower() for suffix in Path(file.path).suffixes[-2:])
     with _open_text(file, config) as stream:
-        rows = csv.reader(stream, delimiter="\t" if is_tsv else ",", strict=True)
-        header = next(rows, [])
-        if not set(field_names(config)) <= set(header):
-            field_of(dict.fromkeys(header, ""), " in its first line", file, config, reading)
+        rows = csv.reader(_lines(stream), delimiter="\t" if is_tsv else ",", strict=True)
+        try:
+            yield from _rows(rows, file, config, reading)
+        except csv.Error as error:
+            what = f"is not CSV ({error}), so that the rest of the file cannot be read"
+            reading.add(file, f", line {rows.line_num}", what)
+
+
+def _lines(stream: IO[str]) -> Iterator[str]:
+    for number in itertools.count(1):
+        line = stream.readline(_RECORD_CHARACTERS + 1)
+        if len(line) > _RECORD_CHARACTERS:
+            raise ValueError(f"line {number} is longer than {_RECORD_CHARACTERS:,} characters")
+        if not line:
             return
-        number = -1
-        while True:
-            number += 1
-            try:
-                if (row := next(rows, None)) is None:
-                    return
-            except csv.Error as error:
-                reading.add(file, f", line {rows.line_num}", f"is not CSV ({error})")
-                continue
-            if row and len(row) != len(header):
-                what = f"has {len(row)} fields, but the first row names {len(header)}"
-                reading.add(file, f", row {number + 1}", what)
-            elif row:
-                record = dict(zip(header, row, strict=True))
-                if text := field_of(record, f", row {number + 1}", file, config, reading):
-                    yield Record(number, text)
+        yield line
+
+
+def _rows(
+    rows: Iterator[list[str]], file: SourceFile, config: PrepareConfig, reading: Reading
+) -> Iterator[Record]:
+    header, names = next(rows, []), field_names(config)
+    if not set(names) <= set(header):
+        field_of(dict.fromkeys(header, ""), " in its first line", file, config, reading)
+        return
+    for name in names:
+        if (num_columns := header.count(name)) > 1:
+            what = f"has {num_columns} columns named {name}"
+            reading.add(file, " in its first line", what, "rename all but the one that is meant")
+            return
+    for number, row in enumerate(rows):
+        if row and len(row) != len(header):
+            what = f"has {len(row)} fields, but the first row names {len(header)}"
+            reading.add(file, f", row {number + 1}", what)
+        elif row:
+            record = dict(zip(header, row, strict=True))
+            if text := field_of(record, f", row {number + 1}", file, config, reading):
+                yield Record(number, text)

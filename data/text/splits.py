@@ -46,8 +46,10 @@ def by_split(
     if not tests and not validates:
         return list(files), []
     trains = [file.name for file in files if file.name not in {*tests, *validates}]
-    only_validates = config.validation_fraction == 1 and bool(validates)
-    left_out = {*tests, *(trains if only_validates else ())}
+    use = "to train on"
+    if config.validation_fraction == 1:
+        use = "left out" if validates else "to validate on"
+    left_out = {*tests, *(trains if use == "left out" else ())}
     kept = [
         replace(file, split=(splits[file.name] or "train") if validates else None)
         for file in files
@@ -56,7 +58,7 @@ def by_split(
     notes = [
         f"{_some(names)} {what}"
         for names, what in (
-            (trains, "left out" if only_validates else "to train on"),
+            (trains, use),
             (validates, "to validate on"),
             (tests, "left out"),
         )

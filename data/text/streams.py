@@ -4,6 +4,7 @@ import codecs
 import gzip
 import io
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,13 @@ def json_layout(path: Path) -> str | None:
     try:
         with open_stream(path) as stream:
             head = stream.read(_LINE_BYTES).decode("utf-8-sig", errors="ignore").lstrip()
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return "lines"  # reading says what is wrong
     if not head.startswith("{"):
         return "array" if head.startswith("[") else None
     line, newline, more = head.partition("\n")
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None if newline else "lines"
     return "lines" if more.strip() else "object"

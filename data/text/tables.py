@@ -48,7 +48,7 @@ def _columns(names: list[str], config: PrepareConfig) -> list[str]:
 
 def _ids_of(values: Any, number: int) -> np.ndarray:
     ids = np.array([] if values is None else values)
-    if len(ids) and ids.dtype.kind not in "iu":
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
         raise ValueError(f"row {number + 1} has something other than token ids")
     return ids.astype(np.int64)
 

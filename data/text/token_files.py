@@ -13,7 +13,7 @@ from data.text.sources import Part, SourceFile
 
 _LLM_C = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}  # magic number: dtype
 _LLM_C_HEADER_BYTES = 1024
-_MEGATRON = b"MMIDIDX\0\0"
+_MEGATRON = b"MMIDIDX\0\0\1"
 _MEGATRON_DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
 _TOKENS_AT_ONCE = 2**20
 _WORDS_LOOKED_AT = 2**20
@@ -35,7 +35,7 @@ def choose_dtype(
         return None, ""
     given = config.token_dtype
     with path.open("rb") as file:
-        head = np.frombuffer(file.read(2 * _WORDS_LOOKED_AT), np.uint8)
+        head = file.read(2 * _WORDS_LOOKED_AT)
     said, by = _said_dtype(path, head, given)
     if said is not None:
         require(
@@ -47,7 +47,7 @@ def choose_dtype(
         return given, "data.token_dtype"
     if vocab_size is not None and vocab_size > 2**16:
         return "uint32", f"the {vocab_size:,} entries of data.tokenizer"
-    words = head[: len(head) // 4 * 4].view("<u2").reshape(-1, 2)
+    words = np.frombuffer(head[: len(head) // 4 * 4], "<u2").reshape(-1, 2)
     is_constant = (words == words[:1]).all(0)
     require(
         len(words) * 2 < _FEW_WORDS or is_constant.sum() != 1,
@@ -58,20 +58,35 @@ def choose_dtype(
     return "uint16", "default, as nothing else says"
 
 
-def _said_dtype(path: Path, head: np.ndarray, given: str | None) -> tuple[str | None, str]:
+def _llm_c_header(head: bytes) -> tuple[np.dtype | None, int]:
+    """Returns the dtype and the number of ids by the header of llm.c; None without one."""
+    magic, _, num_tokens = np.frombuffer(head[:12].ljust(12, b"\0"), "<i4").tolist()
+    return _LLM_C.get(magic), num_tokens
+
+
+def _said_dtype(path: Path, head: bytes, given: str | None) -> tuple[str | None, str]:
     """Returns the dtype by a file's own header or index, and which of these; None without one."""
-    magic = head[:4].view("<i4")[0] if len(head) >= 4 else 0
-    if magic in _LLM_C:
-        return _LLM_C[magic].name, "the header of llm.c"
+    if (own := _llm_c_header(head)[0]) is not None:
+        return own.name, "the header of llm.c"
     index = path.with_suffix(".idx")
     if not index.is_file():
         return None, ""
     with index.open("rb") as file:
         header = file.read(34)
-        num_sequences = int.from_bytes(header[18:26], "little")
-        lengths = np.frombuffer(file.read(4 * num_sequences), "<i4")
-    dtype = _MEGATRON_DTYPES.get(header[17]) if header.startswith(_MEGATRON + b"\1") else None
-    num_tokens, num_bytes = int(lengths.sum(dtype=np.int64)), path.stat().st_size
+        if header and not header.startswith(_MEGATRON):
+            return None, ""  # another program's
+        header = header.ljust(34, b"\0")
+        num_lengths = int.from_bytes(header[18:26], "little")
+        num_lengths *= 34 + 4 * num_lengths <= index.stat().st_size  # none of one that is torn
+        num_tokens = sum(
+            int(
+                np.fromfile(file, "<i4", min(_TOKENS_AT_ONCE, num_lengths - start)).sum(
+                    dtype=np.int64
+                )
+            )
+            for start in range(0, num_lengths, _TOKENS_AT_ONCE)
+        )
+    dtype, num_bytes = _MEGATRON_DTYPES.get(header[17]), path.stat().st_size
     agrees = dtype is not None and num_tokens * np.dtype(dtype).itemsize == num_bytes
     require(
         agrees or given is not None,
@@ -107,8 +122,8 @@ def open_tokens(path: Path, dtype: str | None) -> np.ndarray:
         ids = np.lib.format.open_memmap(path, mode="r")  # np.load would unpickle and unzip as well
     else:
         with path.open("rb") as file:
-            magic, _, num_tokens = np.frombuffer(file.read(12).ljust(12, b"\0"), "<i4").tolist()
-        offset = _LLM_C_HEADER_BYTES if magic in _LLM_C else 0
+            own, num_tokens = _llm_c_header(file.read(12))
+        offset = 0 if own is None else _LLM_C_HEADER_BYTES
         ids: Any = np.memmap(path, np.dtype(dtype).newbyteorder("<"), "r", offset)
         if offset and len(ids) != num_tokens:
             raise ValueError(f"it holds {len(ids)} tokens, its header says {num_tokens}")
