@@ -48,10 +48,10 @@ def settle_split(plan: Plan, scans: Sequence[dict[str, Any]]) -> Settled:
     """Writes down for each document how much of it trains.
 
     What no name decides about is split by whole documents. One validates if the digest of
-    data.validation_seed and of its bytes (those of its first piece, where it is longer than what is
-    read at once) is in the lowest `fraction` of all digests, unless it is longer than all that is
-    to validate. So neither order nor other documents matter, and equal ones are on one side. A
-    single text is cut, after a line where one ends near.
+    data.validation_seed and of its bytes (those of its first 65,536 characters or tokens) is in the
+    lowest `fraction` of all digests, unless it is longer than all that is to validate. So neither
+    order nor other documents matter, and equal ones are on one side. A single text is cut, after a
+    line where one ends near.
     """
     tails = _tails(plan, len(scans))
     fraction = _fraction(plan.config, sum(scan["bytes"] for scan in scans))
@@ -108,8 +108,7 @@ def _wholes(plan: Plan, tails: Sequence[int]) -> Iterator[tuple[np.ndarray, _Who
         first = np.flatnonzero(_begins(rows))
         size = np.add.reduceat(rows["size"], first) if len(first) else np.zeros(0, np.int64)
         size[-1:] += tail
-        content = first + (rows["size"][first] == 0)
-        yield rows, _Whole(size, rows["digest"][content], rows["split"][first])
+        yield rows, _Whole(size, rows["digest"][first], rows["split"][first])
 
 
 def _whole_places(
