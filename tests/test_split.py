@@ -142,6 +142,40 @@ def test_copies_are_on_one_side_wherever_reading_cuts_them(tmp_path, monkeypatch
     assert len(chosen[0]) > 1
 
 
+def test_a_document_whose_separator_ends_a_task_is_judged_by_itself(tmp_path, monkeypatch):
+    texts = [f"{i:09}" for i in range(60)]
+    ids = [[*text.encode(), 256] for text in texts]
+    (path := tmp_path / "a.bin").write_bytes(np.array(ids, "<u2").tobytes())
+    chosen = []
+    for part_bytes in (20, 60, 100_000):
+        small_sizes(monkeypatch, part_bytes, part_bytes)
+        config = corpus_config(path, token_dtype="uint16", validation_fraction=0.4)
+        store = prepared(config, tmp_path / f"{part_bytes}")
+        chosen.append([x for x in stored_documents(store, "validation") if x])
+    assert len(chosen[0]) > 10
+    assert chosen == chosen[:1] * 3
+
+
+@pytest.mark.parametrize("num_good", [1, 3])
+def test_a_text_whose_first_tasks_cannot_be_read_begins_with_what_can(
+    tmp_path, monkeypatch, num_good
+):
+    """Beside others it joins none of them, and alone it is split as a single text is."""
+    small_sizes(monkeypatch, 200, 400)
+    (folder := tmp_path / "texts").mkdir()
+    texts = ["".join(sentences(30, seed=i)) for i in range(num_good)]
+    for i, text in enumerate(texts):
+        (folder / f"{i}.txt").write_bytes(b"b\xc3d\n" * 100 + text.encode())
+    for fraction in (0, 0.4):
+        config = corpus_config(folder, bad_records="skip", validation_fraction=fraction)
+        store = prepared(config, tmp_path / f"out{fraction}")
+        found = stored_documents(store, "train")
+        found += stored_documents(store, "validation") if fraction else []
+        assert sorted(found) == sorted(texts) or "".join(found) == texts[0]
+        said = json.loads((store.folder / "report.json").read_text())
+        assert [file["documents"] for file in said["files"]] == [1] * num_good
+
+
 def test_a_single_text_is_cut_after_the_last_line_before_its_last_tenth(tmp_path):
     text = "".join(sentences(200))
     (tmp_path / "a.txt").write_text(text)
