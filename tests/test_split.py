@@ -5,6 +5,7 @@ import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_corpora import corpus_config, prepared, stored_documents
 from small_data import data_config, open_quietly, prepare_quietly, sides
@@ -16,6 +17,7 @@ import data.open_data
 import data.preparation.plan
 import data.preparation.prepare
 import data.store
+import data.text.token_files
 from configs.errors import SettingsError
 from data.open_data import open_data
 from data.preparation.split import _fraction
@@ -114,6 +116,64 @@ def test_a_text_of_many_pieces_beside_others_is_whole_on_one_side(tmp_path, monk
     found = [stored_documents(store, split) for split in ("train", "validation")]
     assert sorted(found[0] + found[1]) == sorted(texts)
     assert all(found)
+
+
+@pytest.mark.parametrize("kind", ["text", "tokens"])
+def test_copies_are_on_one_side_wherever_reading_cuts_them(tmp_path, monkeypatch, kind):
+    texts = ["".join(sentences(20, seed=i)) for i in range(8)] * 5
+    random.Random(0).shuffle(texts)
+    if kind == "text":
+        (path := tmp_path / "a.txt").write_text("<eos>".join(texts), "utf-8")
+        config = corpus_config(path, document_separator="<eos>", validation_fraction=0.4)
+    else:
+        ids = [np.array([256, *text.encode()], "<u2") for text in texts]
+        (path := tmp_path / "a.bin").write_bytes(np.concatenate(ids).tobytes())
+        monkeypatch.setattr(data.text.token_files, "_TOKENS_AT_ONCE", 170)
+        config = corpus_config(path, token_dtype="uint16", validation_fraction=0.4)
+    chosen = []
+    for part_bytes in (700, 998, 5000, 100_000):
+        small_sizes(monkeypatch, part_bytes, 2 * part_bytes)
+        store = prepared(config, tmp_path / f"{part_bytes}")
+        train, validation = (stored_documents(store, split) for split in ("train", "validation"))
+        assert sorted(train + validation) == sorted(texts)
+        assert not set(train) & set(validation)
+        chosen.append(sorted(validation))
+    assert chosen == chosen[:1] * 4
+    assert len(chosen[0]) > 1
+
+
+def test_a_document_whose_separator_ends_a_task_is_judged_by_itself(tmp_path, monkeypatch):
+    texts = [f"{i:09}" for i in range(60)]
+    ids = [[*text.encode(), 256] for text in texts]
+    (path := tmp_path / "a.bin").write_bytes(np.array(ids, "<u2").tobytes())
+    chosen = []
+    for part_bytes in (20, 60, 100_000):
+        small_sizes(monkeypatch, part_bytes, part_bytes)
+        config = corpus_config(path, token_dtype="uint16", validation_fraction=0.4)
+        store = prepared(config, tmp_path / f"{part_bytes}")
+        chosen.append([x for x in stored_documents(store, "validation") if x])
+    assert len(chosen[0]) > 10
+    assert chosen == chosen[:1] * 3
+
+
+@pytest.mark.parametrize("num_good", [1, 3])
+def test_a_text_whose_first_tasks_cannot_be_read_begins_with_what_can(
+    tmp_path, monkeypatch, num_good
+):
+    """Beside others it joins none of them, and alone it is split as a single text is."""
+    small_sizes(monkeypatch, 200, 400)
+    (folder := tmp_path / "texts").mkdir()
+    texts = ["".join(sentences(30, seed=i)) for i in range(num_good)]
+    for i, text in enumerate(texts):
+        (folder / f"{i}.txt").write_bytes(b"b\xc3d\n" * 100 + text.encode())
+    for fraction in (0, 0.4):
+        config = corpus_config(folder, bad_records="skip", validation_fraction=fraction)
+        store = prepared(config, tmp_path / f"out{fraction}")
+        found = stored_documents(store, "train")
+        found += stored_documents(store, "validation") if fraction else []
+        assert sorted(found) == sorted(texts) or "".join(found) == texts[0]
+        said = json.loads((store.folder / "report.json").read_text())
+        assert [file["documents"] for file in said["files"]] == [1] * num_good
 
 
 def test_a_single_text_is_cut_after_the_last_line_before_its_last_tenth(tmp_path):

@@ -54,7 +54,9 @@ def documents_of(plan: Plan, task: int) -> Iterator[Document]:
         documents = (document for document, is_dropped in kept if not is_dropped)
     # Not strict: of a file that has changed meanwhile the end of the preparation tells.
     for document, row in zip(documents, np.load(plan.path("split", task, "npy")), strict=False):
-        yield document._replace(num_train=_cut(document.text, *row.tolist()))
+        num_train, earliest, opens = row.tolist()
+        num_train = _cut(document.text, num_train, earliest)
+        yield document._replace(num_train=num_train, begins=document.begins or opens)
 
 
 def _cut(text: str, num_train: int, earliest: int) -> int:

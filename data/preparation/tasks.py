@@ -6,6 +6,7 @@ at all. So it does not matter which process does it, on which machine, or how of
 
 import hashlib
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,10 @@ SCANNED_DTYPE = np.dtype(
 )
 """Of each document: characters, its part in the task, its line or row there, whether it begins and
 whether it ends with a line, its split where the files decide (1 + index in SPLITS, else 0), and the
-digest of the seed and of what it holds."""
+digest of the seed and of how it begins, in whatever pieces that is read. The first of a task has
+one of its own, as it may begin there."""
 _SCANNED = struct.Struct("<qIQ??BQ")  # as numpy packs it; a list of tuples takes ten times more
-_AT_ONCE = 2**20  # characters or tokens
+_HEAD = 2**16  # characters or tokens of a document that its digest is of
 _TOKEN_BYTES = 4  # of text, where only tokens are known
 
 
@@ -60,7 +62,7 @@ def scan(work: str, task: int) -> dict[str, Any]:
     by_file: dict[str, int] = {}
     alphabet: set[str] = set()
     signatures: list[np.void] = []
-    scanned = bytearray()
+    rows = _Rows(plan, task)
     cleaner = cleaner_of(work) if plan.local_steps else None
     documents = read_documents(plan, task, reading, part_lines)
     if cleaner is not None:
@@ -72,7 +74,7 @@ def scan(work: str, task: int) -> dict[str, Any]:
         by_file[name] = by_file.get(name, 0) + document.begins
         counts["characters"] += size
         counts["bytes"] += _TOKEN_BYTES * size if document.ids is not None else utf8_len(text)
-        scanned += _row(plan, task, document)
+        rows.add(document)
         if plan.config.tokenizer == "sentencepiece" and teaches(plan, task, document):
             counts["learnable"] += size
             lengths_of_lines = [len(line) for line in lines_of(text)]
@@ -86,7 +88,7 @@ def scan(work: str, task: int) -> dict[str, Any]:
         save_array(
             plan.path("signatures", task, "npy"), np.array(signatures, signature_dtype(plan.config))
         )
-    save_array(plan.path("scanned", task, "npy"), np.frombuffer(scanned, SCANNED_DTYPE))
+    save_array(plan.path("scanned", task, "npy"), rows.finish())
     result = {
         **counts,
         "by_file": by_file,
@@ -101,24 +103,59 @@ def scan(work: str, task: int) -> dict[str, Any]:
     return result
 
 
-def _row(plan: Plan, task: int, document: Document) -> bytes:
-    """Returns what is kept of a document, as SCANNED_DTYPE has it."""
-    part = plan.corpus.tasks[task][document.part].file
-    split = plan.corpus.split_of(part, document.number)
-    digest = hashlib.blake2b(digest_size=8, key=str(plan.config.validation_seed).encode())
-    for start in range(0, document.size, _AT_ONCE):
-        piece = slice(start, start + _AT_ONCE)
-        ids, text = document.ids, document.text[piece]
-        digest.update(text.encode() if ids is None else ids[piece].astype("<u4").tobytes())
-    return _SCANNED.pack(
-        document.size,
-        document.part,
-        document.number,
-        document.begins,
-        document.text.endswith("\n"),
-        1 + SPLITS.index(split) if split else 0,
-        int.from_bytes(digest.digest(), "little"),
-    )
+class _Rows:
+    """What is kept of the documents of a task, as SCANNED_DTYPE has it."""
+
+    def __init__(self, plan: Plan, task: int):
+        self._plan, self._task = plan, task
+        self._content = bytearray()
+        self._left = 0  # characters or tokens that the digest of the last document is still to have
+
+    def add(self, document: Document) -> None:
+        """Takes the next document, or the next piece of one."""
+        if document.begins or not self._content:
+            key = str(self._plan.config.validation_seed).encode()
+            self._digest = hashlib.blake2b(digest_size=8, key=key)
+            self._left, self._digest_at = _HEAD, len(self._content) + _SCANNED.size - 8
+        part = self._plan.corpus.tasks[self._task][document.part].file
+        split = self._plan.corpus.split_of(part, document.number)
+        self._content += _SCANNED.pack(
+            document.size,
+            document.part,
+            document.number,
+            document.begins,
+            document.text.endswith("\n"),
+            1 + SPLITS.index(split) if split else 0,
+            0,
+        )
+        self._take(document)
+
+    def finish(self) -> np.ndarray:
+        """Returns the rows, the last digest with what later tasks have of the document."""
+        for document in _after(self._plan, self._task) if self._left else ():
+            if document.begins or not self._left:
+                break
+            self._take(document)
+        return np.frombuffer(self._content, SCANNED_DTYPE)
+
+    def _take(self, document: Document) -> None:
+        ids, text = document.ids, document.text[: self._left]
+        head = text.encode() if ids is None else ids[: self._left].astype("<u4").tobytes()
+        self._digest.update(head)
+        self._left -= min(self._left, document.size)
+        stop = self._digest_at + 8
+        self._content[self._digest_at : stop] = self._digest.digest()
+
+
+def _after(plan: Plan, task: int) -> Iterator[Document]:
+    """Yields what follows a task as far as its last document may go on there."""
+    last = plan.corpus.tasks[task][-1].file
+    if plan.config.clean or plan.corpus.files[last].kind not in ("text", "tokens"):
+        return
+    for later, parts in enumerate(plan.corpus.tasks[task + 1 :], task + 1):
+        if parts[0].file != last:
+            return
+        yield from read_documents(plan, later, Reading(skip=True), [0] * len(parts))
 
 
 def sample(work: str, task: int, first_line: int, stride: int) -> list[str]:
