@@ -74,7 +74,7 @@ def settle_split(plan: Plan, scans: Sequence[dict[str, Any]]) -> Settled:
     if num_open == 1:
         rule, places = "the end of the one text", _cut_places(plan, len(scans), total, fraction)
     else:
-        rule = "whole documents, by digest" if num_open else "as the names say"
+        rule = "whole documents, by digest" if num_open else "by the names of files"
         places = _whole_places(plan, edges, total, fraction)
     num_train = []
     for task, place in enumerate(places):
