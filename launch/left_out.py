@@ -20,7 +20,8 @@ class Section(NamedTuple):
 
 def left_out(report: Mapping[str, Any]) -> list[Section]:
     """Returns what was left out or changed on the way, as tables; whatever the report holds."""
-    return [section for name, value in report.items() for section in _sections(name, value)]
+    said = {name: value for name, value in report.items() if value != ""}
+    return [section for name, value in said.items() for section in _sections(name, value)]
 
 
 def _sections(title: str, value: Any) -> list[Section]:

@@ -102,7 +102,8 @@ def _between_separators(
         raise SettingsError(
             f"data.path: {file.path} has the token {ids[unknown[0]]} at "
             f"{record.number + unknown[0]}, but ids of the tokenizer are 0 to "
-            f"{tokenizer.vocab_size - 1}: give --data.tokenizer the one that made them"
+            f"{tokenizer.vocab_size - 1}: give --data.tokenizer the one that made them, "
+            "or of a .bin another --data.token_dtype"
         )
     marks = np.flatnonzero(ids == tokenizer.separator).tolist()
     first = ids[: marks[0] if marks else None]
