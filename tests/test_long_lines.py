@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 PREPARE = """
-import resource, sys
+import sys
 import data.text.lines, data.text.sources
 from launch.cli import main
 
 data.text.lines.PART_BYTES = data.text.sources.PART_BYTES = 2**21
 code = main(["prepare", "--num_workers", "1", "--data.tokenizer", "bytes", *sys.argv[1:]])
 read = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())["rchar"]
-print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, read)
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(code, int(status["VmHWM"].split()[0]) * 1024, read)  # ru_maxrss may be that of the parent
 """
 NUM_BYTES = 40_000_000
 
