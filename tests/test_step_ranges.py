@@ -158,7 +158,7 @@ def test_a_checkpoint_from_before_goes_on_with_the_row_after_its_batches(tmp_pat
     manifest = run.checkpoints / "10" / "manifest.json"
     progress = json.loads(manifest.read_text())["progress"]
     del progress["step_ranges"]
-    progress |= {"passed_over": [3, 4], "next_batch_sha256": None}
+    progress |= {"passed_over": [3, 4], "num_rollbacks": 1, "next_batch_sha256": "0" * 64}
     rewrite(manifest, format_version=3, progress=progress)
     steps = read_progress(run.checkpoints, 10).step_ranges[-1]
     assert (steps.skipped, steps.row(2), steps.row(3), steps.row(10)) == (((24, 40),), 16, 40, 96)

@@ -191,6 +191,8 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         fields = said["progress"]
         if version == _FORMAT_OF_BATCHES:
             ranges = _ranges_of_batches(said["settings"], fields.pop("passed_over"))
+            if fields.get("num_rollbacks"):  # it was amended, under settings that may be others
+                fields |= {"next_batch_sha256": None, "generator_key": None}
         else:
             ranges = tuple(map(StepRange.from_json, fields["step_ranges"]))
         progress = Progress(**{**fields, "step_ranges": ranges})
