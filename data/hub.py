@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -27,7 +28,10 @@ def fetch_dataset(path: str, cache_dir: Path) -> Path:
         SettingsError: the package datasets is absent, or the data set cannot be read.
     """
     name, _, config = path.removeprefix(_PREFIX).partition(":")
-    require(name.count("/") == 1, f"data.path={path} must be hf:OWNER/NAME or hf:OWNER/NAME:CONFIG")
+    require(
+        re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None,
+        f"data.path={path} must be hf:OWNER/NAME or hf:OWNER/NAME:CONFIG",
+    )
     stem = name.split("/")[1]
     folder = cache_dir / f"hub-{stem}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
     with locked(cache_dir, folder.name):

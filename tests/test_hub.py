@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hub_server import hub
 from small_corpora import jsonl
+from small_data import data_config
+
+from launch.paths import with_whole_paths
 
 PREPARE = ["-m", "launch", "prepare", "--data.tokenizer", "bytes", "--num_workers", "1"]
 
@@ -47,6 +51,7 @@ SPLITS = ("train", "validation", "test")
     [
         ("hf:own/none", "data.path=hf:own/none cannot be fetched from the hub: "),
         ("hf:none", "data.path=hf:none must be hf:OWNER/NAME or hf:OWNER/NAME:CONFIG"),
+        ("hf:../here", "data.path=hf:../here must be hf:OWNER/NAME or hf:OWNER/NAME:CONFIG"),
     ],
 )
 def test_a_data_set_that_cannot_be_had_is_said_in_a_line(tmp_path, environment, path, says):
@@ -66,3 +71,11 @@ def test_without_the_package_the_way_out_is_said(tmp_path, environment):
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 2
     assert "needs the package datasets: run .venv/bin/pip install" in ran.stderr
+
+
+def test_the_hub_is_no_folder_of_this_machine():
+    """So that config.json names it as it was given, and eval finds what train has fetched."""
+    config = data_config("hf:own/web", validation=("more=hf:own/other",), tokenizer="x.tiktoken")
+    found = with_whole_paths(config)
+    assert (found.path, found.validation) == ("hf:own/web", ("more=hf:own/other",))
+    assert found.tokenizer == str(Path("x.tiktoken").absolute())

@@ -76,7 +76,7 @@ def settle_split(plan: Plan, scans: Sequence[dict[str, Any]]) -> Settled:
     else:
         rule = "whole documents, by digest" if num_open else "by the names of files"
         places = _whole_places(plan, edges, total, fraction)
-    rule = {0: "none", 1: "all of it"}.get(fraction, rule) if num_open else rule
+    rule = {0.0: "none", 1.0: "all of it"}.get(fraction, rule) if num_open else rule
     num_train = []
     for task, place in enumerate(places):
         place["opens"][:1] = edges[task].opens
