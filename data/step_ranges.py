@@ -122,14 +122,7 @@ class StepRange:
         return {name: values for name, values in changed.items() if name in self.settings}
 
 
-def step_range(
-    config: DataConfig,
-    *,
-    batch_size: int,
-    seed: int,
-    first_step: int = 0,
-    taken: tuple[int, ...] = (),
-) -> StepRange:
+def step_range(config: DataConfig, *, batch_size: int, seed: int, first_step: int = 0) -> StepRange:
     """Returns the range that begins a sequence with a step."""
     phases: dict[int, tuple[float, ...]] = {}
     for step, weights in config.weight_phases():  # their first step is 1
@@ -138,7 +131,6 @@ def step_range(
     flat |= {"train.batch_size": batch_size, "train.seed": seed}
     return StepRange(
         first_step=first_step,
-        taken=taken,
         phases=tuple(sorted(phases.items())),
         settings={
             name: list(value) if isinstance(value, tuple) else value

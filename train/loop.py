@@ -172,15 +172,13 @@ def _go_back(
             f"optim.peak_lr: ./tessera train PRESET --init-from {run.folder.path}@STEP --run-dir "
             "ANOTHER"
         )
-    to_step = 0 if manifest is None else manifest.progress.step
-    state = None
+    state, left = None, start.step_ranges[-1]
     if manifest is None:
         state, progress = _init(run)
     else:
-        progress = _continued(run, manifest.progress, start.step_ranges[-1])
+        progress = _continued(run, manifest.progress, left)
     *older, steps = progress.step_ranges
-    left = start.step_ranges[-1]
-    rows = _rows_of(run, start, steps, range(max(first, to_step + 1), last + 1))
+    rows = _rows_of(run, start, steps, range(max(first, progress.step + 1), last + 1))
     # What earlier rollbacks have skipped stays so, though the checkpoint may be older than they.
     skipped = left.skipped if is_one_sequence(left, steps, run.config.data) else ()
     progress = replace(
