@@ -19,7 +19,7 @@ from data.mixture import ENDLESS, Data, Schedule
 from data.objectives.objective import ObjectiveMaker, Row, stream_len
 from data.rows import Rows, Windows
 from data.step_ranges import StepRange
-from data.store import TokenStream
+from data.token_store import TokenStream
 from data.tokenizers.tokenizer import Tokenizer
 
 _VALIDATION_SEED = 0

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import grain
 
 from configs.data import DataConfig
-from data.store import TokenStore, TokenStream
+from data.token_store import TokenStore, TokenStream
 from data.tokenizers.tokenizer import Tokenizer
 
 ENDLESS = 2**62

@@ -12,27 +12,27 @@ from typing import Any
 from configs.check import require
 from configs.data import STDLIB, DataConfig, PrepareConfig, named
 from configs.errors import SettingsError
-from data.files import locked
-from data.hub import fetch_dataset, is_hub
+from data.atomic_files import locked
+from data.hf_hub import fetch_dataset, is_hub
 from data.mixture import Data, Source
-from data.preparation.engine import Workers
-from data.preparation.prepare import Preparation, Say, Watch, remove_work
-from data.remote import fetch_files, fetch_folder, is_prepared, is_remote
-from data.store import (
+from data.object_store import fetch_files, fetch_folder, is_prepared, is_remote
+from data.prepare.engine import Workers
+from data.prepare.prepare import Preparation, Say, Watch, remove_work
+from data.prepare.text.corpus import open_corpus, open_overlap
+from data.token_store import (
     FORMAT_VERSION,
     TokenStore,
     is_prepared_folder,
     open_store,
     stored_tokenizer,
 )
-from data.text.corpus import open_corpus, open_overlap
-from data.tokenizers.learn import (
+from data.tokenizers.tokenizer import Tokenizer, changes_text, open_tokenizer, tokenizer_digest
+from data.tokenizers.train_tokenizer import (
     RESERVED,
     SAMPLE_CHARACTERS,
     learn_characters,
     learn_sentencepiece,
 )
-from data.tokenizers.tokenizer import Tokenizer, changes_text, open_tokenizer, tokenizer_digest
 
 _LEARNED = ("sentencepiece", "characters")
 _ONLY_LEARNED = ("vocab_size", "sentencepiece_model")

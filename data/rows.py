@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from data.packing import BestFit
-from data.store import TokenStream
+from data.token_store import TokenStream
 
 
 class Packing(Protocol):

@@ -32,7 +32,7 @@ COMMANDS = {
     "chaos": "harm small runs in every way and see that none is lost: ./tessera chaos quickstart",
     "test": "run the tests, lint and types of this checkout: ./tessera test",
 }
-"""Each is a module of `launch` with a function `main(arguments) -> exit code`."""
+"""Each is a module of `launch.commands` with a function `main(arguments) -> exit code`."""
 
 BROKEN_PIPE = 141
 
@@ -99,7 +99,7 @@ def _find(name: str) -> Callable[[Sequence[str]], int]:
             f"{name} is not a command{did_you_mean(name, list(COMMANDS))}; there are: "
             f"{', '.join(COMMANDS)}"
         )
-    return import_module(f"launch.{name}").main
+    return import_module(f"launch.commands.{name}").main
 
 
 def _usage() -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from configs.check import require_at_least
 
 if TYPE_CHECKING:
-    from sharding.processes import Processes
+    from sharding.distributed.processes import Processes
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""

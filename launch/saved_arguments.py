@@ -10,7 +10,7 @@ import tyro
 
 from configs.run import MeshConfig
 from launch.arguments import parse_arguments
-from train.run_folder import RunFolder
+from train.record.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,17 +13,17 @@ import tyro
 from configs.check import require
 from configs.data import DataConfig, named
 from configs.errors import SettingsError
-from configs.presets import PRESETS
+from configs.presets.table import PRESETS
 from configs.run import RunConfig
 from configs.settings import flatten
-from data.text.sources import before_wildcard
+from data.prepare.text.sources import before_wildcard
+from launch.absolute_paths import RUNS, whole_path, with_whole_paths
 from launch.arguments import did_you_mean, parse_arguments
-from launch.paths import RUNS, whole_path, with_whole_paths
 from launch.supervise import RestartPolicy
 
 if TYPE_CHECKING:
     from data.mixture import Data
-    from train.run_folder import RunFolder
+    from train.record.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +143,8 @@ def prepared_before(config: RunConfig, folder: "RunFolder") -> dict[str, str] | 
 
     What is prepared today is found by the digest of the text, so that a change of it is seen.
     """
-    from data.store import is_of_earlier_format
-    from train.checkpoint_files import newest_progress
+    from data.token_store import is_of_earlier_format
+    from train.checkpoints.manifest import newest_progress
 
     if not folder.exists:
         return None

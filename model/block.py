@@ -7,12 +7,12 @@ import jax
 from flax import nnx
 
 from configs.model import ModelConfig
-from model.attention import Attention, Memory
+from model.attention.attention import Attention, Memory
+from model.attention.mask import Mask
+from model.attention.mla import LatentAttention
 from model.dropout import fold
-from model.latent import LatentAttention
-from model.mask import Mask
 from model.mlp import MLP
-from model.moe import MoE, RouterRecord
+from model.moe.moe import MoE, RouterRecord
 from model.norm import LayerNorm, RMSNorm, make_norm
 from model.parameters import stacked
 from sharding.pipeline import Pipeline, run_layers

@@ -7,7 +7,7 @@ from flax import nnx
 from configs.model import ModelConfig
 from model.embedding import look_up
 from model.inputs import Inputs
-from model.moe import RouterRecord
+from model.moe.moe import RouterRecord
 from model.norm import make_norm
 from model.parameters import broadcast, normal, project, value_of, zeros
 from sharding.rules import constrain

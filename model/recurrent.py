@@ -10,7 +10,7 @@ from configs.model import ModelConfig
 from model.dropout import dropout, fold, token_keys
 from model.inputs import Inputs
 from model.language_model import LanguageModel
-from model.moe import RouterRecord
+from model.moe.moe import RouterRecord
 from model.parameters import normal, project, stacked, zeros
 from sharding.pipeline import Pipeline, run_layers
 from sharding.rules import constrain

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from configs.model import ModelConfig
-from model.attention import Memory
+from model.attention.attention import Memory
+from model.attention.relative_bias import relative_bias
 from model.block import Rows, make_stack, run_stack
 from model.dropout import dropout, fold, token_keys
 from model.embedding import sinusoids
-from model.future import FutureHead, make_future_heads
 from model.inputs import Inputs
 from model.language_model import LanguageModel
-from model.moe import RouterRecord
+from model.moe.moe import RouterRecord
+from model.mtp import FutureHead, make_future_heads
 from model.norm import make_norm
 from model.parameters import normal
-from model.relative import relative_bias
 from sharding.pipeline import Pipeline
 from sharding.rules import constrain
 

@@ -9,9 +9,9 @@ from small_model import small_model, small_run
 
 from configs.run import CheckpointConfig
 from configs.settings import flatten
-from train.checkpoint import Checkpoints
-from train.checkpoint_files import Progress
-from train.recovery import Place
+from train.checkpoints.manifest import Progress
+from train.checkpoints.recovery import Place
+from train.checkpoints.save_restore import Checkpoints
 from train.state import TrainState
 
 RUN = small_run(small_model(embed_dim=32))

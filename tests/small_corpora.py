@@ -16,12 +16,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from configs.data import PrepareConfig
 from data.open_data import prepare
-from data.preparation.engine import Workers
-from data.preparation.prepare import Preparation
-from data.store import TokenStore, open_store
-from data.text.corpus import open_corpus
-from data.text.readers import read_part
-from data.text.reading import Reading, Record
+from data.prepare.engine import Workers
+from data.prepare.prepare import Preparation
+from data.prepare.text.corpus import open_corpus
+from data.prepare.text.read_report import Reading, Record
+from data.prepare.text.readers import read_part
+from data.token_store import TokenStore, open_store
 from data.tokenizers.tokenizer import open_tokenizer
 
 

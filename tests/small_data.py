@@ -16,7 +16,7 @@ from data.batches import TrainRows, train_batches
 from data.mixture import Data
 from data.open_data import open_data
 from data.step_ranges import StepRange, step_range
-from data.store import TokenStore
+from data.token_store import TokenStore
 
 NUM_NUMBERED_ROWS = 91
 """Rows of one epoch of `numbered_data` at sequence_len 1."""

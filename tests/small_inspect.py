@@ -9,8 +9,8 @@ from small_data import open_quietly, steps_of
 from small_runs import call, tiny_run
 
 from launch.train_settings import parse
-from train.checkpoint_files import Manifest, Progress, write_manifest
-from train.run_folder import RunFolder
+from train.checkpoints.manifest import Manifest, Progress, write_manifest
+from train.record.run_folder import RunFolder
 
 HOSTILE_NAME = "<script>alert(\"1\")<b onload='x'>.txt"
 HOSTILE_TEXT = "</pre><script>alert('hi')</script> \"&amp; \x1b[31mred\x07 \u202e[bold]x[/bold]\n"

@@ -11,12 +11,12 @@ from small_runs import tiny_run, write_text
 
 from data.open_data import open_data
 from launch.train_settings import parse, resolve
+from sharding.distributed.processes import ALONE
 from sharding.mesh import make_mesh
-from sharding.processes import ALONE
-from train.checkpoint_files import Progress
-from train.run import Run
-from train.run_folder import RunFolder
-from train.spans import Spans
+from train.checkpoints.manifest import Progress
+from train.health.spans import Spans
+from train.record.run_folder import RunFolder
+from train.run_context import Run
 from train.step import Metrics
 
 

@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-import data.preparation.prepare
-import data.preparation.shards
-import data.text.lines
-import data.text.sources
-import data.text.tables
+import data.prepare.prepare
+import data.prepare.shards
+import data.prepare.text.lines
+import data.prepare.text.sources
+import data.prepare.text.tables
 from configs.data import DataConfig
 from data.open_data import open_data
-from data.preparation.engine import Workers
-from data.store import TokenStore, TokenStream
-from train.ledger import stat_fields
+from data.prepare.engine import Workers
+from data.token_store import TokenStore, TokenStream
+from train.record.time_ledger import stat_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 PART_BYTES, TASK_BYTES = 4000, 16_000
@@ -36,8 +36,8 @@ PART_BYTES, TASK_BYTES = 4000, 16_000
 
 _SERVER = """
 import json, os, sys
-import data.text.sources
-import launch.prepare
+import data.prepare.text.sources
+import launch.commands.prepare
 from launch.cli import main
 
 for line in sys.stdin:
@@ -52,7 +52,8 @@ for line in sys.stdin:
         for number in (1, 2):
             os.dup2(log, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        data.text.sources.PART_BYTES, data.text.sources.TASK_BYTES = request["sizes"]
+        sources = data.prepare.text.sources
+        sources.PART_BYTES, sources.TASK_BYTES = request["sizes"]
         sys.exit(main(request["arguments"]))
     print(answer, flush=True)
 """
@@ -178,11 +179,11 @@ def small_sizes(
     block_len: int = 100,
 ) -> None:
     """Makes parts, tasks and blocks of this process small."""
-    monkeypatch.setattr(data.text.sources, "PART_BYTES", part_bytes)
-    monkeypatch.setattr(data.text.lines, "PART_BYTES", part_bytes)
-    monkeypatch.setattr(data.text.sources, "TASK_BYTES", task_bytes)
-    monkeypatch.setattr(data.preparation.prepare, "BLOCK_LEN", block_len)
-    monkeypatch.setattr(data.preparation.shards, "BLOCK_LEN", block_len)
+    monkeypatch.setattr(data.prepare.text.sources, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(data.prepare.text.lines, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(data.prepare.text.sources, "TASK_BYTES", task_bytes)
+    monkeypatch.setattr(data.prepare.prepare, "BLOCK_LEN", block_len)
+    monkeypatch.setattr(data.prepare.shards, "BLOCK_LEN", block_len)
 
 
 def prepare_here(config: DataConfig, cache_dir: Path) -> TokenStore:

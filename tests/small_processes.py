@@ -12,7 +12,7 @@ from pathlib import Path
 from small_runs import ROOT, tiny_run
 
 from launch.faults.trial import free_port
-from train.run_folder import RunFolder, read_metrics
+from train.record.run_folder import RunFolder, read_metrics
 
 RUN = "run"
 """Where the run is, below the folder that it was started in."""

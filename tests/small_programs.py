@@ -9,8 +9,8 @@ from typing import Any
 from small_model import mesh_of, small_model, small_run
 
 from configs.run import MeshConfig, RunConfig
-from sharding.program import Program, describe
-from train.lower import compile_step
+from sharding.compiled.program import Program, describe
+from train.ahead_of_time import compile_step
 
 VOCAB = 384
 """A size that nothing else has, so that an array with the whole vocabulary is known by it."""

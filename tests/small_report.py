@@ -8,7 +8,7 @@ from typing import Any
 from small_runs import tiny_run
 
 from launch.train_settings import parse
-from train.checkpoint_files import (
+from train.checkpoints.manifest import (
     STATE,
     FileEntry,
     Manifest,
@@ -18,8 +18,8 @@ from train.checkpoint_files import (
     finish_save,
     list_files,
 )
-from train.ledger import CLASSES
-from train.run_folder import RunFolder
+from train.record.run_folder import RunFolder
+from train.record.time_ledger import CLASSES
 
 HOSTILE = "<script>alert(1)</script>"
 LEDGER = dict(zip(CLASSES, (50.0, 40.0, 20.0, 700.0, 10.0, 30.0, 100.0, 50.0), strict=True))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from small_model import quick_jit, random_params, small_batch, small_model
 
-from model.attention import attend
-from model.mask import Mask, Scoring
+from model.attention.attention import attend
+from model.attention.mask import Mask, Scoring
+from model.attention.rope import rotate
 from model.norm import LayerNorm, RMSNorm, make_norm
-from model.rotary import rotate
 from train.loss import inputs_of
 from train.state import shape_of
 

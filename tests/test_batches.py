@@ -130,7 +130,7 @@ import os
 sys.path.append(os.path.join(os.environ['PYTHONPATH'], 'tests'))
 from small_data import batches_of
 from data.mixture import Data, Source
-from data.store import open_store
+from data.token_store import open_store
 
 def read(rows, out):
     config = DataConfig(sequence_len=4, tokenizer="characters")

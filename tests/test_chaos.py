@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from small_runs import ROOT, call, wait_until
 
-from launch.chaos import faults
+from launch.commands.chaos import faults
 
 FEW = (
     *("frozen", "data never comes", "byte flipped", "disk full", "clock set back"),

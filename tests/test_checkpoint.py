@@ -18,8 +18,8 @@ from configs.errors import IntegrityError, SettingsError
 from configs.run import CheckpointConfig, MeshConfig
 from configs.settings import flatten
 from sharding.mesh import make_mesh
-from train.checkpoint import Checkpoints, restore_params, restore_state
-from train.checkpoint_files import (
+from train.checkpoints.digest import params_digest
+from train.checkpoints.manifest import (
     checkpoint_steps,
     kept_steps,
     pin,
@@ -27,8 +27,8 @@ from train.checkpoint_files import (
     read_progress,
     verify,
 )
-from train.digest import params_digest
-from train.recovery import Place, newest_whole
+from train.checkpoints.recovery import Place, newest_whole
+from train.checkpoints.save_restore import Checkpoints, restore_params, restore_state
 from train.state import TrainState, abstract_state
 
 

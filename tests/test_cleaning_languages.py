@@ -5,9 +5,9 @@ import pytest
 
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.cleaning.step import Dropped
-from data.cleaning.steps import make_step
-from data.cleaning.words import is_unspaced, num_unspaced, words
+from data.prepare.cleaning.steps import make_step
+from data.prepare.cleaning.verdict import Dropped
+from data.prepare.cleaning.word_split import is_unspaced, num_unspaced, words
 
 TEXTS = {
     "en": (

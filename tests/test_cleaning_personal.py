@@ -3,7 +3,7 @@
 
 import pytest
 
-from data.cleaning.personal import mask_personal
+from data.prepare.cleaning.personal_data import mask_personal
 
 MASKED = {
     "Write to jane.doe+x@mail.example.co.uk.": "Write to <EMAIL>.",

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from configs.data import PrepareConfig
-from data.cleaning.overlap import make_decontaminate
-from data.cleaning.pipeline import NUM_EXAMPLES, Cleaner, merge_reports
-from data.cleaning.step import Dropped
+from data.prepare.cleaning.clean import NUM_EXAMPLES, Cleaner, merge_reports
+from data.prepare.cleaning.decontaminate import make_decontaminate
+from data.prepare.cleaning.verdict import Dropped
 
 CONFIG = PrepareConfig(
     clean=("unicode", "control_characters", "boilerplate_lines", "length", "mask_personal"),

@@ -4,8 +4,8 @@
 import pytest
 
 from configs.data import CleanStep, PrepareConfig
-from data.cleaning.step import Dropped
-from data.cleaning.steps import make_step
+from data.prepare.cleaning.steps import make_step
+from data.prepare.cleaning.verdict import Dropped
 
 FIFTY = [f"word{letter}{number}" for number in range(2) for letter in "abcdefghijklmnopqrstuvwxy"]
 

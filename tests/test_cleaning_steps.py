@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs.data import CleanStep, PrepareConfig
-from data.cleaning.step import Dropped
-from data.cleaning.steps import LOCAL_STEPS, make_step
+from data.prepare.cleaning.steps import LOCAL_STEPS, make_step
+from data.prepare.cleaning.verdict import Dropped
 
 ROOT = Path(__file__).resolve().parent.parent
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))

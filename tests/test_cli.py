@@ -19,10 +19,10 @@ from small_runs import (
     write_text,
 )
 
-from configs.presets import PRESETS
+from configs.presets.table import PRESETS
 from configs.run import RunConfig
 from launch.cli import COMMANDS
-from train.run_folder import RunFolder, read_json_lines, read_metrics
+from train.record.run_folder import RunFolder, read_json_lines, read_metrics
 
 CORE_KEYS = {
     *("step", "tokens", "loss", "bits_per_byte", "grad_norm", "learning_rate"),

@@ -17,8 +17,8 @@ from small_data import sides, write_folder
 
 from configs.data import STDLIB
 from configs.errors import SettingsError
-from data.text.corpus import Corpus, open_corpus
-from data.text.reading import Reading
+from data.prepare.text.corpus import Corpus, open_corpus
+from data.prepare.text.read_report import Reading
 
 
 @pytest.fixture

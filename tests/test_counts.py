@@ -10,7 +10,7 @@ from small_model import VARIANTS, random_params, small_model
 
 from configs.counts import count
 from configs.model import ModelConfig
-from configs.presets import PRESETS
+from configs.presets.table import PRESETS
 from launch.train_settings import parse
 from model.inputs import Inputs
 from train.state import shape_of

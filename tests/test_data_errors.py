@@ -27,11 +27,11 @@ from small_corpora import (
     zst,
 )
 
-import data.text.sources
+import data.prepare.text.sources
 from configs.data import DataConfig
 from configs.errors import SettingsError
-from data.store import MANIFEST, open_store
-from data.text.reading import Reading
+from data.prepare.text.read_report import Reading
+from data.token_store import MANIFEST, open_store
 from launch import cli
 
 GOOD = "a good text\n"
@@ -467,8 +467,8 @@ def test_a_token_that_is_not_in_the_vocabulary_is_refused(tmp_path, capsys, ids,
 
 
 def test_a_bad_line_found_by_a_worker_process_has_its_place(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(data.text.sources, "PART_BYTES", 100)
-    monkeypatch.setattr(data.text.sources, "TASK_BYTES", 400)
+    monkeypatch.setattr(data.prepare.text.sources, "PART_BYTES", 100)
+    monkeypatch.setattr(data.prepare.text.sources, "TASK_BYTES", 400)
     lines = [json.dumps({"text": "é" * (i % 7)}) for i in range(100)]
     lines[77] = "{"
     (tmp_path / "a.jsonl").write_text("\n".join(lines))

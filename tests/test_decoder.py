@@ -22,10 +22,10 @@ from small_model import (
 
 from configs.model import ModelConfig
 from data.batch import Batch
+from model.attention.mask import Mask
 from model.block import Rows
 from model.dropout import dropout, token_keys
 from model.inputs import Inputs
-from model.mask import Mask
 from model.norm import RMSNorm
 from model.transformer import Transformer
 from sharding.pipeline import pipeline_of

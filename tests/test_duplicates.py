@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from configs.data import PrepareConfig
-from data.cleaning import buckets
-from data.cleaning.duplicates import (
+from data.prepare.cleaning import key_buckets
+from data.prepare.cleaning.duplicates import (
     KEPT,
     bands_and_rows,
     find_duplicates,
     signature_dtype,
     signature_of,
 )
-from data.cleaning.minhash import NUM_BINS, comparable, minhash, similarity
+from data.prepare.cleaning.minhash import NUM_BINS, comparable, minhash, similarity
 
 EXACT = PrepareConfig(clean=("exact_duplicates",))
 NEAR = PrepareConfig(clean=("near_duplicates",))
@@ -211,7 +211,7 @@ def test_duplicates_are_those_of_the_definition_however_they_are_stored(
     assert 150 < sum(repeat != KEPT for repeat in expected) < 450
     for sizes in ([600], [0, 599, 0, 1], [100] * 6, [2] * 300):
         assert found_of(tmp_path, signatures, config, sizes) == expected
-    monkeypatch.setattr(buckets, "BUCKET_ENTRIES", 97)  # a hundred buckets in place of one
+    monkeypatch.setattr(key_buckets, "BUCKET_ENTRIES", 97)  # a hundred buckets in place of one
     for sizes in ([600], [100] * 6):
         assert found_of(tmp_path, signatures, config, sizes) == expected
 

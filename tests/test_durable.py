@@ -12,16 +12,16 @@ from s3_server import S3Server, kill_when, s3_server, start_code
 from small_checkpoints import CONFIG, RUN, flip_byte, progress, small_state, write_checkpoint
 from small_runs import content_of, finish, start, tiny_run, wait_until, write_text
 
-import train.lease
+import train.checkpoints.lease
 from configs.errors import IntegrityError, SettingsError, Unavailable
 from configs.run import CheckpointConfig
 from configs.settings import flatten
-from data.remote import Store
-from train.checkpoint import Checkpoints
-from train.checkpoint_files import MANIFEST, checkpoint_steps, verify
-from train.durable import DurableTier
-from train.recovery import Place, newest_whole
-from train.run_folder import RunFolder
+from data.object_store import Store
+from train.checkpoints.durable import DurableTier
+from train.checkpoints.manifest import MANIFEST, checkpoint_steps, verify
+from train.checkpoints.recovery import Place, newest_whole
+from train.checkpoints.save_restore import Checkpoints
+from train.record.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_a_new_machine_gets_the_small_files_of_the_run(url, run, tmp_path):
 @pytest.fixture
 def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("_RENEWED_SEC", 0.1), ("_EXPIRES_SEC", 1.5), ("_RACE_SEC", 0.1)):
-        monkeypatch.setattr(train.lease, name, seconds)
+        monkeypatch.setattr(train.checkpoints.lease, name, seconds)
 
 
 @pytest.mark.usefixtures("short_lease")
@@ -335,7 +335,7 @@ def test_a_lease_that_is_lost_while_files_are_copied_leaves_no_manifest(run, tmp
 
 def test_a_process_that_was_out_for_long_looks_before_it_writes(run, tmp_path, monkeypatch):
     """It was frozen, and its renewals too, while another one took over."""
-    monkeypatch.setattr(train.lease, "_RACE_SEC", 0.0)
+    monkeypatch.setattr(train.checkpoints.lease, "_RACE_SEC", 0.0)
     durable = DurableTier(str(tmp_path / "durable"))
     checkpoint = write_checkpoint(run.checkpoints, 1)
     with durable.held(run):
@@ -350,9 +350,9 @@ def test_a_process_that_was_out_for_long_looks_before_it_writes(run, tmp_path, m
 
 STALLED = """
 import time
-from data.remote import Store
-from train.durable import DurableTier
-from train.run_folder import RunFolder
+from data.object_store import Store
+from train.checkpoints.durable import DurableTier
+from train.record.run_folder import RunFolder
 read = Store.read_if_there
 Store.read_if_there = lambda s, name: time.sleep(99) if name == "events.jsonl" else read(s, name)
 DurableTier(str(arguments[0])).fetch_small(RunFolder(arguments[1]))
@@ -388,7 +388,7 @@ def test_files_that_were_fetched_are_kept_for_the_next_try(url, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "getting", get)
-        patch.setattr("data.remote._NUM_STREAMS", 1)
+        patch.setattr("data.object_store._NUM_STREAMS", 1)
         with pytest.raises(Unavailable):
             durable.fetch(7, here)
     assert checkpoint_steps(here) == []

@@ -22,10 +22,10 @@ from small_prepare import (
 from small_runs import content_of
 
 from configs.errors import SettingsError
-from data.files import whole_file
-from data.preparation.engine import Workers
-from data.preparation.prepare import WORK
-from data.store import MANIFEST
+from data.atomic_files import whole_file
+from data.prepare.engine import Workers
+from data.prepare.prepare import WORK
+from data.token_store import MANIFEST
 
 COMMAND = ["prepare", "--data.path", "texts", "--data.tokenizer", "bytes"]
 

@@ -7,7 +7,7 @@ import pytest
 from small_runs import call, content_of, tiny_run, write_text
 
 from launch.train_settings import parse
-from train.run_folder import RunFolder
+from train.record.run_folder import RunFolder
 
 RUN_FILES = ("config.json", "events.jsonl", "metrics.jsonl", ".lock")
 

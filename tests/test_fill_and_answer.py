@@ -14,7 +14,7 @@ from small_model import quick_jit, random_params
 from configs.run import SampleConfig
 from model.inputs import Inputs
 from train.generation.answer import FIRST_SPAN, put_in
-from train.generation.fill import MASK
+from train.generation.fill_mask import MASK
 from train.generation.generate import make_generate
 from train.optimizer import Params
 from train.state import shape_of

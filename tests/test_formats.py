@@ -23,11 +23,11 @@ from small_corpora import (
 from small_prepare import run, sentences, small_sizes
 from small_runs import tiny_run
 
-import data.text.records
+import data.prepare.text.records
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.text.corpus import open_corpus
-from data.text.reading import Reading
+from data.prepare.text.corpus import open_corpus
+from data.prepare.text.read_report import Reading
 from launch.cli import main
 
 SPLITS = {  # layout: (trains, validates, left out)
@@ -108,7 +108,7 @@ def index(lengths: list[int], code: int) -> bytes:
 
 
 def ids_of(config: PrepareConfig, vocab_size: int | None = None) -> tuple[list[int], str]:
-    from data.text.readers import read_part
+    from data.prepare.text.readers import read_part
 
     corpus = open_corpus(config, vocab_size)
     (part,) = corpus.tasks[0]
@@ -287,7 +287,7 @@ def test_a_template_that_cannot_be_read_is_refused(template):
 
 @pytest.mark.parametrize("block", [1, 3, 50])
 def test_an_array_is_read_element_by_element(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(data.text.records, "_BLOCK_CHARACTERS", block)
+    monkeypatch.setattr(data.prepare.text.records, "_BLOCK_CHARACTERS", block)
     values = [{"text": 'a "]" ,{ \\'}, "text itself", {"text": "é€🙂"}, {"text": ""}, {"text": "z"}]
     for indent in (None, 2):
         (tmp_path / "a.json").write_text(" " + json.dumps(values, indent=indent) + "\n")
@@ -325,8 +325,8 @@ def test_an_array_that_is_none_is_refused_with_its_place(tmp_path, content, says
 
 
 def test_an_element_without_an_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.text.records, "_BLOCK_CHARACTERS", 100)
-    monkeypatch.setattr(data.text.records, "_RECORD_CHARACTERS", 1000)
+    monkeypatch.setattr(data.prepare.text.records, "_BLOCK_CHARACTERS", 100)
+    monkeypatch.setattr(data.prepare.text.records, "_RECORD_CHARACTERS", 1000)
     (tmp_path / "a.json").write_text('["' + "a" * 10_000 + '"]')
     assert "element 1 is not JSON (Unterminated string" in refusal(corpus_config(tmp_path))
 

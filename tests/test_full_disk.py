@@ -12,9 +12,9 @@ import pytest
 from small_prepare import PART_BYTES, TASK_BYTES, run, write_corpus
 from small_runs import content_of
 
-from data.preparation.prepare import WORK
-from data.store import MANIFEST
-from launch.faults.storage import needs_unshare
+from data.prepare.prepare import WORK
+from data.token_store import MANIFEST
+from launch.faults.disks import needs_unshare
 
 COMMAND = ["prepare", "--data.path", "texts", "--data.tokenizer", "bytes"]
 CLEAN = ["--data.clean", "unicode", "length", "exact_duplicates", "near_duplicates"]
@@ -22,13 +22,13 @@ CLEAN = ["--data.clean", "unicode", "length", "exact_duplicates", "near_duplicat
 IN_A_NAMESPACE = """
 import json, os, shutil, subprocess, sys
 from pathlib import Path
-import data.text.sources
-import launch.prepare
-from data.files import digest_file
+import data.prepare.text.sources
+import launch.commands.prepare
+from data.atomic_files import digest_file
 from launch.cli import main
 
 request = json.loads(sys.argv[1])
-data.text.sources.PART_BYTES, data.text.sources.TASK_BYTES = request["sizes"]
+data.prepare.text.sources.PART_BYTES, data.prepare.text.sources.TASK_BYTES = request["sizes"]
 os.mkdir("disk")
 
 def run():

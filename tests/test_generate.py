@@ -10,8 +10,8 @@ from small_model import mesh_of, quick_jit, random_params, small_model
 from configs.run import SampleConfig
 from data.tokenizers.tokenizer import CharacterTokenizer
 from model.inputs import Inputs
-from train.generation.draw import draw
 from train.generation.generate import make_generate
+from train.generation.sampling import draw
 from train.optimizer import Params
 from train.state import shape_of
 

@@ -22,9 +22,9 @@ from small_inspect import (
 from small_runs import call, write_text
 
 from configs.data import DataConfig
+from data.batch_report import RowReport, report_step
 from data.batches import batch_digest, train_batches
-from data.row_report import RowReport, report_step
-from launch.visible import first_lines, visible, visible_lines
+from launch.printable import first_lines, visible, visible_lines
 
 BATCH_SIZE, SEED = 6, 3
 PASSED_OVER = (0, 2, 3)

@@ -9,12 +9,12 @@ from s3_server import s3_server
 from small_inspect import HOSTILE_NAME, HOSTILE_TEXT, Page, inspect_json, prepare
 from small_runs import call
 
-from data.remote import push_folder
-from data.statistics import count_split
-from data.store import open_store
-from launch.inspect_data import read_data
-from launch.left_out import left_out
+from data.object_store import push_folder
+from data.token_statistics import count_split
+from data.token_store import open_store
 from launch.pages.page import join, tag
+from launch.reading.dataset_report import read_data
+from launch.reading.excluded import left_out
 
 
 @pytest.fixture(scope="module")

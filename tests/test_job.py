@@ -14,9 +14,9 @@ from small_processes import free_port
 from small_runs import ROOT
 
 from configs.errors import SettingsError, TesseraError
-from sharding import rendezvous
-from sharding.job import Job, find_job, gpus_of
-from sharding.rendezvous import meet
+from sharding.distributed import rendezvous
+from sharding.distributed.job import Job, find_job, gpus_of
+from sharding.distributed.rendezvous import meet
 
 SLURM_STEP = {
     "SLURM_JOB_ID": "4097",
@@ -276,8 +276,8 @@ def test_a_stranger_at_the_port_is_not_believed(impatient):
 MEETS = """
 import resource, sys
 from launch.cli import guarded
-from sharding.job import Job
-from sharding.rendezvous import meet
+from sharding.distributed.job import Job
+from sharding.distributed.rendezvous import meet
 
 coordinator, num_processes, soft, hard = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(soft), int(hard)))

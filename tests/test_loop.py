@@ -8,8 +8,8 @@ import pytest
 from small_runs import RUN, call, tiny_run, write_text
 
 from configs.errors import SettingsError
-from train.checkpoint_files import checkpoint_steps
-from train.run_folder import RunFolder
+from train.checkpoints.manifest import checkpoint_steps
+from train.record.run_folder import RunFolder
 
 QUIET = ("--eval.every_steps", "None", "--sample.every_steps", "None")
 
@@ -57,13 +57,13 @@ def test_a_finished_run_that_is_started_again_completes_its_copies(run):
 
 
 def test_a_run_whose_last_copy_fails_has_not_finished(run, monkeypatch):
-    monkeypatch.setattr("train.copies._RETRIES_SEC", (0.0, 0.0))
+    monkeypatch.setattr("train.checkpoints.mirror._RETRIES_SEC", (0.0, 0.0))
 
     def refuse(tier, checkpoint: Path) -> None:
         raise SettingsError(f"durable/checkpoints/{checkpoint.name} cannot be written")
 
     with monkeypatch.context() as patch:
-        patch.setattr("train.durable.DurableTier.copy", refuse)
+        patch.setattr("train.checkpoints.durable.DurableTier.copy", refuse)
         output = train(*DURABLE, code=75)
     for part in ("checkpoint.durable_dir=", "cannot be written", "to go on: ./tessera train"):
         assert part in output

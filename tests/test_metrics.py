@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train.metrics import MetricsWriter, shortest
-from train.run_folder import read_metrics
+from train.record.metrics import MetricsWriter, shortest
+from train.record.run_folder import read_metrics
 
 
 def random_float32(rng: np.random.Generator, count: int) -> np.ndarray:

@@ -30,8 +30,8 @@ from configs.errors import SettingsError
 from data.batch import Batch
 from data.batches import batch_digest
 from data.mixture import Data, Schedule
-from data.preparation import split
-from data.preparation.plan import Plan
+from data.prepare import validation_split
+from data.prepare.plan import Plan
 from train.loss import cross_entropy, inputs_of
 from train.state import shape_of
 
@@ -74,10 +74,10 @@ def data(folder, mixture) -> Data:
     """Split as before whole documents validated, so that the golden is that of the same tokens."""
 
     def at_one_place(plan: Plan, tails: list[int], *cut: Any) -> Iterator[np.ndarray]:
-        return split._cut_places(plan, len(tails), *cut)
+        return validation_split._cut_places(plan, len(tails), *cut)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(split, "_whole_places", at_one_place)
+        monkeypatch.setattr(validation_split, "_whole_places", at_one_place)
         return open_quietly(mixed(mixture), folder / "cache")
 
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from small_model import mesh_of, quick_jit, small_model
 
 from configs.model import ModelConfig
-from model.moe import MoE, likeliest
+from model.moe.moe import MoE, likeliest
 from sharding.rules import sharding, spec
 from sharding.zigzag import zigzag_order
 

@@ -16,7 +16,7 @@ from configs.errors import SettingsError
 from data.batch import Batch
 from data.batches import batch_digest
 from data.objectives.objective import ObjectiveMaker, Row, empty_row, stream_len
-from data.objectives.segment import pieces_of
+from data.objectives.segments import pieces_of
 from data.objectives.span import UL2, Denoiser
 from data.tokenizers.tokenizer import ByteTokenizer, CharacterTokenizer
 

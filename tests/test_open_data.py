@@ -9,12 +9,12 @@ from small_data import data_config, open_quietly, prepare_quietly
 from configs.data import STDLIB
 from configs.errors import SettingsError
 from data.open_data import open_data
-from data.preparation.engine import Workers
-from data.preparation.prepare import WORK, Preparation
-from data.store import REPORT
-from data.text.corpus import open_corpus
+from data.prepare.engine import Workers
+from data.prepare.prepare import WORK, Preparation
+from data.prepare.text.corpus import open_corpus
+from data.token_store import REPORT
+from launch.absolute_paths import with_whole_paths
 from launch.cli import main
-from launch.paths import with_whole_paths
 
 
 def write(folder: Path, **texts: str) -> Path:

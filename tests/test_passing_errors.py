@@ -8,17 +8,17 @@ import pytest
 from faulty_files import run_faulty
 from small_checkpoints import CONFIG, flip_byte, write_checkpoint
 
-import train.checkpoint_files
+import train.checkpoints.manifest
 from configs.errors import IntegrityError, Unavailable
-from train.checkpoint_files import read_manifest, verify
-from train.recovery import Place, newest_whole
+from train.checkpoints.manifest import read_manifest, verify
+from train.checkpoints.recovery import Place, newest_whole
 
 ERRORS = [errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.files._WAITS_SEC", (0.0, 0.0))
+    monkeypatch.setattr("data.atomic_files._WAITS_SEC", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def fail(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int, of: str) -
     if of == "manifest.json":
         monkeypatch.setattr(Path, "read_bytes", maybe(Path.read_bytes))
     else:
-        original = train.checkpoint_files.digest_file
-        monkeypatch.setattr(train.checkpoint_files, "digest_file", maybe(original))
+        original = train.checkpoints.manifest.digest_file
+        monkeypatch.setattr(train.checkpoints.manifest, "digest_file", maybe(original))
 
 
 @pytest.mark.parametrize("of", ["manifest.json", "data"])
@@ -84,7 +84,7 @@ def test_absence_and_wrong_content_are_damage(place):
 
 
 HOLD = """
-from train.run_folder import RunFolder
+from train.record.run_folder import RunFolder
 def hold():
     with RunFolder(Path(sys.argv[1])).held():
         return 0

@@ -22,13 +22,13 @@ from small_prepare import (
 )
 from small_runs import content_of
 
-import data.text.sources
+import data.prepare.text.sources
 from configs.data import STDLIB
 from configs.errors import IntegrityError, SettingsError
 from data.open_data import open_data
-from data.preparation.engine import Workers
-from data.preparation.prepare import WORK
-from data.store import MANIFEST, TokenStore, open_store
+from data.prepare.engine import Workers
+from data.prepare.prepare import WORK
+from data.token_store import MANIFEST, TokenStore, open_store
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def test_any_number_of_workers_makes_the_same_bytes(tmp_path, monkeypatch):
     assert sum(name.endswith(".arrayrecord") for name in made[0]) > 10
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data.text.sources, "PART_BYTES", PART_BYTES)
-    monkeypatch.setattr(data.text.sources, "TASK_BYTES", TASK_BYTES)
+    monkeypatch.setattr(data.prepare.text.sources, "PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(data.prepare.text.sources, "TASK_BYTES", TASK_BYTES)
     config = data_config("texts", tokenizer="characters")
     implicit = prepare_here(config, tmp_path / "cache")
     assert implicit.digest == open_store(tmp_path / "1").digest

@@ -18,8 +18,8 @@ from small_prepare import (
 from small_runs import content_of
 
 from configs.data import CleanStep, DataConfig
-from data.preparation.engine import Workers
-from data.store import TokenStore, open_store
+from data.prepare.engine import Workers
+from data.token_store import TokenStore, open_store
 
 STEPS: tuple[CleanStep, ...] = ("unicode", "html", "length", "exact_duplicates", "near_duplicates")
 SIZES = [(1000, 1), (1000, 4000), (10**6, 10**6)]

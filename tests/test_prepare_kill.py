@@ -34,9 +34,9 @@ from small_tokenizers import content_of as content_of_tokenizer
 
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.preparation.engine import Workers
-from data.preparation.prepare import WORK, Preparation
-from data.store import MANIFEST, open_store
+from data.prepare.engine import Workers
+from data.prepare.prepare import WORK, Preparation
+from data.token_store import MANIFEST, open_store
 from data.tokenizers.tokenizer import ByteTokenizer
 
 SETTINGS = [

@@ -8,17 +8,17 @@ from small_data import data_config
 from small_prepare import documents_in, prepare_here, run, sentences, small_sizes
 from small_tokenizers import byte_level, content_of
 
-import data.text.lines
-import data.text.token_files
+import data.prepare.text.lines
+import data.prepare.text.token_files
 from configs.data import DataConfig
 from configs.errors import SettingsError
 from data.mixture import Data
 from data.open_data import open_data
-from data.preparation.engine import Workers
-from data.preparation.prepare import WORK
-from data.store import MANIFEST, open_store
-from data.tokenizers.learn import learn_sentencepiece
+from data.prepare.engine import Workers
+from data.prepare.prepare import WORK
+from data.token_store import MANIFEST, open_store
 from data.tokenizers.tokenizer import tokenizer_digest
+from data.tokenizers.train_tokenizer import learn_sentencepiece
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_the_same_text_may_be_named_twice(texts):
 def arrays(tmp_path, monkeypatch) -> tuple[Path, list[int]]:
     """Tokens in two files, and all of them; the first file does not begin with a separator."""
     small_sizes(monkeypatch, part_bytes=1000, task_bytes=2000)
-    monkeypatch.setattr(data.text.token_files, "_TOKENS_AT_ONCE", 300)
+    monkeypatch.setattr(data.prepare.text.token_files, "_TOKENS_AT_ONCE", 300)
     separator = 256
     documents = [list(line.encode()) for line in sentences(120)]
     first = documents[0] + [i for doc in documents[1:50] for i in (separator, *doc)]

@@ -9,8 +9,8 @@ from small_data import data_config
 from small_prepare import documents_in, prepare_here, run, stamps_of
 from small_runs import content_of
 
-from data.preparation.prepare import WORK
-from data.store import MANIFEST, open_store
+from data.prepare.prepare import WORK
+from data.token_store import MANIFEST, open_store
 
 COMMAND = ["prepare", "--data.path", "text.txt", "--data.tokenizer", "bytes", "--out", "out"]
 

@@ -26,14 +26,14 @@ from small_processes import (
 from small_runs import call, content_of, wait_until, write_text
 
 from configs.run import MeshConfig
-from data.store import manifest_entries
+from data.token_store import manifest_entries
 from launch.train_settings import parse
 from sharding.mesh import make_mesh
 from sharding.rules import sharding
-from train.checkpoint import restore_params
-from train.checkpoint_files import checkpoint_steps
-from train.digest import gather_pieces, params_digest
-from train.run_folder import RunFolder, read_metrics
+from train.checkpoints.digest import gather_pieces, params_digest
+from train.checkpoints.manifest import checkpoint_steps
+from train.checkpoints.save_restore import restore_params
+from train.record.run_folder import RunFolder, read_metrics
 from train.state import abstract_state
 
 LAYOUT = ("--mesh.data", "2", "--mesh.fsdp", "2")
@@ -174,8 +174,8 @@ def test_a_process_that_stays_away_is_named_by_all(folder):
 UNANSWERED = """
 import sys, time
 from launch.cli import guarded
-from sharding.job import Job
-from sharding.processes import join
+from sharding.distributed.job import Job
+from sharding.distributed.processes import join
 
 processes = join(Job(coordinator=sys.argv[1], num_processes=2, process_id=int(sys.argv[2])))
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sharding.hlo import Array, parse_groups, parse_module, parse_pairs, parse_type
-from sharding.program import Collective, matmul_flops, read_text
+from sharding.compiled.hlo import Array, parse_groups, parse_module, parse_pairs, parse_type
+from sharding.compiled.program import Collective, matmul_flops, read_text
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 

@@ -28,11 +28,11 @@ from small_corpora import (
     zst,
 )
 
-import data.text.lines
-import data.text.sources
-import data.text.token_files
+import data.prepare.text.lines
+import data.prepare.text.sources
+import data.prepare.text.token_files
 from configs.errors import SettingsError
-from data.text.reading import Reading
+from data.prepare.text.read_report import Reading
 
 TEXTS = ["one\n", "é € 🙂", "\r\ncarriage\rreturns\n", "\0\ufeff\t ", "x" * 5000, "last", '"}\\']
 
@@ -50,9 +50,9 @@ quickly = settings(
 def parts_of(num_bytes: int, line_search: int = 2**20) -> Iterator[None]:
     """Has files read in parts of so many bytes, cut at lines that end within others."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.text.sources, "PART_BYTES", num_bytes)
-        patch.setattr(data.text.lines, "PART_BYTES", num_bytes)
-        patch.setattr(data.text.lines, "_LINE_SEARCH_BYTES", line_search)
+        patch.setattr(data.prepare.text.sources, "PART_BYTES", num_bytes)
+        patch.setattr(data.prepare.text.lines, "PART_BYTES", num_bytes)
+        patch.setattr(data.prepare.text.lines, "_LINE_SEARCH_BYTES", line_search)
         yield
 
 
@@ -227,14 +227,14 @@ def test_a_text_begins_a_document_though_its_first_piece_cannot_be_read(tmp_path
     with parts_of(64, line_search=4):
         config = corpus_config(tmp_path, bad_records="skip")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(data.text.lines, "PART_BYTES", 8)
-            patch.setattr(data.text.sources, "PART_BYTES", 2**20)
+            patch.setattr(data.prepare.text.lines, "PART_BYTES", 8)
+            patch.setattr(data.prepare.text.sources, "PART_BYTES", 2**20)
             assert texts_of(config, Reading(skip=True)) == ["before", "text\n"]
 
 
 def test_the_index_of_a_prepared_folder_leads_to_the_lines_of_its_files(tmp_path, monkeypatch):
     """Over parts and tasks, blank lines, and files whose records are not lines."""
-    monkeypatch.setattr(data.text.sources, "TASK_BYTES", 90)
+    monkeypatch.setattr(data.prepare.text.sources, "TASK_BYTES", 90)
     folder = tmp_path / "texts"
     folder.mkdir()
     lines = ["", *(json.dumps({"text": f"{i} é" * (i % 5)}) for i in range(40)), "", ""]
@@ -269,7 +269,7 @@ TOKENS = np.array([3, 256, 0, 7, 7, 255, 256, 1] * 40, "<u2")
 @pytest.mark.parametrize("num_bytes", [3, 64, 10_000])
 @pytest.mark.parametrize("form", ["nanoGPT", "llm.c u2", "llm.c u4", "npy u2", "npy i8", "npy >u4"])
 def test_every_token_of_an_array_is_read_once_and_in_order(tmp_path, monkeypatch, form, num_bytes):
-    monkeypatch.setattr(data.text.token_files, "_TOKENS_AT_ONCE", 50)
+    monkeypatch.setattr(data.prepare.text.token_files, "_TOKENS_AT_ONCE", 50)
     path = tmp_path / ("a.npy" if form.startswith("npy") else "a.bin")
     if form == "nanoGPT":
         TOKENS.tofile(path)
@@ -290,9 +290,9 @@ MEASURE = """
 import itertools, re, sys
 from pathlib import Path
 from configs.data import PrepareConfig
-from data.text.corpus import open_corpus
-from data.text.readers import read_part
-from data.text.reading import Reading
+from data.prepare.text.corpus import open_corpus
+from data.prepare.text.readers import read_part
+from data.prepare.text.read_report import Reading
 import pyarrow.parquet
 
 def megabytes():  # not ru_maxrss, which a process inherits from the one that started it

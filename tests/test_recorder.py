@@ -8,11 +8,11 @@ from rich.console import Console
 from small_data import steps_of
 from small_loop import metrics, open_run, progress
 
-from train.log import Display
-from train.metrics import open_metrics
-from train.recorder import Recorder, striking
-from train.run import Run
-from train.run_folder import read_metrics
+from train.record.console import Display
+from train.record.metrics import open_metrics
+from train.record.recorder import Recorder, striking
+from train.record.run_folder import read_metrics
+from train.run_context import Run
 
 
 def recorder_of(run: Run, step: int = 0, passed_over: Sequence[int] = ()) -> Recorder:
@@ -64,7 +64,7 @@ def test_a_step_that_is_not_finite_is_an_event_that_names_its_rows_and_arrays(ru
 
 def test_what_a_pause_takes_is_not_in_the_speed_of_steps(run, monkeypatch):
     now = 1000.0
-    monkeypatch.setattr("train.recorder.time.perf_counter", lambda: now)
+    monkeypatch.setattr("train.record.recorder.time.perf_counter", lambda: now)
     recorder = recorder_of(run)
     recorder.add(1, metrics(), 0.0)
     now += 3

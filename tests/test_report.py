@@ -28,10 +28,10 @@ from small_report import (
 )
 
 from configs.errors import SettingsError
-from launch.event_words import _WORDS, TROUBLES, tell
+from launch.commands.report import main, read_report
 from launch.pages.curves import _Scale, thinned
-from launch.report import main, read_report
-from train.run_folder import RunFolder
+from launch.reading.event_messages import _WORDS, TROUBLES, tell
+from train.record.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 

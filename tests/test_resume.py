@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from small_runs import RUN, finish, has_reached, start, tiny_run, wait_until, write_text
 
-from train.checkpoint_files import checkpoint_steps
-from train.run_folder import RunFolder, read_metrics
+from train.checkpoints.manifest import checkpoint_steps
+from train.record.run_folder import RunFolder, read_metrics
 
 DETERMINED = ("tokens", "loss", "bits_per_byte", "grad_norm", "learning_rate", "eval/loss")
 """The keys of metrics.jsonl that say nothing of speed."""

@@ -10,11 +10,11 @@ from flax import nnx
 from jax.ad_checkpoint import print_saved_residuals
 from small_model import mesh_of, quick_jit, small_model
 
-import model.blockwise
-from model.attention import Attention, attend
-from model.blockwise import any_seen
-from model.mask import Mask
-from model.ring import ring_attend
+import model.attention.blockwise
+from model.attention.attention import Attention, attend
+from model.attention.blockwise import any_seen
+from model.attention.mask import Mask
+from model.attention.ring import ring_attend
 from sharding.rules import sharding
 from sharding.zigzag import zigzag_order
 
@@ -162,7 +162,7 @@ def test_the_ring_is_the_formula_in_all_combinations(
 
 @pytest.mark.parametrize("case", [{}, {"window": 5, "packed": True, "zigzag": True}], ids=str)
 def test_the_length_of_blocks_changes_nothing(rng, case, monkeypatch):
-    monkeypatch.setattr(model.blockwise, "BLOCK_LEN", 3)  # of 8 tokens a device: 4 blocks of 2
+    monkeypatch.setattr(model.attention.blockwise, "BLOCK_LEN", 3)  # of 8: 4 blocks of 2
     assert_ring_is_the_formula(rng, {"context": 4}, **case)
 
 
@@ -227,7 +227,7 @@ def test_layers_of_it_in_stages_are_what_plain_attention_makes_of_them(rng, poli
 def test_keys_that_a_block_of_queries_cannot_see_are_not_touched(
     rng, monkeypatch, block_len, first_late
 ):
-    monkeypatch.setattr(model.blockwise, "BLOCK_LEN", block_len)
+    monkeypatch.setattr(model.attention.blockwise, "BLOCK_LEN", block_len)
     q, k, v, dy, _ = random_arrays(rng)
     places_T = zigzag_order(T, 4)  # chunks of 4 places: two blocks of a device, or four
     late_T = places_T >= first_late

@@ -16,13 +16,13 @@ import train.loop
 from configs.errors import Unavailable
 from configs.run import CheckpointConfig
 from launch.faults.worker import after_call, with_infinite_moment
-from train.checkpoint import Checkpoints
-from train.checkpoint_files import Progress, checkpoint_steps, pin, read_progress, verify
-from train.durable import DurableTier
-from train.guard import Guard, Trouble
-from train.recorder import Recorder
-from train.recovery import Place, newest_whole
-from train.run_folder import RunFolder, read_metrics
+from train.checkpoints.durable import DurableTier
+from train.checkpoints.manifest import Progress, checkpoint_steps, pin, read_progress, verify
+from train.checkpoints.recovery import Place, newest_whole
+from train.checkpoints.save_restore import Checkpoints
+from train.health.divergence import Guard, Trouble
+from train.record.recorder import Recorder
+from train.record.run_folder import RunFolder, read_metrics
 
 QUIET = ("--eval.every_steps", "None", "--sample.every_steps", "None")
 

@@ -8,10 +8,10 @@ import pytest
 from small_runs import content_of, finish, start, tiny_run, write_text
 
 from configs.errors import SettingsError
-from configs.presets import PRESETS
+from configs.presets.table import PRESETS
 from configs.run import RunConfig
-from train.metrics import MetricsWriter
-from train.run_folder import RunFolder, read_json_lines, read_metrics
+from train.record.metrics import MetricsWriter
+from train.record.run_folder import RunFolder, read_json_lines, read_metrics
 
 
 @pytest.fixture

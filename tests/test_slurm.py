@@ -13,7 +13,7 @@ import pytest
 from small_processes import ENVIRONMENT, NUM_STEPS, RUN, free_port, losses, small_run
 from small_runs import ROOT, wait_until, write_text
 
-from train.run_folder import RunFolder, read_metrics
+from train.record.run_folder import RunFolder, read_metrics
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CONFIG = """

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import pytest
 from small_runs import ROOT, finish, start, tiny_run, write_text
 
-from train.checkpoint_files import checkpoint_folders
-from train.ledger import stat_fields
-from train.run_folder import RunFolder, read_metrics
+from train.checkpoints.manifest import checkpoint_folders
+from train.record.run_folder import RunFolder, read_metrics
+from train.record.time_ledger import stat_fields
 
 NUM_STEPS, MINUTE = 20_000, 60.0
 KILLED_AT = (2 * MINUTE, 5 * MINUTE, 9 * MINUTE)

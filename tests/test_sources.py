@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_corpora import corpus_config, texts_of, write_dataset
 
-import data.text.sources
+import data.prepare.text.sources
 from configs.errors import SettingsError
-from data.text.corpus import open_corpus
-from data.text.sources import Part, SourceFile, find_files, plan_parts, plan_tasks
+from data.prepare.text.corpus import open_corpus
+from data.prepare.text.sources import Part, SourceFile, find_files, plan_parts, plan_tasks
 
 READ = ["a.txt", "b.jsonl", "c.txt.gz", "d.jsonl.zst", "e.parquet", "f.arrow", "g.arrayrecord"]
 READ += ["h.csv", "h.py", "h.tsv.gz", "i.md"]
@@ -215,12 +215,12 @@ kinds = st.sampled_from(["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.zst", "a.parqu
 def test_tasks_are_all_bytes_of_all_files_once_and_in_order(sizes, part, task):
     files = []
     for name, num_bytes in sizes:
-        kind = data.text.sources.kind_of(Path(name))
+        kind = data.prepare.text.sources.kind_of(Path(name))
         assert kind is not None
         files.append(SourceFile(name, name, kind, num_bytes, 0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.text.sources, "PART_BYTES", part)
-        patch.setattr(data.text.sources, "TASK_BYTES", task)
+        patch.setattr(data.prepare.text.sources, "PART_BYTES", part)
+        patch.setattr(data.prepare.text.sources, "TASK_BYTES", task)
         parts = plan_parts(files)
         tasks = plan_tasks(files, parts)
     assert [each for group in tasks for each in group] == parts

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from configs.run import GuardConfig
-from train.spans import SPANS, Hang, Spans, Watchdog
+from train.health.spans import SPANS, Hang, Spans, Watchdog
 
 CONFIG = GuardConfig(hang_limit_sec=100.0, hang_factor=10.0)
 MEASURED = [name for name, span in SPANS.items() if span.limit == "measured"]

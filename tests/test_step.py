@@ -14,9 +14,9 @@ from small_model import (
     step_on_one_device,
 )
 
-from configs.presets import PRESETS
+from configs.presets.table import PRESETS
 from configs.run import RunConfig
-from model.moe import RouterRecord
+from model.moe.moe import RouterRecord
 from train.loss import inputs_of
 from train.optimizer import make_optimizer
 from train.state import TrainState, shape_of

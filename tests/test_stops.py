@@ -25,9 +25,9 @@ from small_runs import (
     write_text,
 )
 
-from launch.faults.storage import needs_unshare
-from train.checkpoint_files import checkpoint_steps
-from train.run_folder import RunFolder, read_metrics
+from launch.faults.disks import needs_unshare
+from train.checkpoints.manifest import checkpoint_steps
+from train.record.run_folder import RunFolder, read_metrics
 
 QUIET = ("--eval.every_steps", "None", "--sample.every_steps", "None")
 

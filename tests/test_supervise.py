@@ -21,8 +21,8 @@ from small_runs import ROOT
 
 from configs.errors import SettingsError
 from launch.supervise import RestartPolicy, supervise
-from train.ledger import stat_fields
-from train.run_folder import RunFolder
+from train.record.run_folder import RunFolder
+from train.record.time_ledger import stat_fields
 
 CHILD = """
 import os, signal, subprocess, sys, time
@@ -64,7 +64,7 @@ import sys
 from pathlib import Path
 
 from launch.supervise import RestartPolicy, supervise
-from train.run_folder import RunFolder
+from train.record.run_folder import RunFolder
 
 policy = RestartPolicy(wait_sec=float(sys.argv[2]))
 sys.exit(supervise([sys.executable, "-c", sys.argv[1]], RunFolder(Path("run")), policy))

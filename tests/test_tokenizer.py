@@ -14,12 +14,6 @@ from hypothesis import strategies as st
 from small_tokenizers import TEXTS, byte_level, content_of, open_content, settings
 
 from configs.errors import SettingsError
-from data.tokenizers.learn import (
-    SAMPLE_CHARACTERS,
-    learn_characters,
-    learn_sentencepiece,
-    lines_of,
-)
 from data.tokenizers.tokenizer import (
     ByteTokenizer,
     CharacterTokenizer,
@@ -29,6 +23,12 @@ from data.tokenizers.tokenizer import (
     load_tokenizer,
     open_tokenizer,
     tokenizer_digest,
+)
+from data.tokenizers.train_tokenizer import (
+    SAMPLE_CHARACTERS,
+    learn_characters,
+    learn_sentencepiece,
+    lines_of,
 )
 
 KINDS = ["bytes", "unigram", "bpe", "huggingface"]

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 
 from configs.counts import count
-from configs.presets import PRESETS
+from configs.presets.table import PRESETS
 from configs.run import MeshConfig, RunConfig
-from sharding.program import Collective, Program
+from sharding.compiled.program import Collective, Program
 
 pytestmark = pytest.mark.slow
 
@@ -108,9 +108,9 @@ def compile_here(case: Case) -> Program:
     """Returns the training step of a case; in a process that has seen no TPU and never will."""
     from jax.experimental import topologies
 
+    from sharding.compiled.program import describe
     from sharding.mesh import make_mesh
-    from sharding.program import describe
-    from train.lower import compile_step
+    from train.ahead_of_time import compile_step
 
     name = "x".join(map(str, case.pod))
     pod = topologies.get_topology_desc(

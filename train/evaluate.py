@@ -12,13 +12,13 @@ from configs.run import RunConfig
 from data.batch import Batch
 from data.batches import num_validation_rows, validation_batches
 from data.mixture import Data
-from data.store import TokenStream
+from data.token_store import TokenStream
 from sharding.pipeline import pipeline_of
 from sharding.rules import sharding
-from train.feed import Feed
+from train.loader import Feed
 from train.loss import batch_sums, weights_of
 from train.optimizer import Params
-from train.run_folder import Record
+from train.record.run_folder import Record
 from train.state import shape_of
 
 

@@ -11,22 +11,22 @@ from configs.settings import flatten
 from data.batches import batch_digest, continued, is_one_sequence, train_batches
 from data.step_ranges import StepRange, merged, range_of, steps_from
 from sharding.rules import sharding
-from train.between import Between
-from train.branch import InitFrom, branched_progress, check_published, check_source
-from train.checkpoint import Checkpoints, restore_params, restore_state
-from train.checkpoint_files import Manifest, Progress, verify
-from train.digest import params_digest
-from train.feed import Feed, abstract_batch
-from train.guard import Trouble
-from train.log import Display, logger
-from train.memory import check_memory
-from train.metrics import open_metrics
-from train.recorder import Recorder
-from train.recovery import Place, newest_whole
-from train.replay import step_twice
-from train.run import Run, generator_key
-from train.run_folder import Record, read_metrics
-from train.signals import SharedSignals, Signals
+from train.callbacks import Between
+from train.checkpoints.digest import params_digest
+from train.checkpoints.init_from import InitFrom, branched_progress, check_published, check_source
+from train.checkpoints.manifest import Manifest, Progress, verify
+from train.checkpoints.recovery import Place, newest_whole
+from train.checkpoints.save_restore import Checkpoints, restore_params, restore_state
+from train.health.divergence import Trouble
+from train.health.replay import step_twice
+from train.health.signals import SharedSignals, Signals
+from train.loader import Feed, abstract_batch
+from train.memory_check import check_memory
+from train.record.console import Display, logger
+from train.record.metrics import open_metrics
+from train.record.recorder import Recorder
+from train.record.run_folder import Record, read_metrics
+from train.run_context import Run, generator_key
 from train.state import (
     TrainState,
     abstract_state,

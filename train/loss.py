@@ -9,7 +9,7 @@ from configs.model import ModelConfig
 from data.batch import Batch
 from model.inputs import Inputs
 from model.language_model import LanguageModel
-from model.moe import RouterRecord
+from model.moe.moe import RouterRecord
 from model.transformer import Transformer
 from sharding.zigzag import along_context
 

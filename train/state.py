@@ -13,9 +13,9 @@ from configs.model import ModelConfig
 from configs.run import RunConfig
 from model.build import build_model
 from model.language_model import LanguageModel
-from sharding.paths import nested
 from sharding.pipeline import Pipeline, pipeline_of
 from sharding.rules import RULES, WHOLE_PARAMETERS, Rules, sharding
+from sharding.tree_paths import nested
 from train.optimizer import Params, make_optimizer
 
 Leaf = TypeVar("Leaf")

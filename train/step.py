@@ -10,10 +10,10 @@ import numpy as np
 from configs.model import ModelConfig
 from configs.run import RunConfig
 from data.batch import Batch
-from model.moe import RouterRecord
-from sharding.paths import by_path
+from model.moe.moe import RouterRecord
 from sharding.pipeline import pipeline_of
 from sharding.rules import constrain
+from sharding.tree_paths import by_path
 from train.loss import Sums, batch_sums, weights_of
 from train.optimizer import Params, make_optimizer
 from train.schedule import make_schedule

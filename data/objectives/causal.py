@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from data.batch import Batch
-from data.objectives.segment import Piece, Segment
+from data.objectives.segments import Piece, Segment
 
 
 def causal_batch(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.objectives.segment import Piece, Segment
+from data.objectives.segments import Piece, Segment
 
 
 class Masking(NamedTuple):

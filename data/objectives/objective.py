@@ -12,7 +12,7 @@ from configs.objective import NUM_SENTINELS
 from data.batch import Batch
 from data.objectives.causal import causal, causal_batch, infill, prefix
 from data.objectives.masked import Masking, masked, masked_pairs
-from data.objectives.segment import Form, Piece, Segment, pack, pieces_of
+from data.objectives.segments import Form, Piece, Segment, pack, pieces_of
 from data.objectives.span import UL2, Denoiser, corrupt, lengths
 from data.tokenizers.tokenizer import Tokenizer
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.objectives.causal import behind, beside, cut_in_two
-from data.objectives.segment import Piece, Segment
+from data.objectives.segments import Piece, Segment
 
 
 class Denoiser(NamedTuple):

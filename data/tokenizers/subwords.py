@@ -12,7 +12,7 @@ import sentencepiece
 from configs.check import require
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.text.utf8 import utf8
+from data.prepare.text.utf8 import utf8
 from data.tokenizers.special_tokens import END_OF_TEXT, SEPARATOR, special_ids
 
 _SPACE_MARK = "\u2581"  # how SentencePiece writes a space

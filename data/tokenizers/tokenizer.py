@@ -12,8 +12,8 @@ import numpy as np
 from configs.check import require
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.text.utf8 import utf8
-from data.tokenizers.ranks import of_tiktoken, of_vocab
+from data.prepare.text.utf8 import utf8
+from data.tokenizers.bpe_files import of_tiktoken, of_vocab
 from data.tokenizers.special_tokens import NO_SPECIAL, special_ids
 from data.tokenizers.subwords import SubwordTokenizer, open_subwords, read_model
 

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from train.checkpoint_files import checkpoint_steps
-from train.run_folder import RunFolder
+from train.checkpoints.manifest import checkpoint_steps
+from train.record.run_folder import RunFolder
 
 _SIZE = "256m"
 _FULL_SEC = 10.0

@@ -19,9 +19,9 @@ from typing import Any
 
 from configs.errors import IntegrityError
 from launch.devices import ROOT
-from train.checkpoint_files import checkpoint_steps, read_progress
-from train.ledger import stat_fields
-from train.run_folder import RunFolder, read_json_lines, read_metrics
+from train.checkpoints.manifest import checkpoint_steps, read_progress
+from train.record.run_folder import RunFolder, read_json_lines, read_metrics
+from train.record.time_ledger import stat_fields
 
 NUM_STEPS, SAVE_STEPS = 100, 10
 LIMIT_SEC = 240.0

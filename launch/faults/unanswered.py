@@ -3,10 +3,10 @@
 import signal
 import time
 
+from launch.faults.disks import copied_last, expect_last_copy
 from launch.faults.shim import build_shim
-from launch.faults.storage import copied_last, expect_last_copy
 from launch.faults.trial import LIMIT_SEC, NUM_STEPS, SAVE_STEPS, Broken, Result, Trial
-from train.checkpoint_files import MANIFEST
+from train.checkpoints.manifest import MANIFEST
 
 _PAIR = 2
 _LATE_SEC = 90

@@ -18,7 +18,7 @@ from launch.pages.svg import (
     line,
     text,
 )
-from launch.visible import shortened
+from launch.printable import shortened
 
 _ROW, _NAME_WIDTH, _VALUE_WIDTH = 22, 200, 120
 _NAME_CHARACTERS = 30

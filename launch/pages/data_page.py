@@ -1,16 +1,16 @@
 """The page of a prepared folder: what `./tessera inspect DATASET --html FILE` writes."""
 
-from data.statistics import FileCount, SplitStatistics
-from launch.inspect_data import (
+from data.token_statistics import FileCount, SplitStatistics
+from launch.pages.charts import Bar, bar_chart, column_chart, log_log_plot
+from launch.pages.page import Html, card, cards, join, number, page, table, tag, tiles
+from launch.reading.dataset_report import (
     DataReport,
     bin_words,
     frequency_words,
     made_with,
     token_words,
 )
-from launch.left_out import Section, left_out
-from launch.pages.charts import Bar, bar_chart, column_chart, log_log_plot
-from launch.pages.page import Html, card, cards, join, number, page, table, tag, tiles
+from launch.reading.excluded import Section, left_out
 
 
 def data_page(report: DataReport) -> Html:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from launch.visible import visible, visible_lines
+from launch.printable import visible, visible_lines
 
 _VOID = ("meta", "link", "br", "hr")  # elements of HTML that have no end tag
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a second lock, should escaping fail

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from launch.commands.report import RunReport
 from launch.pages.curves import ACCENT, Curve, Mark, Point, line_chart, thinned
 from launch.pages.page import Html, card, cards, tag
-from launch.report import RunReport
 
 _NUM_POINTS = 1000
 _NUM_OTHERS = 24

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from launch.event_words import TROUBLES, Told, name_of, tell, time_words
+from launch.commands.report import RunReport, finite
 from launch.pages.charts import Part, stacked_bar
 from launch.pages.page import Html, card, cards, join, page, table, tag, tiles
 from launch.pages.run_curves import run_curves
-from launch.report import RunReport, finite
+from launch.reading.event_messages import TROUBLES, Told, name_of, tell, time_words
 
 _CLASSES = {
     "step": ("#3a9a6b", "training, which is what goodput counts"),

@@ -12,7 +12,7 @@ from data.tokenizers.tokenizer import Tokenizer
 from model.inputs import Inputs
 from model.transformer import Transformer
 from sharding.rules import constrain
-from train.generation.draw import Generate, as_rows, draw, encode_with, num_missing, up_to
+from train.generation.sampling import Generate, as_rows, draw, encode_with, num_missing, up_to
 from train.optimizer import Params
 from train.state import shape_of
 

@@ -13,8 +13,8 @@ from model.inputs import Inputs
 from sharding.pipeline import Pipeline, pipeline_of
 from sharding.rules import constrain
 from train.generation.answer import make_answer
-from train.generation.draw import Generate, draw, num_missing, up_to
-from train.generation.fill import make_fill
+from train.generation.fill_mask import make_fill
+from train.generation.sampling import Generate, draw, num_missing, up_to
 from train.optimizer import Params
 from train.state import shape_of
 

@@ -1,1 +1,0 @@
-"""Runs at the sizes that were published, family by family."""

@@ -1,0 +1,53 @@
+"""Step "language": keeps what is written in one of the languages asked for."""
+
+import functools
+from typing import Any
+
+from configs.check import require
+from configs.data import PrepareConfig
+from configs.errors import SettingsError
+from data.prepare.cleaning.verdict import Dropped, Step
+
+SAMPLE_CHARACTERS = 20_000
+"""Of a longer text only the beginning is looked at; it is enough to tell a language by."""
+
+
+def make_language(config: PrepareConfig) -> Step:
+    """Returns a step that drops a text whose most likely language is not in data.languages.
+
+    py3langid knows 140 languages by the sequences of bytes in them (naive Bayes), and says "zxx"
+    where there is no language. Its rule is the code of what it found, so that a report shows how
+    much was dropped of each.
+
+    Source: Lui and Baldwin 2012, langid.py, ACL System Demonstrations, P12-3005.
+
+    Raises:
+        SettingsError: py3langid is not installed, or does not know a code of data.languages.
+    """
+    identifier = _identifier()
+    known = identifier.labels
+    for code in config.languages:
+        require(
+            code in known,
+            f"data.languages={' '.join(config.languages)} must be of {' '.join(sorted(known))}, "
+            f"but {code} is not",
+        )
+
+    def check_language(text: str) -> str | Dropped:
+        code, _ = identifier.classify(text[:SAMPLE_CHARACTERS])
+        return text if code in config.languages else Dropped(f"language {code}")
+
+    return check_language
+
+
+@functools.cache
+def _identifier() -> Any:
+    """Returns the model of py3langid, which takes half a second to load."""
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        raise SettingsError(
+            "data.clean=language must have the package py3langid; install it by "
+            ".venv/bin/pip install -c constraints.txt py3langid"
+        ) from None
+    return LanguageIdentifier.from_model_file(MODEL_FILE)

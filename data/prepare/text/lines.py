@@ -1,0 +1,195 @@
+"""Text and lines of JSON, which can be entered in the middle of a file."""
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from configs.data import PrepareConfig
+from data.prepare.text.read_report import Reading, Record, decode
+from data.prepare.text.separators import (
+    before_mark,
+    begins_document,
+    behind_mark,
+    count_marks,
+    split_documents,
+)
+from data.prepare.text.sources import PART_BYTES, Part, SourceFile
+from data.prepare.text.streams import MARK, open_stream
+from data.prepare.text.text_fields import field_of, text_of
+
+_LINE_SEARCH_BYTES = 2**20  # how far a text is searched for the end of a line to be cut there
+
+
+def _boundary(stream: IO[bytes], offset: int, separator: str | None) -> int:
+    """Returns where the first line begins at or after an offset.
+
+    Where no line ends near, the first character that begins there will do, if it is not within a
+    mark between documents.
+    """
+    if offset == 0:
+        return 0
+    stream.seek(offset - 1)
+    place = offset - 1
+    while block := stream.read(_LINE_SEARCH_BYTES):
+        if (end := block.find(b"\n")) >= 0:
+            return place + end + 1
+        place += len(block)
+        if place - offset >= _LINE_SEARCH_BYTES - 1:
+            stream.seek(offset)
+            return behind_mark(stream, offset + _first_character(stream.read(4)), separator)
+    return place
+
+
+def _first_character(content: bytes) -> int:
+    """Returns the first place where a character of UTF-8 may begin."""
+    return next((i for i, byte in enumerate(content) if byte & 0xC0 != 0x80), 0)
+
+
+def _range(stream: IO[bytes], part: Part, separator: str | None) -> tuple[int, int | None]:
+    """Returns the bytes of a part after its boundaries have moved, and goes to the first."""
+    stop = None if part.stop is None else _boundary(stream, part.stop, separator)
+    start = 0 if part.start == 0 else _boundary(stream, part.start, separator)
+    if part.start:
+        stream.seek(start)
+    elif part.stop is not None:
+        stream.seek(0)
+    return start, stop
+
+
+def _first_line(stream: IO[bytes], part: Part) -> int | None:
+    """Returns where the first line of a part begins, where the stream then is; None if none does.
+
+    Reads no more than the part, as a line may be that of many parts.
+    """
+    if part.start == 0:
+        return 0
+    place = stream.seek(part.start - 1)
+    while (part.stop is None or place < part.stop) and (block := stream.read(_LINE_SEARCH_BYTES)):
+        if (end := block.find(b"\n")) >= 0:
+            return stream.seek(place + end + 1)
+        place += len(block)
+    return None
+
+
+def read_text(
+    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+) -> Iterator[Record]:
+    """Yields a text in pieces of about PART_BYTES, none of which cuts a character."""
+    with open_stream(Path(file.path)) as stream:
+        separator = config.document_separator
+        start, stop = _range(stream, part, separator)
+        begins = begins_document(stream, start, separator)
+        place, rest, number = start, b"", 0
+        while stop is None or place < stop:
+            size = PART_BYTES if stop is None else stop - place
+            content = rest + (block := stream.read(size))
+            at_end = len(block) < size or (stop is not None and place + len(block) == stop)
+            place += len(block)
+            cut = len(content) if at_end else _cut(content, separator)
+            content, rest = content[:cut], content[cut:]
+            offset = place - len(rest) - len(content)
+            text = _text_of(content, offset, file, config, reading)
+            text = text.removeprefix(MARK) if offset == 0 else text
+            if not file.is_prose:
+                count_marks(text, config, reading)
+            for i, document in enumerate(split_documents(text, separator)):
+                begins = begins or i > 0
+                is_blank = separator and begins and not document.strip()
+                if document and not is_blank:
+                    yield Record(number, document, begins=begins)
+                    begins = False
+            number += 1
+            if at_end:
+                break
+
+
+def _cut(content: bytes, separator: str | None) -> int:
+    """Returns where a long text is cut: after its last line, else before a character or a mark."""
+    newline = content.rfind(b"\n", len(content) - _LINE_SEARCH_BYTES)
+    if newline >= 0:
+        return newline + 1
+    end = len(content) - 1
+    while end > len(content) - 4 and content[end] & 0xC0 == 0x80:
+        end -= 1
+    return before_mark(content, end, separator)
+
+
+def _text_of(
+    content: bytes, offset: int, file: SourceFile, config: PrepareConfig, reading: Reading
+) -> str:
+    """Returns the text of a piece; a line of it that is not UTF-8 is left out and counted."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        if config.invalid_utf8 == "replace":
+            return content.decode("utf-8", errors="replace")
+    lines = []
+    number = _line_number(file, offset) if reading.wants_places else 0
+    for line in content.splitlines(keepends=True):
+        if (text := decode(line, f", line {number}", file, config, reading)) is not None:
+            lines.append(text)
+        number += line.endswith(b"\n")
+    return "".join(lines)
+
+
+@functools.lru_cache(maxsize=4)
+def _line_number(file: SourceFile, offset: int) -> int:
+    """Returns the number of the line, from 1, at an offset; reads all before it, so only if bad."""
+    number = 1
+    with open_stream(Path(file.path)) as stream:
+        while offset > 0 and (block := stream.read(min(offset, 2**20))):
+            number += block.count(b"\n")
+            offset -= len(block)
+    return number
+
+
+def read_jsonl(
+    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+) -> Iterator[Record]:
+    """Yields the text of each line of JSON that has one.
+
+    A line is in memory three times over: its bytes, their characters, and the text in it.
+    """
+    with open_stream(Path(file.path)) as stream:
+        number, place = -1, _first_line(stream, part)
+        if (start := place) is None:
+            return
+        while (part.stop is None or place < part.stop) and (line := stream.readline()):
+            number += 1
+            place += len(line)
+            reading.num_lines = number + 1
+            text = _text_of_line(line, config)
+            if text is None and line.strip():
+                # Only a bad line pays for counting the lines before its part.
+                first = _line_number(file, start) if reading.wants_places else 0
+                where = f", line {first + number}"
+                text = _explain_line(line, where, file, config, reading)
+            if text:
+                yield Record(number, text)
+
+
+def _text_of_line(line: bytes, config: PrepareConfig) -> str | None:
+    """Returns the text of a good line, None for any other."""
+    try:
+        return text_of(json.loads(line.decode("utf-8")), config)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError):
+        return None
+
+
+def _explain_line(
+    line: bytes, place: str, file: SourceFile, config: PrepareConfig, reading: Reading
+) -> str | None:
+    """Says what is wrong with a line, or mends it where the settings say how."""
+    decoded = decode(line, place, file, config, reading)
+    if decoded is None:
+        return None
+    try:
+        record = json.loads(decoded.removeprefix(MARK))
+    except (ValueError, RecursionError) as error:
+        is_syntax = isinstance(error, json.JSONDecodeError)
+        why = f"{error.msg}: character {error.pos + 1}" if is_syntax else error
+        reading.add(file, place, f"is not JSON ({why})")
+        return None
+    return field_of(record, place, file, config, reading)

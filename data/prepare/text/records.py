@@ -1,0 +1,121 @@
+"""Arrays of JSON and CSV, whose records are read one after the other."""
+
+import csv
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from configs.data import PrepareConfig
+from data.prepare.text.read_report import Reading, Record
+from data.prepare.text.sources import Part, SourceFile
+from data.prepare.text.streams import open_stream
+from data.prepare.text.text_fields import field_names, field_of
+
+_RECORD_CHARACTERS = 64 * 2**20
+"""A longer element of an array, line or field of a CSV is refused, as memory is bounded by it."""
+_BLOCK_CHARACTERS = 2**20
+_BETWEEN = re.compile(r"[\s,]*")
+
+
+def _open_text(file: SourceFile, config: PrepareConfig) -> IO[str]:
+    errors = "replace" if config.invalid_utf8 == "replace" else "strict"
+    return io.TextIOWrapper(open_stream(Path(file.path)), "utf-8-sig", errors, newline="")
+
+
+def read_json(
+    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+) -> Iterator[Record]:
+    """Yields the text of each element of an array: a record, or a string that is the text."""
+    with _open_text(file, config) as stream:
+        for number, record in enumerate(_elements(stream)):
+            if isinstance(record, str) and config.text_template is None:
+                record = {config.text_field: record}
+            if text := field_of(record, f", element {number + 1}", file, config, reading):
+                yield Record(number, text)
+
+
+def _elements(stream: IO[str]) -> Iterator[Any]:
+    """Yields the elements of an array, of which a few MB are held; ValueError if it is none."""
+    parse = json.JSONDecoder().raw_decode
+    while stream.read(1) not in ("[", ""):
+        pass
+    buffer, place, number, is_last = "", 0, 1, False
+    while True:
+        between = _BETWEEN.match(buffer, place)
+        place = between.end() if between else place
+        if buffer.startswith("]", place):
+            rest = buffer[place + 1 :]
+            while not rest.strip() and (rest := stream.read(_BLOCK_CHARACTERS)):
+                pass
+            if rest.strip():
+                raise ValueError(f"more follows after the ] of the array, element {number - 1}")
+            return
+        try:
+            record, end = parse(buffer, place)
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = f"element {number} is not JSON ({error})"
+        else:
+            reason = f"element {number} is too long"
+            if end < len(buffer) or is_last:  # of a number the next block may have more
+                yield record
+                place, number = end, number + 1
+                continue
+        buffer = buffer[place:]
+        if is_last or len(buffer) > _RECORD_CHARACTERS:
+            raise ValueError(reason if buffer.strip() else "it ends without the ] of the array")
+        block = stream.read(max(_BLOCK_CHARACTERS, len(buffer)))
+        buffer, place, is_last = buffer + block, 0, not block
+
+
+def read_csv(
+    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+) -> Iterator[Record]:
+    """Yields the text of each row; the first row names the fields. Quoted text has any line ends.
+
+    Fields end with a comma, in a .tsv with a tab.
+    """
+    csv.field_size_limit(_RECORD_CHARACTERS)
+    is_tsv = ".tsv" in (suffix.lower() for suffix in Path(file.path).suffixes[-2:])
+    with _open_text(file, config) as stream:
+        rows = csv.reader(_lines(stream), delimiter="\t" if is_tsv else ",", strict=True)
+        try:
+            yield from _rows(rows, file, config, reading)
+        except csv.Error as error:
+            what = f"is not CSV ({error}), so that the rest of the file cannot be read"
+            reading.add(file, f", line {rows.line_num}", what)
+
+
+def _lines(stream: IO[str]) -> Iterator[str]:
+    for number in itertools.count(1):
+        line = stream.readline(_RECORD_CHARACTERS + 1)
+        if len(line) > _RECORD_CHARACTERS:
+            raise ValueError(f"line {number} is longer than {_RECORD_CHARACTERS:,} characters")
+        if not line:
+            return
+        yield line
+
+
+def _rows(
+    rows: Iterator[list[str]], file: SourceFile, config: PrepareConfig, reading: Reading
+) -> Iterator[Record]:
+    header, names = next(rows, []), field_names(config)
+    if not set(names) <= set(header):
+        field_of(dict.fromkeys(header, ""), " in its first line", file, config, reading)
+        return
+    for name in names:
+        if (num_columns := header.count(name)) > 1:
+            what = f"has {num_columns} columns named {name}"
+            reading.add(file, " in its first line", what, "rename all but the one that is meant")
+            return
+    for number, row in enumerate(rows):
+        if row and len(row) != len(header):
+            what = f"has {len(row)} fields, but the first row names {len(header)}"
+            reading.add(file, f", row {number + 1}", what)
+        elif row:
+            record = dict(zip(header, row, strict=True))
+            if text := field_of(record, f", row {number + 1}", file, config, reading):
+                yield Record(number, text)

@@ -1,0 +1,285 @@
+"""Files of text, of records or of tokens: which there are, and the parts they are read in."""
+
+import glob
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from configs.check import require
+from configs.data import PrepareConfig
+from configs.errors import SettingsError
+from data.prepare.text.streams import COMPRESSIONS, json_layout
+
+Split = Literal["train", "validation"]
+Kind = Literal[
+    "text",
+    "jsonl",
+    "json",
+    "csv",
+    "parquet",
+    "arrow",
+    "arrayrecord",
+    "tokens",
+    "token_rows",
+    "python",
+    "topics",
+]
+
+_PROSE = {
+    *(".md", ".rst", ".tex", ".html", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu"),
+    *(".js", ".jsx", ".ts", ".tsx", ".java", ".kt", ".go", ".rs", ".rb", ".php", ".cs", ".swift"),
+    *(".scala", ".lua", ".pl", ".r", ".jl", ".hs", ".ml", ".sh", ".sql"),
+}
+"""Suffixes of writing and of source code, each file of which is a document."""
+_ABOUT = ("readme", "license", "changelog", "contributing", "citation")
+"""Names of files that describe what is beside them."""
+_KINDS: dict[str, Kind] = {
+    ".txt": "text",
+    ".raw": "text",  # wiki.train.raw
+    ".tokens": "text",  # wiki.train.tokens: words, with spaces between them
+    **dict[str, Kind].fromkeys(_PROSE, "text"),
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".arrayrecord": "arrayrecord",
+    ".npy": "tokens",
+    ".bin": "tokens",
+}
+_READABLE = (
+    ".txt .jsonl .json .csv .tsv (also .gz .zst) .parquet .arrow .arrayrecord .npy .bin, .md or "
+    "source code, a folder or a glob of them"
+)
+PART_BYTES = 16 * 2**20
+"""Bytes of a file that are read in one go, where a file can be entered in the middle."""
+TASK_BYTES = 64 * 2**20
+"""Bytes of the parts that one worker prepares in one go."""
+_TASK_FILES = 4096
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the corpus, as it was when it was found."""
+
+    path: str
+    name: str
+    """Below the root, the same on every machine."""
+    kind: Kind
+    num_bytes: int
+    mtime_ns: int
+    split: Split | None = None
+    """What its name says that it is for; None leaves it to the settings."""
+    dtype: str | None = None
+    """Of the token ids in a .bin."""
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether it holds tokens, not text."""
+        return self.kind in ("tokens", "token_rows")
+
+    @property
+    def is_prose(self) -> bool:
+        """Whether it is writing or source code by its suffix, and not the file of a data set."""
+        return Path(self.name).suffix.lower() in _PROSE
+
+    @property
+    def compression(self) -> str | None:
+        """Suffix of the compression, if any."""
+        suffix = Path(self.path).suffix.lower()
+        return suffix if suffix in COMPRESSIONS else None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes start to stop of a file, as far as its format can be cut there; stop None is the end.
+
+    Boundaries move to the next place where a record or a line begins, for both neighbours alike.
+    """
+
+    file: int
+    """Index of the file in the corpus."""
+    start: int
+    stop: int | None
+
+
+def before_wildcard(pattern: str) -> str:
+    """Returns a glob up to its first wildcard; all of a path that has none."""
+    return re.split(r"[*?[]", pattern, maxsplit=1)[0]
+
+
+def record_name(name: str, kind: Kind, number: int) -> str:
+    """Returns a file's name, with the line or row from 1 where the file has many."""
+    return name if kind in ("text", "python") else f"{name}:{number + 1}"
+
+
+def kind_of(path: Path) -> Kind | None:
+    """Returns how a file is read, by its name; None if it is not."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        kind = _KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
+        return kind if kind in ("text", "jsonl", "json", "csv") else None
+    return _KINDS.get(path.suffix.lower())
+
+
+def _kind_there(path: Path, *, is_named: bool) -> Kind | None:
+    """Returns how a file is read, a .json by what it holds; one of settings only if it is named."""
+    kind = kind_of(path)
+    if kind != "json":
+        return kind
+    layouts: dict[str | None, Kind] = {"array": "json", "lines": "jsonl"}
+    if is_named:
+        layouts["object"] = "jsonl"
+    return layouts.get(json_layout(path))
+
+
+def source_file(path: Path, name: str, kind: Kind) -> SourceFile:
+    """Returns the entry of a file that is there."""
+    stat = path.stat()
+    return SourceFile(str(path), name, kind, stat.st_size, stat.st_mtime_ns)
+
+
+def find_files(config: PrepareConfig) -> tuple[Path, list[SourceFile], dict[str, int]]:
+    """Returns the root, the files that data.path names, by name, and how many others are there.
+
+    The others are {suffix: files} of kinds that are not read.
+
+    Raises:
+        SettingsError: there is none, or nothing in it can be read.
+    """
+    assert config.path is not None
+    given = os.path.expanduser(config.path)
+    if glob.has_magic(given) and not Path(given).exists():
+        return _globbed(config.path, given)
+    root = _whole(given)
+    require(root.exists(), f"data.path={config.path} does not exist; give a file or a folder")
+    if not root.is_dir():
+        require(kind_of(root) is not None, f"data.path={config.path} must end in {_READABLE}")
+        require(
+            _kind_there(root, is_named=True) is not None,
+            f"data.path={config.path} must hold an array of JSON, [...], or a record on each line; "
+            "write the records so",
+        )
+        return root, *_kinds_of(config.path, root.parent, [root])
+    require(
+        not (root / ".work").is_dir(),
+        f"data.path={config.path} is a prepared folder that is not finished: give the same "
+        "./tessera prepare again, which goes on where it stopped",
+    )
+    return root, *_kinds_of(config.path, root, _files_below(config.path, root))
+
+
+def _files_below(given: str, root: Path) -> list[Path]:
+    """Returns all files below a folder, behind links too; hidden folders are not looked into.
+
+    Raises:
+        SettingsError: a link leads nowhere, or a saved dataset is not whole.
+    """
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real, above = os.path.realpath(folder), os.path.realpath(os.path.dirname(folder))
+        if folder != str(root) and f"{above}/".startswith(f"{real}/"):  # a link to a folder above
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]  # .git, .cache
+        is_dataset = {"dataset_info.json", "state.json"} <= {*names}
+        here = [Path(folder) / name for name in names]
+        found += _saved_dataset(given, Path(folder)) if is_dataset else here
+    for path in found:
+        require(
+            path.exists(), f"data.path={given} has a link that leads nowhere: {path}; remove it"
+        )
+    return sorted(path for path in found if path.is_file())
+
+
+def _saved_dataset(given: str, root: Path) -> list[Path]:
+    """Returns the files of a dataset, not those of caches or of what was saved here before."""
+    state = root / "state.json"
+    try:
+        paths = sorted(
+            root / file["filename"] for file in json.loads(state.read_text())["_data_files"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"data.path={given} has a {state.name} that `datasets` did not write ({error!r}); save "
+            "the dataset again, or name its files: 'FOLDER/*.arrow'"
+        ) from None
+    missing = [path.name for path in paths if not path.is_file()]
+    require(
+        not missing,
+        f"data.path={given} is a saved dataset without its {', '.join(missing[:3])}; copy it whole",
+    )
+    return paths
+
+
+def _globbed(given: str, pattern: str) -> tuple[Path, list[SourceFile], dict[str, int]]:
+    fixed = before_wildcard(pattern)
+    root = _whole(fixed if fixed.endswith("/") else os.path.dirname(fixed))
+    found = {_whole(path) for path in glob.glob(pattern, recursive=True)}
+    below = {file for path in found if path.is_dir() for file in _files_below(given, path)}
+    paths = sorted(below | {path for path in found if path.is_file()})
+    require(bool(paths), f"data.path={given} matches no file; quote it, and see what is there")
+    return root, *_kinds_of(given, root, paths)
+
+
+def _whole(path: str) -> Path:
+    """Returns an absolute path; links are kept, as what they lead to may have another name."""
+    return Path(os.path.abspath(path))
+
+
+def _kinds_of(given: str, root: Path, paths: list[Path]) -> tuple[list[SourceFile], dict[str, int]]:
+    """Returns the files that are read, named below a folder, and {suffix: how many are not}.
+
+    Beside arrays of tokens nothing else counts as data that may describe them, and beside files of
+    records no README: it is about them.
+    """
+    kinds: dict[Path, Kind] = {
+        path: kind for path in paths if (kind := _kind_there(path, is_named=len(paths) == 1))
+    }
+    has_tokens = "tokens" in kinds.values()
+    has_records = any(kind != "text" for kind in kinds.values())
+
+    def counts(path: Path, kind: Kind) -> bool:
+        is_prose = path.suffix.lower() in _PROSE
+        if has_tokens and (is_prose or kind == "csv" or ".json" in path.suffixes):
+            return False
+        return not (has_records and is_prose and path.name.lower().startswith(_ABOUT))
+
+    files = [
+        source_file(path, Path(os.path.relpath(path, root)).as_posix(), kind)
+        for path, kind in kinds.items()
+        if counts(path, kind)
+    ]
+    require(bool(files), f"data.path={given} holds nothing that is read: {_READABLE}")
+    read = {file.path for file in files}
+    others = Counter(path.suffix or "no suffix" for path in paths if str(path) not in read)
+    return files, dict(sorted(others.items()))
+
+
+def plan_parts(files: list[SourceFile]) -> list[Part]:
+    """Returns all parts of all files; a compressed file or a table is read as one."""
+    parts = []
+    for i, file in enumerate(files):
+        can_be_cut = file.kind in ("text", "jsonl", "tokens") and file.compression is None
+        starts = range(0, file.num_bytes if can_be_cut else 0, PART_BYTES) or [0]
+        stops = [*starts[1:], None]
+        parts += [Part(i, start, stop) for start, stop in zip(starts, stops, strict=True)]
+    return parts
+
+
+def plan_tasks(files: list[SourceFile], parts: list[Part]) -> list[list[Part]]:
+    """Returns the parts in groups of about TASK_BYTES, which depend on nothing but the files."""
+    tasks: list[list[Part]] = []
+    num_bytes = TASK_BYTES
+    for part in parts:
+        if num_bytes >= TASK_BYTES or len(tasks[-1]) >= _TASK_FILES:
+            tasks.append([])
+            num_bytes = 0
+        tasks[-1].append(part)
+        num_bytes += (files[part.file].num_bytes if part.stop is None else part.stop) - part.start
+    return tasks

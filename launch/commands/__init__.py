@@ -1,0 +1,1 @@
+"""One module for each ./tessera command, each with main(arguments) -> exit code."""

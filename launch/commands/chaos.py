@@ -1,0 +1,328 @@
+"""`./tessera chaos PRESET`: what a run survives, tried on real runs and shown as a table."""
+
+import contextlib
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from configs.check import require, require_at_least
+from configs.errors import CheckFailed, Stopped
+from launch.absolute_paths import RUNS
+from launch.arguments import did_you_mean, parse_arguments
+from launch.faults.disks import (
+    change_the_layout,
+    fill_the_disk,
+    flip_a_byte,
+    lose_the_manifest,
+    needs_faketime,
+    needs_unshare,
+    refuse_copies,
+    refuse_the_last_copy,
+    refuse_writes,
+    set_the_clock_back,
+    start_twice,
+    truncate_a_file,
+)
+from launch.faults.killed import (
+    freeze_one_of_two,
+    kill_as_it_starts,
+    kill_at_a_step,
+    kill_in_a_save,
+    kill_one_of_two,
+    kill_the_supervised,
+    kill_the_supervisor,
+    stall,
+    stop,
+    stop_one_of_two,
+)
+from launch.faults.numbers import (
+    burst_of_bad_batches,
+    flip_a_bit_in_a_device,
+    infinite_loss,
+    infinite_moment,
+    nan_in_a_gradient,
+    no_end_of_bad_batches,
+    spike,
+    steps_that_are_not_finite,
+)
+from launch.faults.shim import needs_compiler
+from launch.faults.trial import Broken, Result, Trial, Workplace
+from launch.faults.unanswered import (
+    come_late,
+    copy_slowly,
+    fail_to_read,
+    list_stale_files,
+    save_slowly,
+)
+from launch.train_settings import require_preset
+
+_PROOF = 100
+"""So many kills are a proof; storage then refuses for a whole minute."""
+_REFUSED_SEC, _REFUSED_IN_PROOF_SEC = 8.0, 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChaosArguments:
+    """Harms small real runs of a preset and checks that each ends as promised (exit code 1 if not).
+
+    Settings after -- are given to every run. Ctrl-C or SIGTERM stops all of them (exit code 75).
+    """
+
+    preset: Annotated[str, tyro.conf.Positional]
+    """The preset whose model is trained, made very small."""
+    times: int = 10
+    """How often a run is killed with SIGKILL; other faults are tried a part of that. 100 prove."""
+    only: tuple[str, ...] = ()
+    """Faults to try, by a part of their names; none is all of them."""
+    jobs: int | None = None
+    """Trials at a time; None is one for each CPU."""
+    seed: int | None = None
+    """Of all that is drawn at random; None takes another one each time, and says which."""
+    work_dir: Path | None = None
+    """Where the runs are, kept afterwards; None is a folder below runs/ that is removed unless a
+    promise was broken."""
+    json: bool = False
+    """End with one JSON object on one line."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something to survive, tried several times."""
+
+    name: str
+    harm: Callable[[Trial], Result]
+    """Harms a run, lets it go on, and raises Broken where a promise was not kept."""
+    share: float = 0.0
+    """Tries for each of --times; there is one at least, and just one of what takes minutes."""
+    missing: Callable[[], str | None] = lambda: None
+    """Says why it cannot be tried here."""
+
+    @property
+    def promise(self) -> str:
+        """What is to be seen, in a sentence."""
+        harm = self.harm.func if isinstance(self.harm, functools.partial) else self.harm
+        return (harm.__doc__ or "").strip()
+
+
+@dataclass(kw_only=True)
+class Row:
+    """What became of one fault; a line of the table."""
+
+    fault: str
+    promise: str
+    tried: int = 0
+    kept: int = 0
+    steps_lost: list[int] = field(default_factory=list)
+    """Of all tries, one for each time that a run went back."""
+    exact: int | None = None
+    """Tries that recovered bit for bit; None where the course may be another one."""
+    missing: str | None = None
+    """Why it was not tried."""
+    broken: list[str] = field(default_factory=list)
+    """What was not as promised, and in which folder."""
+
+
+def faults(*, refused_sec: float) -> list[Fault]:
+    """Returns all faults, in the order of the table."""
+    refusal = functools.partial(refuse_writes, seconds=refused_sec)
+    return [
+        Fault("SIGKILL as it starts", kill_as_it_starts, 0.2),
+        Fault("SIGKILL at a step", kill_at_a_step, 0.5),
+        Fault("SIGKILL in a save", kill_in_a_save, 0.3),
+        Fault("SIGTERM or Ctrl-C", stop, 0.2),
+        Fault("SIGTERM, one of two", stop_one_of_two, 0.2),
+        Fault("SIGKILL, one of two", kill_one_of_two, 0.2),
+        Fault("frozen, one of two", freeze_one_of_two, 0.2),
+        Fault("SIGKILL, supervised", kill_the_supervised, 0.1),
+        Fault("SIGKILL, supervisor", kill_the_supervisor, 0.1),
+        Fault("data never comes", stall, 0.05),
+        Fault("byte flipped", flip_a_byte, 0.1),
+        Fault("file truncated", truncate_a_file, 0.1),
+        Fault("manifest missing", lose_the_manifest, 0.1),
+        Fault("disk full", fill_the_disk, 0.1, needs_unshare),
+        Fault("writes refused", refusal, 0.03),
+        Fault("copies refused", refuse_copies, 0.05),
+        Fault("last copy refused", refuse_the_last_copy, 0.05),
+        Fault("last copy slow", copy_slowly, missing=needs_compiler),
+        Fault("save slow", save_slowly, missing=needs_compiler),
+        Fault("manifest unreadable", fail_to_read, 0.05, needs_compiler),
+        Fault("stale listing", list_stale_files, 0.05),
+        Fault("process late, one of two", come_late),
+        Fault("two in one folder", start_twice, 0.05),
+        Fault("clock set back", set_the_clock_back, 0.1, needs_faketime),
+        Fault("other layouts", change_the_layout, 0.05),
+        Fault("NaN in a gradient", nan_in_a_gradient, 0.05),
+        Fault("infinite loss", infinite_loss, 0.05),
+        Fault("steps not finite", steps_that_are_not_finite, 0.05),
+        Fault("moment not finite", infinite_moment, 0.05),
+        Fault("burst of bad batches", burst_of_bad_batches, 0.05),
+        Fault("spike", spike, 0.05),
+        Fault("bad batches, no end", no_end_of_bad_batches, 0.05),
+        Fault("bit flipped in a device", flip_a_bit_in_a_device, 0.05),
+    ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    own, more = list(arguments), []
+    if "--" in own:
+        own, more = own[: own.index("--")], own[own.index("--") + 1 :]
+    parsed = parse_arguments(ChaosArguments, own, command="./tessera chaos")
+    require_preset(parsed.preset)
+    require_at_least("--times", parsed.times, 1)
+    require_at_least("--jobs", parsed.jobs or 1, 1)
+    chosen = _chosen(parsed)
+    place = Workplace(_work_folder(parsed.work_dir), parsed.preset, more)
+    code, num_broken = _try_all(chosen, place, parsed)
+    if num_broken == 0 and parsed.work_dir is None:
+        shutil.rmtree(place.folder, ignore_errors=True)
+    return code
+
+
+def _chosen(parsed: ChaosArguments) -> list[Fault]:
+    refused_sec = _REFUSED_IN_PROOF_SEC if parsed.times >= _PROOF else _REFUSED_SEC
+    everything = faults(refused_sec=refused_sec)
+    names = [fault.name for fault in everything]
+    for part in parsed.only:
+        require(
+            any(part in name for name in names),
+            f"--only={part} names no fault{did_you_mean(part, names)}; there are: "
+            f"{', '.join(names)}",
+        )
+    return [f for f in everything if not parsed.only or any(p in f.name for p in parsed.only)]
+
+
+def _work_folder(wanted: Path | None) -> Path:
+    """Returns an empty folder for the runs."""
+    if wanted is None:
+        RUNS.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="chaos-", dir=RUNS)).absolute()
+    require(
+        not wanted.exists() or not any(wanted.iterdir()),
+        f"--work_dir={wanted} must be an empty folder, or one that is not there yet",
+    )
+    return wanted.absolute()
+
+
+def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) -> tuple[int, int]:
+    """Returns the exit code, and how many promises were broken."""
+    console = Console(highlight=False, stderr=parsed.json)
+    seed = time.time_ns() % 10**9 if parsed.seed is None else parsed.seed
+    began = time.monotonic()
+    console.print(f"preset {parsed.preset}, seed {seed}, runs in {place.folder}", soft_wrap=True)
+    rows = [Row(fault=f.name, promise=f.promise, missing=f.missing()) for f in chosen]
+    with (
+        _stopped_by_signals(place),
+        ThreadPoolExecutor(parsed.jobs or os.cpu_count() or 1) as pool,
+    ):
+        tries = [
+            (row, pool.submit(_try_once, fault, place, seed, number))
+            for fault, row in zip(chosen, rows, strict=True)
+            if row.missing is None
+            for number in range(max(1, round(fault.share * parsed.times)))
+        ]
+        left = {row.fault: sum(other is row for other, _ in tries) for row in rows}
+        for row, tried in tries:
+            _count(row, tried.result())
+            left[row.fault] -= 1
+            if left[row.fault] == 0 and (row.tried or not place.stopped.is_set()):
+                console.print(_line(row), soft_wrap=True)
+    for row in rows:
+        if row.missing is not None:
+            console.print(_line(row), soft_wrap=True)
+    broken = [said for row in rows for said in row.broken]
+    seconds = time.monotonic() - began
+    num_tried = sum(row.tried for row in rows)
+    verdict = "all as promised" if not broken else f"{len(broken)} not as promised"
+    console.print(f"{num_tried} tries in {seconds / 60:.1f} min: {verdict}")
+    is_stopped = place.stopped.is_set()
+    if is_stopped:
+        is_kept = broken or parsed.work_dir
+        console.print(
+            f"stopped by a signal before all {len(tries)} were made; nothing is running any more, "
+            f"and the runs {f'are kept in {place.folder}' if is_kept else 'are removed'}",
+            soft_wrap=True,
+        )
+    if parsed.json:
+        said = {
+            "preset": parsed.preset,
+            "seed": seed,
+            "ok": not broken and not is_stopped,
+            "stopped": is_stopped,
+            "seconds": round(seconds, 1),
+            "rows": [asdict(row) for row in rows],
+        }
+        print(json.dumps(said))
+    if is_stopped:
+        return Stopped.exit_code, len(broken)
+    return CheckFailed.exit_code if broken else 0, len(broken)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(place: Workplace) -> Iterator[None]:
+    """Lets a signal stop all trials, of which those that have not begun end at once."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: place.stop()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, act in before.items():
+            signal.signal(number, act)
+
+
+def _try_once(fault: Fault, place: Workplace, seed: int, number: int) -> Result | str | None:
+    """Returns how a try ended, or what was not as promised; None if it was stopped."""
+    if place.stopped.is_set():
+        return None
+    name = f"{fault.name.replace(',', '').replace(' ', '-').lower()}-{number}"
+    trial = Trial(place, name, random.Random(f"{seed} {name}"))
+    try:
+        ended = fault.harm(trial)
+    except Broken as broken:
+        ended = f"{name}: {broken}"
+    except Exception as error:  # a fault of the trial is a broken promise until it is looked into
+        ended = f"{name}: {type(error).__name__}: {error}"
+    finally:
+        trial.end()
+    return None if place.stopped.is_set() else ended
+
+
+def _count(row: Row, ended: Result | str | None) -> None:
+    if ended is None:
+        return
+    row.tried += 1
+    if isinstance(ended, str):
+        row.broken.append(ended)
+        return
+    row.kept += 1
+    row.steps_lost += ended.steps_lost
+    if ended.is_exact is not None:
+        row.exact = (row.exact or 0) + ended.is_exact
+
+
+def _line(row: Row) -> str:
+    """Returns a line of the table, and one more for each promise that was broken."""
+    if row.missing is not None:
+        return f"  {row.fault:<24} not tried: {row.missing}"
+    lost = f"{max(row.steps_lost, default=0)} at most"
+    exact = "" if row.exact is None else f"bit for bit {row.exact}/{row.tried}"
+    words = [
+        f"  {row.fault:<24} {row.kept}/{row.tried} as promised".ljust(46),
+        f"steps lost {lost}".ljust(24),
+        exact.ljust(20),
+        row.promise,
+    ]
+    return "\n".join([" ".join(words).rstrip(), *(f"    {said}" for said in row.broken)])

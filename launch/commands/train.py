@@ -1,0 +1,366 @@
+"""`./tessera train PRESET`: from the words that were typed to the loop."""
+
+import contextlib
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from configs.check import require
+from configs.errors import Hung, Stopped
+from configs.run import RunConfig
+from configs.settings import flatten
+from data.atomic_files import MOVED
+from launch.absolute_paths import RUNS
+from launch.cli import guarded
+from launch.devices import (
+    describe_devices,
+    describe_environment,
+    describe_software,
+    environment_changes,
+    prepare_jax,
+)
+from launch.heartbeat import start_heartbeat
+from launch.progress_bar import Progress
+from launch.supervise import RestartPolicy, supervise
+from launch.train_settings import (
+    TrainArguments,
+    default_run_dir,
+    parse,
+    prepared_before,
+    resolve,
+)
+from launch.train_summary import closing_words, opening_words
+from sharding.distributed.job import find_job
+from train.health.spans import Hang, Spans
+from train.record.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from data.mixture import Data
+    from sharding.distributed.processes import Processes
+    from train.checkpoints.durable import DurableTier
+    from train.checkpoints.init_from import InitFrom
+    from train.health.signals import Signals
+
+_SHARED_WITHIN_SEC = 15.0
+"""How long a file may take to show up in another machine that shares the file system."""
+_DEVICES_WITHIN_SEC = 600.0
+"""How much later than another process one may have found its devices."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    if "--supervise" in arguments and not start_heartbeat():
+        return _supervise(arguments)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save
+    with contextlib.closing(Spans()) as spans:
+        return _join_and_train(arguments, spans)
+
+
+def _join_and_train(arguments: Sequence[str], spans: Spans) -> int:
+    job = find_job(arguments)
+    if job is None:
+        preset, parsed = _prepare(arguments)
+        from sharding.distributed.processes import ALONE
+
+        return _train(arguments, preset, parsed, ALONE, spans)
+
+    from sharding.distributed.processes import join
+
+    processes = join(job)  # before anything else can fail, so that the others hear of it
+
+    def run() -> int:
+        with processes.together():
+            preset, parsed = _prepare(arguments)
+            same = {**describe_software(), **_flat(preset, parsed)}
+            processes.agree("settings", same, job.rendezvous_timeout_sec)
+            processes.agree("devices", describe_devices(), _DEVICES_WITHIN_SEC)
+            return _train(arguments, preset, parsed, processes, spans)
+
+    return processes.end(guarded(run))
+
+
+def _supervise(arguments: Sequence[str]) -> int:
+    """Runs the same command in a process that is started again, and says how that ended."""
+    preset, parsed = parse(arguments)
+    job = find_job(arguments)
+    policy = RestartPolicy(
+        max_restarts=parsed.max_restarts,
+        wait_sec=parsed.restart_wait_sec,
+        frozen_limit_sec=parsed.frozen_limit_sec,
+    )
+    folder = RunFolder(
+        parsed.run_dir or default_run_dir(preset, parsed.config),
+        is_writer=job is None or job.process_id == 0,
+    )
+    return supervise([sys.executable, "-m", "launch", "train", *arguments], folder, policy)
+
+
+def _prepare(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
+    preset, parsed = parse(arguments)
+    prepare_jax(
+        virtual_devices=parsed.virtual_devices, deterministic=parsed.config.train.deterministic
+    )
+    return preset, parsed
+
+
+def _flat(preset: str, parsed: TrainArguments) -> dict[str, Any]:
+    """Returns what was asked for, by the names that one types."""
+    return {
+        "preset": preset,
+        "--run-dir": str(parsed.run_dir or default_run_dir(preset, parsed.config)),
+        "--allow-changes": parsed.allow_changes,
+        "--init-from": parsed.init_from,
+        "--with-optimizer": parsed.with_optimizer,
+        "--virtual-devices": parsed.virtual_devices,
+        **flatten(parsed.config),
+    }
+
+
+def _train(
+    arguments: Sequence[str],
+    preset: str,
+    parsed: TrainArguments,
+    processes: "Processes",
+    spans: Spans,
+) -> int:
+    started = time.perf_counter()
+    command = shlex.join(("./tessera", "train", *arguments))
+
+    import jax
+
+    from train.checkpoints.init_from import check_published, check_source, find_init_from
+    from train.loop import train
+    from train.record.console import log_to_console, log_to_file, logger
+    from train.run_context import Run
+
+    folder = RunFolder(
+        parsed.run_dir or default_run_dir(preset, parsed.config), is_writer=processes.is_first
+    )
+    log_to_console(Console(highlight=False), process=processes.index)
+    console = Console(highlight=False, quiet=not processes.is_first)  # for what is live
+    signals = _watched(parsed.config, folder, processes, spans)
+    durable = _open_durable(parsed.config, folder, processes)
+
+    # Everything that can be refused is refused here, before anything is compiled.
+    source = find_init_from(parsed.init_from, folder, with_optimizer=parsed.with_optimizer)
+    processes.agree("init from", source.described() if source else {}, limit_sec=None)
+    config, data, mesh, changed = _checked(parsed, folder, source, processes, spans, console)
+    if source is not None:
+        (check_source if source.step is not None else check_published)(source, config)
+
+    with folder.held(), durable.held(folder) if durable else contextlib.nullcontext():
+        _check_shared(folder, processes)
+        environment = describe_environment(processes)
+        before = folder.last_environment()
+        replaced = folder.replaced_settings() if folder.exists else []
+        folder.begin(config, environment)
+        processes.wait("folder")
+        log_to_file(folder.logs / f"process-{processes.index}.log")
+        processes.way_on = command
+        folder.add_event("started", command=command, environment=environment)
+        if replaced:
+            logger.warning(
+                f"{folder.config} had settings of an earlier version: {', '.join(replaced)}"
+            )
+        if changed:
+            logger.warning(f"going on with other settings: {', '.join(changed)}")
+            folder.add_event("changed", settings=changed)
+        if before and (changes := environment_changes(before, environment)):
+            logger.warning(f"going on in another environment: {', '.join(changes)}")
+            folder.add_event("environment_changed", changes=changes)
+        if processes.is_first:
+            _keep_ledger(folder, spans)
+        logger.info(opening_words(folder, config, data, mesh))
+        run = Run(
+            config=config,
+            folder=folder,
+            data=data,
+            mesh=mesh,
+            processes=processes,
+            spans=spans,
+            durable=durable,
+            init_from=source,
+        )
+
+        def go() -> int:
+            with processes.together(), jax.set_mesh(mesh):
+                outcome = train(run, signals, console)
+            spans.ledger.is_finished = True
+            logger.info(closing_words(folder, outcome, time.perf_counter() - started))
+            return 0
+
+        code = guarded(go, go_on=command)
+        if code not in (0, Stopped.exit_code):
+            folder.add_event("failed", exit_code=code)
+        signals.close()
+        spans.close()  # here, for of several processes none comes back from its end
+        return code
+
+
+def _watched(
+    config: RunConfig, folder: RunFolder, processes: "Processes", spans: Spans
+) -> "Signals":
+    """Returns the signals of this process, which are caught from now on, as hangs are."""
+    from train.checkpoints.save_restore import stored_bytes
+    from train.health.signals import Signals
+    from train.health.stack_dump import write_stacks
+
+    def on_hang(hang: Hang) -> None:
+        stacks = write_stacks(folder.logs, processes.index)
+        folder.add_event(
+            "hung",
+            phase=hang.span,
+            seconds=round(hang.seconds, 1),
+            limit_sec=hang.limit_sec,
+            stacks=stacks,
+        )
+        processes.abandon(Hung(f"hung: {hang.cause}; the stacks of all threads are in {stacks}"))
+
+    def progress() -> int:
+        # A process that waits for another one is well: that one has a watchdog of its own.
+        return MOVED.total + stored_bytes() + processes.num_polls
+
+    def on_notice_over(cause: str) -> None:
+        newest = folder.newest_step()
+        folder.add_event("stopped", step=newest, cause=cause, saved=False)
+        processes.abandon(
+            Stopped(
+                f"stopped by {cause}; checkpoint.notice_sec={config.checkpoint.notice_sec} was too "
+                "short to save, and the newest whole checkpoint is "
+                f"{f'that of step {newest}' if newest else 'none'}"
+            )
+        )
+
+    signals = Signals()
+    signals.install(config.checkpoint.notice_sec, on_notice_over)
+    spans.watch(config.guard, on_hang, progress)
+    return signals
+
+
+def _open_durable(
+    config: RunConfig, folder: RunFolder, processes: "Processes"
+) -> "DurableTier | None":
+    """Returns where copies are, in the first process alone; a new machine gets its run from there.
+
+    Raises:
+        SettingsError: it cannot be read or written.
+    """
+    if config.checkpoint.durable_dir is None:
+        return None
+    durable = None
+    if processes.is_first:
+        from train.checkpoints.durable import DurableTier
+
+        durable = DurableTier(config.checkpoint.durable_dir)
+        durable.check_writable()
+        folder.check_free()
+        if not folder.exists:
+            durable.fetch_small(folder)
+    processes.wait("durable folder")
+    return durable
+
+
+def _checked(
+    parsed: TrainArguments,
+    folder: RunFolder,
+    source: "InitFrom | None",
+    processes: "Processes",
+    spans: Spans,
+    console: Console,
+) -> tuple[RunConfig, "Data", Any, dict[str, tuple]]:
+    """Returns settings, data and mesh that fit together, and which settings were changed.
+
+    Raises:
+        SettingsError: something does not fit, or processes differ.
+    """
+    import jax
+
+    from sharding.fit import check_fit, check_platform
+    from sharding.mesh import make_mesh
+    from train.checkpoints.manifest import newest_progress
+    from train.health.replay import check_can_replay
+
+    require(
+        jax.process_count() == processes.num,
+        f"the devices here are those of {jax.process_count()} processes, but this one knows of "
+        f"{processes.num}: give --coordinator, --num-processes and --process-id in each of them",
+    )
+    folder.check_free()
+    mesh = make_mesh(parsed.config.mesh)
+    platform = mesh.devices.flat[0].platform
+    check_platform(parsed.config, platform)
+    check_can_replay(parsed.config, platform)
+    check_fit(parsed.config, dict(mesh.shape))
+    progress = newest_progress(folder.checkpoints)
+    with spans("preparation of the data"):
+        begun = source.folder if source is not None and source.with_optimizer else folder
+        moved = prepared_before(parsed.config, begun)
+        data = _open_data(parsed.config, processes, console, moved)
+    config = resolve(parsed.config, data)
+    check_fit(config, dict(mesh.shape))  # again, now that the vocabulary is known
+    changed = (
+        folder.check_settings(config, allow_changes=parsed.allow_changes) if folder.exists else {}
+    )
+    if progress is not None:
+        progress.check_continues(config, data.digest)
+    newest = progress and progress.step
+    same = {"data (sha256)": data.digest, "newest checkpoint": newest, **flatten(config)}
+    processes.agree("data", same, limit_sec=None)
+    return config, data, mesh, changed
+
+
+def _keep_ledger(folder: RunFolder, spans: Spans) -> None:
+    """Goes on with the ledger of the run's earlier starts."""
+    from train.record.console import logger
+
+    set_back_sec = spans.ledger.go_on(folder.ledger)
+    if set_back_sec > 1:
+        logger.warning(f"the clock was set back by {set_back_sec:.0f} s since the run's last start")
+        folder.add_event("clock_set_back", seconds=round(set_back_sec, 1))
+    spans.beat()
+
+
+def _open_data(
+    config: RunConfig, processes: "Processes", console: Console, moved: dict[str, str] | None
+) -> "Data":
+    """Returns the data of a run; the first process prepares it, and the others open it then.
+
+    Each checks a part of the files, and all hear of one that is damaged before they agree.
+    """
+    from data.open_data import open_data
+    from train.record.console import logger
+
+    if not processes.is_first:
+        processes.from_first("data is prepared", None)
+    with contextlib.closing(Progress(console)) as watch:
+        data = open_data(
+            config.data,
+            RUNS / ".data",
+            logger.info,
+            watch=watch,
+            moved=moved,
+            part=processes.index,
+            num_parts=processes.num,
+        )
+    if processes.is_first:
+        processes.from_first("data is prepared", None)
+    return data
+
+
+def _check_shared(folder: RunFolder, processes: "Processes") -> None:
+    """Raises SettingsError unless this process sees the run folder that the first one holds."""
+    mark = processes.from_first("mark of the run folder", folder.mark())
+    deadline = time.monotonic() + _SHARED_WITHIN_SEC
+    while folder.mark() != mark:
+        require(
+            time.monotonic() < deadline,
+            f"--run-dir {folder.path.absolute()} is another folder in process {processes.index} "
+            "than in process 0: give one that is on a file system which all of them share",
+        )
+        time.sleep(0.1)
+    processes.wait("shared folder")

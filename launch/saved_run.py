@@ -1,0 +1,123 @@
+"""Opens a run that was trained before, for the commands that use its model."""
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+
+from configs.check import require
+from configs.errors import SettingsError
+from configs.run import MeshConfig, RunConfig
+from data.mixture import Data
+from data.open_data import given_tokenizer, open_data
+from data.tokenizers.tokenizer import Tokenizer
+from sharding.fit import check_fit, num_stage_microbatches
+from sharding.mesh import make_mesh
+from sharding.rules import mesh_axes
+from train.checkpoints.manifest import checkpoint_steps, read_progress, verify
+from train.checkpoints.save_restore import restore_params
+from train.optimizer import Params
+from train.record.run_folder import RunFolder
+from train.state import abstract_state, params_in_stage_order
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRun:
+    """A run's settings, data and parameters, on the devices that are here."""
+
+    config: RunConfig
+    data: Data | None
+    """None where a model was imported and has not been trained here."""
+    tokenizer: Tokenizer | None
+    params: Params
+    step: int
+    mesh: jax.sharding.Mesh
+
+    def on_mesh(self) -> AbstractContextManager:
+        """Returns the context in which its model is called."""
+        return jax.set_mesh(self.mesh)
+
+
+def open_run(
+    run: Path,
+    step: int | None,
+    cache_dir: Path,
+    asked: MeshConfig | None = None,
+    *,
+    frugal: bool = False,
+) -> SavedRun:
+    """Returns a run at a step, or at its newest checkpoint.
+
+    Args:
+        asked: where its parameters are put; None is as the run was trained, where that fits the
+            devices here, else as fully_sharded says.
+        frugal: read them piece by piece, with little memory beside theirs.
+
+    Raises:
+        SettingsError: it is not a run folder, or has no such checkpoint, or the mesh that is asked
+            for does not fit.
+        IntegrityError: the checkpoint or the data is not what its manifest says.
+    """
+    folder = RunFolder(run)
+    config = folder.read_config()
+    if asked is None:
+        asked = config.mesh if _fits(config, config.mesh) else fully_sharded(config)
+    config, mesh = placed(config, asked)
+    steps = checkpoint_steps(folder.checkpoints)
+    require(bool(steps), f"{run} has no checkpoint yet; let it train to its first")
+    chosen = steps[-1] if step is None else step
+    require(
+        chosen in steps,
+        f"--step={chosen} must be a checkpoint of {run}: {', '.join(map(str, steps))}",
+    )
+    progress = read_progress(folder.checkpoints, chosen)
+    data, tokenizer = None, None
+    if config.data.path is None and not config.data.mixture:
+        tokenizer = given_tokenizer(config.data)
+    else:
+        data = open_data(config.data, cache_dir, lambda line: None, moved=progress.data_folders)
+        progress.check_data(data.digest, config.data)
+        tokenizer = data.tokenizer
+    verify(folder.checkpoints, chosen, config.checkpoint.verify)
+    like = abstract_state(config, mesh).params
+    params = restore_params(folder.checkpoints, chosen, like, frugal=frugal)
+    params = params_in_stage_order(params, config, mesh)
+    return SavedRun(
+        config=config, data=data, tokenizer=tokenizer, params=params, step=chosen, mesh=mesh
+    )
+
+
+def fully_sharded(config: RunConfig) -> MeshConfig:
+    """Returns the mesh of all devices here that cuts the parameters into the most parts."""
+    num = jax.device_count()
+    meshes = (MeshConfig(fsdp=size) for size in range(num, 0, -1) if num % size == 0)
+    return next(mesh for mesh in meshes if _fits(config, mesh))
+
+
+def placed(config: RunConfig, asked: MeshConfig) -> tuple[RunConfig, jax.sharding.Mesh]:
+    """Returns the settings for a mesh of the devices here, and that mesh.
+
+    Batches of evaluation have as many rows more as it takes to cut them evenly.
+
+    Raises:
+        SettingsError: they do not fit.
+    """
+    mesh = make_mesh(asked)
+    config = replace(config, mesh=asked)
+    share = num_stage_microbatches(config, mesh.shape["stage"])
+    share *= math.prod(mesh.shape[axis] for axis in mesh_axes("act_batch"))
+    batch_size = -(-(config.eval.batch_size or config.train.batch_size) // share) * share
+    config = replace(config, eval=replace(config.eval, batch_size=batch_size))
+    no_training = replace(config.train, batch_size=batch_size, num_microbatches=1)
+    check_fit(replace(config, train=no_training), dict(mesh.shape))
+    return config, mesh
+
+
+def _fits(config: RunConfig, asked: MeshConfig) -> bool:
+    try:
+        placed(config, asked)
+    except SettingsError:
+        return False
+    return True

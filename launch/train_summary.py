@@ -1,0 +1,91 @@
+"""What `./tessera train` says first and last: what it trains on what, and what came of it."""
+
+from typing import TYPE_CHECKING
+
+from configs.counts import count
+from configs.data import STDLIB
+from configs.run import RunConfig
+
+if TYPE_CHECKING:
+    from data.mixture import Data
+    from train.loop import Outcome
+    from train.record.run_folder import RunFolder
+
+
+def opening_words(folder: "RunFolder", config: RunConfig, data: "Data", mesh) -> str:
+    """Returns what a run is, before its first step."""
+    counts = count(config.model, config.data.sequence_len, config.data.target_len)
+    own = " (it differs a little from machine to machine)" if config.data.path == STDLIB else ""
+    return (
+        f"run folder: {folder.path}\n"
+        f"text: {_text_words(folder, config, data)}{own}\n"
+        f"model: {counts.total / 1e6:.2f} M parameters; FLOPs a token: "
+        f"{counts.flops_causal / 1e6:.1f} M causal, {counts.flops_full / 1e6:.1f} M full "
+        f"(N = {counts.matmul / 1e6:.2f} M in matmuls)\n"
+        f"devices: {_device_words(config, mesh)}\n"
+        f"batch: {config.train.batch_size} x {config.data.sequence_len} tokens, "
+        f"{config.train.num_steps} steps"
+    )
+
+
+def _device_words(config: RunConfig, mesh) -> str:
+    """Says how the devices are laid out, and how long a stage waits where there are stages."""
+    from sharding.pipeline import pipeline_of
+
+    cuts = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    words = f"{mesh.size} x {mesh.devices.flat[0].device_kind}{cuts and f' ({cuts})'}"
+    pipeline = pipeline_of(config, mesh)
+    if pipeline.num_stages == 1:
+        return words
+    return (
+        f"{words}\npipeline: {pipeline.num_microbatches} microbatches through "
+        f"{pipeline.num_stages} stages of {pipeline.num_groups} groups of layers; a stage waits "
+        f"{pipeline.bubble_fraction:.1%} of the time (the bubble)"
+    )
+
+
+def _text_words(folder: "RunFolder", config: RunConfig, data: "Data") -> str:
+    """Says what is read and how often; rows of different sources are of one length."""
+    from data.batches import TrainRows, continued
+    from data.step_ranges import steps_from
+    from train.checkpoints.manifest import newest_progress
+
+    progress = newest_progress(folder.checkpoints)
+    ranges = progress.step_ranges if progress else ()
+    new = steps_from(config, progress.step if progress else 0)
+    steps = continued(ranges, new, data, config.data).ranges[-1]
+    sequence = TrainRows(data, config.data, steps)
+    counts = sequence.schedule.counts(steps.row(config.train.num_steps))
+    epochs = [count / len(rows) for count, rows in zip(counts, sequence.rows, strict=True)]
+    if not data.is_mixture:
+        return f"{config.data.path}, {epochs[0]:.3g} epochs"
+    return ", ".join(
+        f"{name} {count / sum(counts):.1%} ({epoch:.3g} epochs)"
+        for (name, _), count, epoch in zip(data.sources, counts, epochs, strict=True)
+    )
+
+
+def closing_words(folder: "RunFolder", outcome: "Outcome", seconds: float) -> str:
+    """Returns what came of a run that has finished."""
+    record, path = outcome.record, folder.path
+    words = ""
+    sample = folder.sample_of(record["step"])
+    if sample.exists():
+        lines = sample.read_text(encoding="utf-8").splitlines()[:12]
+        words = "a sample of what it writes now:\n" + "".join(f"  | {line}\n" for line in lines)
+    if "eval/loss" in record:
+        bits = record["eval/bits_per_byte"]
+        words += (
+            f"validation: {record['eval/loss']:.4f} nats per token, "
+            f"{'' if bits is None else f'{bits:.3f} bits per byte, '}"
+            f"on {record['eval/tokens']:,} tokens\n"
+        )
+    return (
+        f"{words}all of it is in {path}: metrics.jsonl, events.jsonl, checkpoints/, samples/\n"
+        "to look closer:\n"
+        f"  ./tessera status {path}\n"
+        f"  .venv/bin/tensorboard --logdir {path.parent}\n"
+        "  ./tessera train quickstart --data.path A_TEXT_OF_YOURS.txt\n"
+        f"finished {record['step']} steps, {record['tokens']:,} tokens, in {seconds / 60:.1f} min; "
+        f"to go on: ./tessera generate {path} --prompt 'import '"
+    )

@@ -1,0 +1,1 @@
+"""Hugging Face models: their settings and tensors as Tessera's, and back."""

@@ -1,0 +1,196 @@
+"""The files of a checkpoint in safetensors: read tensor by tensor, written shard by shard.
+
+The format is eight bytes with the length of a header, the header in JSON and then the tensors. It
+is read and written here, not by its library, because that maps or holds whole files: here no more
+than a tensor is in memory. Source: github.com/huggingface/safetensors, "Format".
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from configs.check import require
+from configs.errors import IntegrityError
+from sharding.piecewise import PIECE_BYTES
+
+_DTYPES: Mapping[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "I64": np.int64,
+    "I32": np.int32,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_MOST_HEADER = 100_000_000
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file."""
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+    """First byte in the file."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """Returns the tensor.
+
+        Raises:
+            IntegrityError: the file ends before it.
+        """
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            content = bytearray(self.num_bytes)
+            if file.readinto(content) != self.num_bytes:
+                raise IntegrityError(f"{self.file} was cut short while it was read")
+        return np.frombuffer(content, self.dtype).reshape(self.shape)
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Returns all tensors of a checkpoint by name, those of one file after the other.
+
+    Raises:
+        SettingsError: the folder has no weights, or none but pickled ones.
+        IntegrityError: a file is missing, cut short, or not what the index says.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            places: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"{index} is not an index of tensors: {error!r}") from None
+        names = sorted(set(places.values()))
+        for name in names:
+            if Path(name).name != name or not (folder / name).is_file():
+                raise IntegrityError(f"{index} names {name}, which is not in {folder}")
+        found = {key: s for name in names for key, s in _header(folder / name).items()}
+        missing = sorted(places.keys() - found.keys())
+        if missing:
+            raise IntegrityError(
+                f"{folder / places[missing[0]]} has no {missing[0]}, but {INDEX} places it there"
+            )
+        return found
+    files = [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
+    files = files or sorted(folder.glob("*.safetensors"))
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
+    require(
+        bool(files) or not pickled,
+        f"{folder} has its weights in {', '.join(pickled[:3])} and must have them in {WEIGHTS}: "
+        "a pickled file runs code when it is read; save the model with safe_serialization=True",
+    )
+    require(len(files) == 1, f"{folder} must have {WEIGHTS}, or {INDEX} and the files it names")
+    return _header(files[0])
+
+
+def _header(path: Path) -> dict[str, Stored]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(size - 8, _MOST_HEADER):
+            raise IntegrityError(f"{path} is no safetensors file, or is cut short: {size} bytes")
+        content = file.read(length)
+    try:
+        entries = json.loads(content)
+        entries.pop("__metadata__", None)
+        tensors, end = {}, 8 + length
+        for name, entry in entries.items():
+            first, last = entry["data_offsets"]
+            kind = entry["dtype"]
+            if kind not in _DTYPES:
+                raise IntegrityError(f"{path}: {name} has dtype {kind}, which cannot be read")
+            stored = Stored(
+                path, np.dtype(_DTYPES[kind]), tuple(entry["shape"]), 8 + length + first
+            )
+            if last - first != stored.num_bytes or first < 0:
+                raise IntegrityError(f"{path}: {name} has {last - first} bytes for its shape")
+            tensors[name] = stored
+            end = max(end, 8 + length + last)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{path} has a header that cannot be read: {error!r}") from None
+    if end != size:
+        raise IntegrityError(f"{path} must have {end} bytes but has {size}: it is cut short")
+    return tensors
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file to be written: its name, and shapes of what is in it, in order."""
+
+    name: str
+    shapes: dict[str, tuple[int, ...]]
+
+
+def plan_shards(
+    shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, most_bytes: int
+) -> list[Shard]:
+    """Returns files of most_bytes at most, but for a tensor that is larger by itself."""
+    groups: list[dict[str, tuple[int, ...]]] = [{}]
+    filled = 0
+    for name, shape in shapes.items():
+        size = prod(shape) * dtype.itemsize
+        if groups[-1] and filled + size > most_bytes:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = shape
+        filled += size
+    if len(groups) == 1:
+        return [Shard(WEIGHTS, groups[0])]
+    return [
+        Shard(f"model-{i:05}-of-{len(groups):05}.safetensors", group)
+        for i, group in enumerate(groups, 1)
+    ]
+
+
+def write_shard(path: Path, shard: Shard, dtype: np.dtype, arrays: Iterable[np.ndarray]) -> None:
+    """Writes a file, of arrays in the order of the shard, each held no longer than it takes."""
+    kind = next(name for name, known in _DTYPES.items() if np.dtype(known) == dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, shape in shard.shapes.items():
+        end = at + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    content = json.dumps(header, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(content)))
+        file.write(content)
+        for shape, array in zip(shard.shapes.values(), arrays, strict=True):
+            assert array.shape == shape
+            rows = np.atleast_1d(array)
+            num_pieces = -(-rows.size * dtype.itemsize // PIECE_BYTES)
+            for piece in np.array_split(rows, max(1, min(num_pieces, len(rows)))):
+                file.write(np.ascontiguousarray(piece, dtype).reshape(-1).view(np.uint8).data)
+
+
+def index_of(shards: Iterable[Shard], dtype: np.dtype) -> dict[str, Any]:
+    """Returns what the index of several files says."""
+    places = {name: shard.name for shard in shards for name in shard.shapes}
+    total = sum(prod(shape) for shard in shards for shape in shard.shapes.values())
+    return {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": places}
+
+
+def by_file(tensors: Mapping[str, Stored]) -> Iterator[tuple[str, Stored]]:
+    """Yields tensors in the order in which they lie on disk."""
+    yield from sorted(tensors.items(), key=lambda item: (item[1].file.name, item[1].start))

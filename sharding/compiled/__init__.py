@@ -1,0 +1,1 @@
+"""Reading compiled programs: memory, matmuls and communication of a step."""

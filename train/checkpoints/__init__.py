@@ -1,0 +1,1 @@
+"""Checkpoints: saved, restored, verified, mirrored to durable storage, and begun from."""

@@ -1,0 +1,211 @@
+"""Checkpoints of a run in durable storage: a folder of another disk, or a URL (s3:// gs://).
+
+URL/ has the small files of the run, checkpoints/N/ as a run folder has them, and lease.json, which
+says who writes here. Everything goes through a local copy. The manifest of a checkpoint is the last
+of its files to come and the first to go, so that one half copied or half removed never counts; what
+a rollback has gone back from is in checkpoints/N.aside/, which no restore takes.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from configs.check import require
+from configs.errors import IntegrityError, TesseraError
+from configs.run import CheckpointConfig
+from data.atomic_files import whole_file
+from data.object_store import Store, each
+from train.checkpoints.lease import Lease
+from train.checkpoints.manifest import (
+    ASIDE,
+    FETCHING,
+    MANIFEST,
+    Manifest,
+    check_file,
+    finish_save,
+    kept_steps,
+    manifest_content,
+    parse_manifest,
+    verify,
+)
+from train.record.run_folder import RunFolder
+
+_PROBE = ".can-be-written"
+
+
+class DurableTier:
+    """The copies of one run's checkpoints."""
+
+    def __init__(self, url: str):
+        """Raises SettingsError if there is no such kind of storage."""
+        self.url = url
+        self._store = Store(url)
+        self._lease: Lease | None = None
+
+    def check_writable(self) -> None:
+        """Raises SettingsError unless files can be written here."""
+        self._store.write(_PROBE, b"")
+        self._store.remove(_PROBE)
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all whole checkpoints, oldest first."""
+        found = (Path(name).parts for name in self._store.names("checkpoints"))
+        return sorted(
+            int(parts[1])
+            for parts in found
+            if len(parts) == 3 and parts[2] == MANIFEST and parts[1].isdigit()
+        )
+
+    def read_manifest(self, step: int) -> Manifest:
+        """Returns what a checkpoint says of itself; raises as `parse_manifest` does."""
+        name = _file(step, MANIFEST)
+        return parse_manifest(self._store.read(name), self._store.address(name))
+
+    def copy(self, checkpoint: Path) -> None:
+        """Copies a local checkpoint here, in place of one of the same step.
+
+        Raises:
+            IntegrityError: it is damaged, so that nothing is copied, or a copy is.
+            SettingsError: the storage does not take it, or another run writes here now.
+        """
+        self._check_lease()
+        step = int(checkpoint.name)
+        manifest = verify(checkpoint.parent, step)
+        content = (checkpoint / MANIFEST).read_bytes()
+        if self._store.read_if_there(_file(step, MANIFEST)) == content:
+            return
+
+        def put(name: str) -> None:
+            self._check_lease()
+            self._store.put(_file(step, name), checkpoint / name)
+
+        self.remove(step)
+        each(put, manifest.files)
+        self._check_lease()
+        self._store.write(_file(step, MANIFEST), content)
+
+    def go_back(self, manifest: Manifest) -> None:
+        """Sets the checkpoints of later steps aside, and writes a manifest that was amended.
+
+        Raises:
+            TesseraError: the storage does not take it, or another run writes here now.
+        """
+        step = manifest.progress.step
+        self.check_writable()  # a disk that is away looks like one without checkpoints
+        for later in reversed([later for later in self.steps() if later > step]):
+            self._check_lease()
+            names = self._store.names(f"checkpoints/{later}")
+            for name in sorted(names, key=lambda name: not name.endswith(f"/{MANIFEST}")):
+                rest = name.removeprefix(f"checkpoints/{later}/")
+                self._store.move(name, f"checkpoints/{later}{ASIDE}/{rest}")
+        if step in self.steps():
+            self._check_lease()
+            self._store.write(_file(step, MANIFEST), manifest_content(manifest))
+
+    def remove_aside(self) -> None:
+        """Removes what rollbacks have set aside, once a later copy is whole."""
+        names = [n for n in self._store.names("checkpoints") if Path(n).parts[1].endswith(ASIDE)]
+        each(self._remove, names)
+
+    def copy_small(self, folder: RunFolder) -> None:
+        """Copies the small files of a run as they are now; raises SettingsError as `copy`."""
+        self._check_lease()
+        for path in folder.small_files:
+            if path.exists():
+                self._store.write(path.name, path.read_bytes())
+
+    def fetch(self, step: int, folder: Path) -> None:
+        """Makes a local checkpoint of a copy, in folder/N.
+
+        Files that an earlier try has fetched are kept where they are as the manifest says.
+
+        Raises:
+            IntegrityError: the copy is damaged; nothing is left in the folder.
+            SettingsError: the storage cannot be read, or the disk is full.
+            Unavailable: the storage does not answer; what was fetched waits for the next try.
+        """
+        manifest = self.read_manifest(step)
+        fetching = folder / f"{step}{FETCHING}"
+        fetching.mkdir(parents=True, exist_ok=True)
+
+        def get(name: str) -> None:
+            path, said = fetching / name, manifest.files[name]
+            with contextlib.suppress(IntegrityError):
+                check_file(path, str(path), said)
+                return
+            with self._store.getting(_file(step, name), fetching / ".parts", path) as part:
+                check_file(part, self._store.address(_file(step, name)), said)
+
+        try:
+            each(get, manifest.files)
+        except IntegrityError:
+            shutil.rmtree(fetching, ignore_errors=True)
+            raise
+        shutil.rmtree(fetching / ".parts", ignore_errors=True)
+        finish_save(fetching, manifest)
+
+    def fetch_small(self, folder: RunFolder) -> None:
+        """Begins a run folder with the small files that are here; none is no error.
+
+        One that a killed process has left half fetched is fetched anew.
+        """
+        if self._store.info(folder.config.name) is None:
+            return
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.fetching.touch()
+        for path in folder.small_files:  # the settings last: they make it a run
+            content = self._store.read_if_there(path.name)
+            if content is not None:
+                with whole_file(path) as temporary:
+                    temporary.write_bytes(content)
+        folder.fetching.unlink()
+
+    def remove(self, step: int) -> None:
+        """Removes a checkpoint, or what is left of one; its manifest first."""
+        self._remove(_file(step, MANIFEST))
+        each(self._remove, self._store.names(f"checkpoints/{step}"))
+
+    def _remove(self, name: str) -> None:
+        self._check_lease()
+        self._store.remove(name)
+
+    def keep(self, config: CheckpointConfig) -> None:
+        """Removes the checkpoints that the settings do not keep."""
+        losses = {}
+        for step in self.steps():
+            with contextlib.suppress(TesseraError):  # not ours to judge here: it stays
+                losses[step] = self.read_manifest(step).progress.eval_loss
+        for step in set(losses) - kept_steps(losses, config):
+            self.remove(step)
+
+    @contextlib.contextmanager
+    def held(self, folder: RunFolder) -> Iterator[None]:
+        """Holds the storage for the run of a folder, which this process holds already.
+
+        Raises:
+            SettingsError: another process holds it, or the copies are those of another run.
+        """
+        self._check_same_run(folder)
+        with Lease(self._store, folder) as self._lease:
+            yield
+
+    def _check_same_run(self, folder: RunFolder) -> None:
+        """Raises SettingsError unless the events here begin as those of the run do."""
+        there = self._store.read_if_there(folder.events.name)
+        if there is None or not folder.events.exists():
+            return
+        here = folder.events.read_bytes()
+        require(
+            here.partition(b"\n")[0] == there.partition(b"\n")[0],
+            f"checkpoint.durable_dir={self.url} holds the copies of another run than --run-dir "
+            f"{folder.path}: give another one of the two",
+        )
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
+
+
+def _file(step: int, name: str) -> str:
+    return f"checkpoints/{step}/{name}"

@@ -1,0 +1,1 @@
+"""Divergence, hangs, signals, replayed steps and stragglers."""

@@ -1,0 +1,121 @@
+"""What a run says of itself at each logged step: metrics.jsonl and the same for TensorBoard."""
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.plugins.text.metadata import create_summary_metadata
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util.tensor_util import make_tensor_proto
+
+from train.record.run_folder import Lines, Record, RunFolder
+
+
+def shortest(value: Any) -> float | None:
+    """Returns the float whose decimal is the shortest that gives back the same float32.
+
+    None stands for what is not finite, which JSON has no word for.
+    """
+    return float(str(np.float32(value))) if math.isfinite(value) else None
+
+
+def open_metrics(folder: RunFolder) -> "MetricsWriter":
+    """Returns what writes the metrics of a run."""
+    return MetricsWriter(folder.metrics, folder.tensorboard) if folder.is_writer else SilentWriter()
+
+
+class MetricsWriter:
+    """Appends records to metrics.jsonl and to TensorBoard's event file.
+
+    Where the disk is full records are kept and written later; what TensorBoard would have shown
+    meanwhile is left out.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path):
+        self._lines = Lines(path)
+        self._tensorboard = tensorboard
+        self._events: EventFileWriter | None = None
+
+    def begin(self, first_step: int) -> None:
+        """Tells TensorBoard that a run goes on here: what it had beyond is superseded."""
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(step=first_step + 1, session_log=start))
+
+    def write(self, record: Record, time: float) -> None:
+        """Appends one record; `time` is the wall clock of its step, in seconds."""
+        self._lines.add(record)
+        values = [
+            Summary.Value(tag=_tag(name), simple_value=value)
+            for name, value in record.items()
+            if value is not None and name != "step"
+        ]
+        self._add(Event(step=record["step"], wall_time=time, summary=Summary(value=values)))
+
+    def write_text(self, name: str, text: str, step: int, time: float) -> None:
+        """Shows a text in TensorBoard, as it is and not as markup."""
+        indented = "\n".join("    " + line for line in text.splitlines())
+        value = Summary.Value(
+            tag=name,
+            metadata=create_summary_metadata(display_name=name, description=""),
+            tensor=make_tensor_proto(indented),
+        )
+        self._add(Event(step=step, wall_time=time, summary=Summary(value=[value])))
+
+    def _add(self, event: Event) -> None:
+        try:
+            if self._events is None:
+                self._events = EventFileWriter(str(self._tensorboard), flush_secs=10)
+            self._events.add_event(event)
+        except OSError:  # its thread has ended: begin another file when there is room
+            self._events = None
+
+    def flush(self) -> None:
+        """Returns when everything that was written is on disk; OSError if it does not take it."""
+        self._lines.flush()
+        with contextlib.suppress(OSError):
+            if self._events is not None:
+                self._events.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Writes what is left, as far as the disk takes it, and closes both files."""
+        with contextlib.suppress(OSError):
+            self.flush()
+        with contextlib.suppress(OSError):
+            if self._events is not None:
+                self._events.close()
+
+
+class SilentWriter(MetricsWriter):
+    """Writes nothing: in the processes of a run that are not its first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def begin(self, first_step: int) -> None:
+        """Does nothing."""
+
+    def write(self, record: Record, time: float) -> None:
+        """Does nothing."""
+
+    def write_text(self, name: str, text: str, step: int, time: float) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def _tag(name: str) -> str:
+    return name if "/" in name else f"train/{name}"

@@ -1,0 +1,194 @@
+"""Turns what the device says of each step into records: counts, speeds, and the guard."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs.counts import count
+from configs.hardware import peak_flops
+from train.checkpoints.manifest import Progress
+from train.health.divergence import Guard, Trouble
+from train.health.stragglers import Pace
+from train.record.console import Display, logger
+from train.record.metrics import MetricsWriter, shortest
+from train.record.run_folder import Record
+from train.run_context import Run
+from train.step import Metrics
+
+
+class Recorder:
+    """Reads the metrics of a step while the next one runs, and writes those of logged steps.
+
+    `tokens` counts targets of all steps so far as a host integer. Speeds are means since the record
+    before, without evaluation, sampling and waiting for saves.
+    """
+
+    def __init__(self, run: Run, writer: MetricsWriter, display: Display):
+        config = run.config
+        self._run, self._config = run, config
+        self._writer = writer
+        self._display = display
+        self._bits_per_nat: float | None = None
+        if config.data.objective == "causal":
+            self._bits_per_nat = 1 / math.log(2) / run.data.bytes_per_token(config.data)
+        self._counts = count(config.model, config.data.sequence_len, config.data.target_len)
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._peak = peak and peak * jax.device_count()
+        self.pace = Pace()
+        self.step_sec = 0.0
+        """How long a step took in the last record."""
+
+    def begin(self, start: Progress) -> None:
+        """Begins after a step: that of a checkpoint, or 0."""
+        self.start, self.tokens = start, start.tokens
+        self.guard = Guard(self._config.guard, start.guard)
+        self.trouble: Trouble | None = None
+        """What the run goes back from."""
+        self._pending: tuple[int, Metrics, float | None] | None = None
+        self._paused_at: float | None = None
+        self._restart_clock(time.perf_counter())
+
+    @property
+    def is_worried(self) -> bool:
+        """Whether the last steps went wrong, though not yet so often that the run goes back."""
+        return self.trouble is None and self.guard.is_worried
+
+    def _restart_clock(self, now: float) -> None:
+        self._since, self._steps = now, 0
+        self._step_tokens, self._data_wait = 0, 0.0
+
+    def _now(self) -> float:
+        return time.perf_counter() if self._paused_at is None else self._paused_at
+
+    def add(self, step: int, metrics: Metrics, data_wait_sec: float) -> None:
+        """Takes the metrics of a step that was started and finishes the one before it."""
+        # A CPU may run a step inside the call that starts it: then it ended just now.
+        flag: Any = metrics.finite  # is_ready is missing from the type
+        ended_at = time.perf_counter() if flag.is_ready() else None
+        self.finish()
+        self._pending = (step, metrics, ended_at)
+        self._data_wait += data_wait_sec
+        self.pace.add(data_wait_sec)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Waits for the last step; what is done inside does not count for the speeds."""
+        if self._pending is not None:
+            with self._run.spans("end of a step"):
+                jax.block_until_ready(self._pending[1])
+        self._paused_at = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - self._paused_at
+        self._paused_at = None
+
+    def finish(self, extra: Record | None = None) -> None:
+        """Finishes the last step that was added; `extra` (an evaluation) joins its record."""
+        if self._pending is None:
+            return
+        step, metrics, ended_at = self._pending
+        self._pending = None
+        layer_norms = metrics.layer_norms  # they stay where they are unless the step goes wrong
+        metrics = jax.device_get(metrics._replace(layer_norms={}))
+        # Where the step before was seen to end later than that, this one is seen to end now.
+        now = ended_at if ended_at is not None and ended_at > self._since else self._now()
+        self.tokens += int(metrics.num_tokens)
+        self._step_tokens += int(metrics.num_tokens)
+        self._steps += 1
+        self._display.show_step(step)
+        self._watch(step, metrics, layer_norms)
+        if extra is not None or self.is_logged(step):
+            self._write(step, metrics, extra or {}, now)
+
+    def is_logged(self, step: int) -> bool:
+        """Says whether a step has a line of its own in metrics.jsonl."""
+        train = self._config.train
+        return step % train.log_every_steps == 0 or step == train.num_steps
+
+    def _watch(self, step: int, metrics: Metrics, layer_norms: dict[str, jax.Array]) -> None:
+        finite, steps = bool(metrics.finite), self.start.step_ranges[-1]
+        layers = {} if finite else striking(layer_norms)
+        if not finite:
+            logger.warning(
+                f"step {step} was skipped: loss {metrics.loss}, gradient norm {metrics.grad_norm}"
+            )
+            self._run.folder.add_event(
+                "skipped",
+                step=step,
+                rows=steps.rows(step - 1),
+                loss=str(metrics.loss),
+                grad_norm=str(metrics.grad_norm),
+                layers=layers,
+            )
+        weights = steps.weights_at(steps.row(step - 1))
+        trouble = self.guard.look(step, float(metrics.loss), finite, weights)
+        if trouble is not None and self.trouble is None:
+            layers = layers or striking(layer_norms)
+            self.trouble = dataclasses.replace(trouble, layers=layers)
+
+    def _write(self, step: int, metrics: Metrics, extra: Record, now: float) -> None:
+        seconds = now - self._since
+        self.step_sec = seconds / self._steps
+        speed = self._step_tokens / seconds
+        loss = shortest(metrics.loss)
+        stats = jax.local_devices()[0].memory_stats() or {}
+        record: Record = {
+            "step": step,
+            "tokens": self.tokens,
+            "loss": loss,
+            "bits_per_byte": self._bits_per_nat and (loss and loss * self._bits_per_nat),
+            "grad_norm": shortest(metrics.grad_norm),
+            "learning_rate": shortest(metrics.learning_rate),
+            "tokens_per_second": speed,
+            "step_sec": self.step_sec,
+            "data_wait_sec": self._data_wait / self._steps,
+            "mfu_causal": self._peak and speed * self._counts.flops_causal / self._peak,
+            "mfu_full": self._peak and speed * self._counts.flops_full / self._peak,
+            "device_memory_bytes": stats.get("peak_bytes_in_use"),
+            **_by_expert(metrics.others),
+            **self._ledger(),
+            **extra,
+        }
+        self._writer.write(record, time.time())
+        self._display.show_record(record)
+        self._restart_clock(now)
+
+    def _ledger(self) -> Record:
+        self._run.spans.settle()
+        return self._run.spans.ledger.record()
+
+
+def _by_expert(others: dict[str, Any]) -> Record:
+    """Returns the numbers by name, of several (one an expert) each, their least and their most."""
+    record: Record = {}
+    for name, value in others.items():
+        values = np.asarray(value)
+        if values.ndim == 0:
+            record[name] = shortest(value)
+            continue
+        record |= {f"{name}_least": shortest(values.min()), f"{name}_most": shortest(values.max())}
+        record |= {f"{name}/{i}": shortest(x) for i, x in enumerate(values)}
+    return record
+
+
+def striking(layer_norms: dict[str, Any], num: int = 8) -> dict[str, str]:
+    """Returns gradient norms of the arrays that are not finite, else of the largest ones.
+
+    Names are "path" or, of an array that is stacked over layers, "path[layer]".
+    """
+    norms: dict[str, float] = {}
+    for path, norm in layer_norms.items():
+        values = np.asarray(norm)
+        if values.ndim == 0:
+            norms[path] = float(values)
+        else:
+            norms |= {f"{path}[{layer}]": float(value) for layer, value in enumerate(values)}
+    broken = {name: value for name, value in norms.items() if not math.isfinite(value)}
+    largest = sorted(norms, key=lambda name: norms[name], reverse=True)
+    names = list(broken) if broken else largest
+    return {name: f"{norms[name]:.4g}" for name in names[:num]}
