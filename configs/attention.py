@@ -12,8 +12,9 @@ LayerKind = Literal["local", "global"]
 class AttentionConfig:
     """Heads and what they see. The sizes of heads are not read by lstm and gru."""
 
-    attention: Literal["heads", "latent"] = "heads"
-    """Projected heads, or keys and values out of a latent of kv_latent_dim (DeepSeek-V3)."""
+    attention: Literal["mha", "mla"] = "mha"
+    """mha: multi-head attention (grouped-query where num_kv_heads is lower); mla: multi-head latent
+    attention, keys and values from a latent of kv_latent_dim (DeepSeek-V3)."""
     num_heads: int = 1
     """Query heads [N]."""
     num_kv_heads: int = 1
@@ -21,13 +22,13 @@ class AttentionConfig:
     head_dim: int = 1
     """Width of one head [H]; with attention=latent of its part that is not rotated."""
     query_latent_dim: int | None = None
-    """Width of the latent that queries come out of; None is the input (attention=latent)."""
+    """Width of the latent that queries come out of; None is the input (attention=mla)."""
     kv_latent_dim: int | None = None
-    """Width of the latent that keys and values come out of; only with attention=latent."""
+    """Width of the latent that keys and values come out of; only with attention=mla."""
     rope_head_dim: int | None = None
-    """Width of the rotated part of a head, one key for all; only with attention=latent."""
+    """Width of the rotated part of a head, one key for all; only with attention=mla."""
     value_head_dim: int | None = None
-    """Width of a value head; only with attention=latent."""
+    """Width of a value head; only with attention=mla."""
     qkv_bias: bool = False
     """Queries, keys and values have a bias also where model.bias is off (Qwen2)."""
     qk_norm: bool = False
@@ -73,12 +74,12 @@ class AttentionConfig:
         self._check_latent()
 
     def _check_latent(self) -> None:
-        is_latent = self.attention == "latent"
+        is_latent = self.attention == "mla"
         for name in ("kv_latent_dim", "rope_head_dim", "value_head_dim"):
             value = getattr(self, name)
             require(
                 (value is not None) == is_latent,
-                f"model.{name}={value} must be a width with model.attention=latent and None "
+                f"model.{name}={value} must be a width with model.attention=mla and None "
                 f"otherwise, but model.attention={self.attention}",
             )
             require_at_least(f"model.{name}", value or 1, 1)
@@ -97,7 +98,7 @@ class AttentionConfig:
         for name, (value, only) in unused.items():
             require(
                 not is_latent or value == only,
-                f"model.{name}={value} must be {only} with model.attention=latent",
+                f"model.{name}={value} must be {only} with model.attention=mla",
             )
 
     def is_local(self, layer: int) -> bool:

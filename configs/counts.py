@@ -54,7 +54,7 @@ def count(model: ModelConfig, sequence_len: int, target_len: int | None = None) 
     D, V = model.embed_dim, model.num_tokens
     tables = V + (model.num_positions or 0) + (model.num_token_types or 0)
     relative = model.num_relative_buckets * model.num_heads if model.position == "relative" else 0
-    norms = (1 if model.embed_norm else 0) + (0 if model.norm_place == "residual" else 1)
+    norms = (1 if model.embed_norm else 0) + (0 if model.norm_placement == "post" else 1)
     norms = 0 if model.is_recurrent else norms
     ends = _Size(tables * D + relative + norms * _norm(model), 0).plus(_head(model))
     if model.is_recurrent:
@@ -70,13 +70,13 @@ def _transformer(
     model: ModelConfig, ends: _Size, sequence_len: int, target_len: int | None
 ) -> Counts:
     reads = model.num_encoder_layers is not None
-    first = _block(model.first(), reads_memory=reads).times(model.num_first_layers)
+    first = _block(model.leading(), reads_memory=reads).times(model.num_leading_layers)
     if not model.first_norm:
-        first = first.plus(_Size(-model.num_first_layers * _norm(model), 0))
+        first = first.plus(_Size(-model.num_leading_layers * _norm(model), 0))
     layers = first.plus(_block(model, reads_memory=reads).times(model.num_stacked_layers))
-    if model.num_future_tokens:
+    if model.mtp_depth:
         own = _Size(2 * _norm(model) + 2 * model.embed_dim**2, 2 * model.embed_dim**2)
-        layers = layers.plus(own.plus(_block(model.first())).times(model.num_future_tokens))
+        layers = layers.plus(own.plus(_block(model.leading())).times(model.mtp_depth))
     size = ends.plus(layers)
     length = sequence_len if target_len is None else target_len
     full, before = _attention_flops(model, range(model.num_layers), length)
@@ -91,7 +91,7 @@ def _transformer(
         relative = 0
         if model.position == "relative":
             relative = model.num_relative_buckets * model.num_heads
-        norm = 0 if model.norm_place == "residual" else _norm(model)
+        norm = 0 if model.norm_placement == "post" else _norm(model)
         total, matmul = size.total + encoder.total + relative + norm, size.matmul + encoder.matmul
         own, _ = _attention_flops(model, range(num), sequence_len)
         # Each target reads the whole encoded text, whose tokens are made keys and values of.
@@ -132,7 +132,7 @@ def _norm(model: ModelConfig) -> int:
 
 def _head(model: ModelConfig) -> _Size:
     D, V = model.embed_dim, model.num_tokens
-    head = _Size(0 if model.tied_head else V * D, V * D)
+    head = _Size(0 if model.tied_embeddings else V * D, V * D)
     if model.head_bias:
         head = head.plus(_Size(V, 0))
     if model.head_transform:
@@ -146,8 +146,8 @@ def _head(model: ModelConfig) -> _Size:
 
 
 def _block(model: ModelConfig, *, reads_memory: bool = False) -> _Size:
-    norms = 4 if model.norm_place == "both" else 2
-    attention = _attention(model) if model.attention == "heads" else _latent(model)
+    norms = 4 if model.norm_placement == "sandwich" else 2
+    attention = _attention(model) if model.attention == "mha" else _latent(model)
     block = attention.plus(_mlp(model), _Size(norms * _norm(model), 0))
     if reads_memory:
         block = block.plus(_attention(model), _Size(norms // 2 * _norm(model), 0))

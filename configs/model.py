@@ -38,9 +38,10 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
     """Token ids [V]; "tokenizer" takes as many as the tokenizer has."""
     norm: Literal["rms", "layer"] = "rms"
     """Kind of normalization."""
-    norm_place: Literal["input", "output", "both", "residual"] = "input"
-    """Where it is, for f an attention or an MLP: x + f(norm(x)), x + norm(f(x)) (OLMo 2), both of
-    them (Gemma), or norm(x + f(x)) (BERT), after which there is none at the end."""
+    norm_placement: Literal["pre", "reordered", "sandwich", "post"] = "pre"
+    """Where norms are, for f an attention or an MLP: pre: x + f(norm(x)); reordered: x + norm(f(x))
+    (OLMo 2); sandwich: x + norm(f(norm(x))) (Gemma 2 and 3); post: norm(x + f(x)) (BERT, the first
+    Transformer), which has no final norm."""
     norm_epsilon: float = 1e-6
     """Added to the variance inside the square root of each norm."""
     norm_zero_centered: bool = False
@@ -57,7 +58,7 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
         "swiglu"
     )
     """Those with glu have three matrices, the others two; relu2 is the squared ReLU."""
-    tied_head: bool = True
+    tied_embeddings: bool = True
     """The output matrix is the embedding, transposed."""
     head_bias: bool = False
     """Logits have a bias (BERT)."""
@@ -67,10 +68,10 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
     """A matrix and a tanh over the hidden state of [CLS], for who reads a whole text (BERT)."""
     next_sentence: bool = False
     """A second head, behind the pooler, says whether the second text follows the first (BERT)."""
-    num_future_tokens: int = 0
+    mtp_depth: int = 0
     """Tokens beyond the next that are predicted too, one block for each (DeepSeek-V3)."""
-    future_weight: float = 0.3
-    """Weight of the mean loss of those beside the cross entropy; only with num_future_tokens."""
+    mtp_weight: float = 0.3
+    """Weight of the mean loss of those beside the cross entropy; only with mtp_depth."""
     logit_softcap: float | None = None
     """Logits become cap * tanh(logits / cap)."""
     bias: bool = False
@@ -112,8 +113,8 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
             f"model.logit_softcap={self.logit_softcap} must be above zero, or None for no cap",
         )
         require_at_least("model.num_token_types", self.num_token_types or 1, 1)
-        require_at_least("model.num_future_tokens", self.num_future_tokens, 0)
-        require_at_least("model.future_weight", self.future_weight, 0)
+        require_at_least("model.mtp_depth", self.mtp_depth, 0)
+        require_at_least("model.mtp_weight", self.mtp_weight, 0)
         self.check_positions()
         self.check_attention()
         self.check_experts()
@@ -125,10 +126,10 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
 
     def _check_rotation(self) -> None:
         require(
-            self.attention == "heads" or self.position == "rotary",
-            f"model.position={self.position} must be rotary with model.attention=latent",
+            self.attention == "mha" or self.position == "rotary",
+            f"model.position={self.position} must be rotary with model.attention=mla",
         )
-        name = "rope_head_dim" if self.attention == "latent" else "head_dim"
+        name = "rope_head_dim" if self.attention == "mla" else "head_dim"
         require(
             self.position != "rotary" or self.is_recurrent or self.rotated_dim % 2 == 0,
             f"model.{name}={self.rotated_dim} must be even for model.position=rotary",
@@ -145,9 +146,9 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
             f"model.norm={self.norm}",
         )
         require(
-            self.first_norm or self.norm_place == "input",
+            self.first_norm or self.norm_placement == "pre",
             f"model.first_norm={self.first_norm} must be True with "
-            f"model.norm_place={self.norm_place}",
+            f"model.norm_placement={self.norm_placement}",
         )
 
     def _check_architecture(self) -> None:
@@ -160,8 +161,8 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
         require_at_least("model.num_encoder_layers", self.num_encoder_layers or 1, 1)
         only: list[tuple[str, object, tuple[str, ...]]] = [
             ("num_experts", None, ("decoder",)),
-            ("num_future_tokens", 0, ("decoder",)),
-            ("attention", "heads", ("decoder",)),
+            ("mtp_depth", 0, ("decoder",)),
+            ("attention", "mha", ("decoder",)),
             ("pooler", False, ("encoder",)),
             ("next_sentence", False, ("encoder",)),
             ("num_token_types", None, ("encoder",)),
@@ -187,7 +188,7 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
 
     def _check_layers(self) -> None:
         require(
-            self.num_first_layers < self.num_layers,
+            self.num_leading_layers < self.num_layers,
             f"model.num_layers={self.num_layers} must be above model.num_dense_layers="
             f"{self.num_dense_layers}" + ("" if self.first_norm else ", or 1 for model.first_norm"),
         )
@@ -237,16 +238,16 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
         return self.head_dim if self.rope_head_dim is None else self.rope_head_dim
 
     @property
-    def num_first_layers(self) -> int:
+    def num_leading_layers(self) -> int:
         """Layers before those that are alike: they have one MLP, or no norm of their input."""
         return max(self.num_dense_layers, 0 if self.first_norm else 1)
 
     @property
     def num_stacked_layers(self) -> int:
         """Layers that are alike, and so what a pipeline cuts into stages."""
-        return self.num_layers - self.num_first_layers
+        return self.num_layers - self.num_leading_layers
 
-    def first(self) -> Self:
+    def leading(self) -> Self:
         """Returns the settings of the blocks of the first layers."""
         return replace(
             self,

@@ -221,7 +221,7 @@ class GuardConfig:
     A step whose loss or gradient is not finite leaves the state as it was, always.
     """
 
-    max_skipped_steps: int = 20
+    max_nonfinite_steps: int = 20
     """Skipped steps in a row after which the run goes back to the checkpoint before them."""
     spike_deviations: float | None = 10.0
     """A loss so many deviations above the median of the window is high; None looks at none."""
@@ -241,7 +241,7 @@ class GuardConfig:
     """Every so many steps the step is computed twice and compared bit by bit; None never."""
 
     def __post_init__(self) -> None:
-        for name in ("max_skipped_steps", "num_spike_steps"):
+        for name in ("max_nonfinite_steps", "num_spike_steps"):
             require_at_least(f"guard.{name}", getattr(self, name), 1)
         require_at_least("guard.num_window_steps", self.num_window_steps, 8)
         require_at_least("guard.max_rollbacks", self.max_rollbacks, 0)
@@ -310,8 +310,8 @@ class RunConfig:
             "cannot: give causal or infill",
         )
         require(
-            not ahead or model.num_future_tokens == 0,
-            f"model.num_future_tokens={model.num_future_tokens} must be 0 with {asked}",
+            not ahead or model.mtp_depth == 0,
+            f"model.mtp_depth={model.mtp_depth} must be 0 with {asked}",
         )
 
     @property

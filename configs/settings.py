@@ -66,7 +66,7 @@ _INCOMPATIBLE = (
     "model.num_positions",
     "model.num_relative_buckets",
     "model.norm",
-    "model.norm_place",
+    "model.norm_placement",
     "model.norm_zero_centered",
     "model.first_norm",
     "model.embed_norm",
@@ -77,12 +77,12 @@ _INCOMPATIBLE = (
     "model.num_shared_experts",
     "model.num_dense_layers",
     "model.router_bias",
-    "model.tied_head",
+    "model.tied_embeddings",
     "model.head_bias",
     "model.head_transform",
     "model.pooler",
     "model.next_sentence",
-    "model.num_future_tokens",
+    "model.mtp_depth",
     "model.bias",
     "optim.optimizer",
     "data.tokenizer",
@@ -96,6 +96,27 @@ _INCOMPATIBLE = (
 )
 _OF_BATCHES = ("data.", "train.seed", "train.batch_size")
 
+RENAMED = {
+    "model.norm_place": "model.norm_placement",
+    "model.num_future_tokens": "model.mtp_depth",
+    "model.future_weight": "model.mtp_weight",
+    "model.tied_head": "model.tied_embeddings",
+    "guard.max_skipped_steps": "guard.max_nonfinite_steps",
+}
+"""{name of a setting in an earlier version: its name now}; the value is kept. An old name is read
+from files that exist, and refused on the command line with the new one."""
+
+_RENAMED_VALUES: dict[str, dict[Any, str]] = {
+    "model.attention": {"heads": "mha", "latent": "mla"},
+    "model.norm_placement": {
+        "input": "pre",
+        "output": "reordered",
+        "both": "sandwich",
+        "residual": "post",
+    },
+}
+"""{setting: {value in an earlier version: value now}}."""
+
 REPLACED = {
     "guard.start_limit_sec": "guard.hang_limit_sec",
     "guard.compile_limit_sec": "guard.hang_limit_sec",
@@ -105,17 +126,21 @@ REPLACED = {
     "guard.min_limit_sec": "guard.hang_limit_sec",
     "start_limit_sec": "rendezvous-timeout-sec",
 }
-"""{a setting of an earlier version: what took its place}. In the folder of a run it is read and
-named; on the command line it is refused with its successor."""
+"""{setting of an earlier version: what took its place with a value of its own}. In the folder of a
+run its value is ignored and logged."""
 
 
 _SAME_DEFAULTS = {"data.validation_fraction": ((0.1, None), (None, 0.1))}
 """{setting: its default in an earlier version and now}; the digest of the data tells them apart."""
 
 
-def without_replaced(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings by flat name without those that have a successor."""
-    return {name: value for name, value in flat.items() if name not in REPLACED}
+def up_to_date(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings by flat name as this version names them, without those that are replaced."""
+    named = {RENAMED.get(name, name): flat[name] for name in flat if name not in REPLACED}
+    for name, values in _RENAMED_VALUES.items():
+        if name in named:
+            named[name] = values.get(named[name], named[name])
+    return named
 
 
 def classify(name: str) -> Change:
@@ -170,10 +195,10 @@ def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns {"group.field": (old, new)} for each setting that differs, in the order of new.
 
-    A setting that came later than `old` is there at its default; one that has a successor by now
-    makes no difference, nor does a default that changed, where something else tells what it did.
+    A setting that came later than `old` is there at its default; a renamed or replaced one makes
+    no difference, nor does a default that changed, where something else tells what it did.
     """
-    old = {**_defaults(), **without_replaced(old)}
+    old = {**_defaults(), **up_to_date(old)}
     names = [*new, *(name for name in old if name not in new)]
     pairs = {name: (old.get(name), new.get(name)) for name in names}
     return {

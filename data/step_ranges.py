@@ -11,7 +11,7 @@ from typing import Any
 
 from configs.data import DataConfig
 from configs.run import RunConfig
-from configs.settings import decides_batches, differences
+from configs.settings import decides_batches, differences, up_to_date
 
 Phase = tuple[int, tuple[float, ...]]
 """(first row in the sequence, weights of the sources); no weights are those of their sizes."""
@@ -55,7 +55,7 @@ class StepRange:
             taken=tuple(content["taken"]),
             phases=tuple((row, tuple(weights)) for row, weights in content["phases"]),
             skipped=tuple((start, stop) for start, stop in content["skipped"]),
-            settings=content["settings"],
+            settings=up_to_date(content["settings"]),
         )
 
     def data_config(self, config: DataConfig) -> DataConfig:

@@ -12,7 +12,7 @@ import tyro
 
 from configs.check import require
 from configs.errors import SettingsError
-from configs.settings import REPLACED
+from configs.settings import RENAMED, REPLACED
 
 Arguments = TypeVar("Arguments")
 
@@ -75,10 +75,9 @@ def parse_arguments(
         if names is None:
             names = [f"--{name}" for name in getattr(kind, "__dataclass_fields__", ())]
         name = unknown[0].partition("=")[0].lstrip("-").replace("-", "_")
+        now = {**RENAMED, **REPLACED}.get(name)
         require(
-            name not in REPLACED,
-            f"{unknown[0]} is a setting of an earlier version: give --{REPLACED.get(name)} in its "
-            "place",
+            now is None, f"{unknown[0]} is a setting of an earlier version: use --{now} instead"
         )
         raise SettingsError(
             f"{unknown[0]} is not a setting{did_you_mean(unknown[0], names)}; "

@@ -58,15 +58,15 @@ class Block(nnx.Module):
             reads_memory: between the two halves there is attention to an encoded text.
             has_first_norm: the input of its attention is normalized where that is the place.
         """
-        is_before = config.norm_place in ("input", "both")
-        is_behind = config.norm_place != "input"
+        is_before = config.norm_placement in ("pre", "sandwich")
+        is_behind = config.norm_placement != "pre"
 
         def make(needed: bool) -> Norm:
             return make_norm(config) if needed else None
 
         self.config = config
         self.attention_norm = make(is_before and has_first_norm)
-        kind = Attention if config.attention == "heads" else LatentAttention
+        kind = Attention if config.attention == "mha" else LatentAttention
         self.attention = kind(config, rngs=rngs)
         self.attention_out_norm = make(is_behind)
         if reads_memory:
@@ -129,10 +129,10 @@ class Block(nnx.Module):
         """Adds a function of the residual stream to it, norms where the settings place them."""
         y_BTD = x_BTD if before is None else before(x_BTD)
         y_BTD = function(constrain(y_BTD, *_WHOLE_ROWS))
-        if after is not None and self.config.norm_place != "residual":
+        if after is not None and self.config.norm_placement != "post":
             y_BTD = after(y_BTD)
         x_BTD = x_BTD + y_BTD
-        if after is not None and self.config.norm_place == "residual":
+        if after is not None and self.config.norm_placement == "post":
             x_BTD = after(x_BTD)
         return constrain(x_BTD, "act_batch", "act_block_len", "act_embed")
 

@@ -29,7 +29,7 @@ class LanguageModel(nnx.Module):
         """Makes what turns hidden states into predictions; after all other parameters."""
         config = self.config
         V, D, std = config.num_padded_tokens, config.embed_dim, config.init_std
-        if not config.tied_head:
+        if not config.tied_embeddings:
             self.head = normal(rngs, (D, V), "embed", "vocab", std=std)
         self.head_bias = zeros((V,), "vocab") if config.head_bias else None
         if config.head_transform:
@@ -84,7 +84,7 @@ class LanguageModel(nnx.Module):
                 project(x_BTD, self.transform[...], bias, axes=(None,)), approximate=False
             )
             x_BTD = self.transform_norm(x_BTD)
-        head_DV = self.embedding[...].T if config.tied_head else self.head[...]
+        head_DV = self.embedding[...].T if config.tied_embeddings else self.head[...]
         logits_BTV = project(x_BTD, head_DV, axes=("act_vocab",), out_dtype=jnp.float32)
         if self.head_bias is not None:
             logits_BTV = logits_BTV + broadcast(self.head_bias[...], logits_BTV)

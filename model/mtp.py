@@ -22,7 +22,7 @@ class FutureHead(nnx.Module):
         D = config.embed_dim
         self.hidden_norm, self.token_norm = make_norm(config), make_norm(config)
         self.project = normal(rngs, (2 * D, D), "embed", "head_dim", std=config.init_std)
-        self.block = Block(config.first(), rngs=rngs)
+        self.block = Block(config.leading(), rngs=rngs)
 
     def __call__(
         self, x_BTD: jax.Array, tokens_BTD: jax.Array, rows: Rows, places_T: jax.Array | None
@@ -45,5 +45,5 @@ class FutureHead(nnx.Module):
 
 def make_future_heads(config: ModelConfig, *, rngs: nnx.Rngs) -> FutureHead:
     """Returns the heads of all tokens further, stacked."""
-    num = config.num_future_tokens
+    num = config.mtp_depth
     return stacked(lambda rngs: FutureHead(config, rngs=rngs), num, "first_layers", rngs)

@@ -46,18 +46,18 @@ class Transformer(LanguageModel):
             shape = (config.num_token_types, D)
             self.types = normal(rngs, shape, "positions", "embed", std=std)
         self.embed_norm = make_norm(config) if config.embed_norm else None
-        if config.num_first_layers:
+        if config.num_leading_layers:
             self.first_layers = make_stack(
-                config.first(),
-                config.num_first_layers,
+                config.leading(),
+                config.num_leading_layers,
                 axis="first_layers",
                 has_first_norm=config.first_norm,
                 rngs=rngs,
             )
         has_encoder = config.num_encoder_layers is not None
-        num_layers = config.num_layers - config.num_first_layers
+        num_layers = config.num_layers - config.num_leading_layers
         self.layers = make_stack(config, num_layers, reads_memory=has_encoder, rngs=rngs)
-        has_last_norm = config.norm_place != "residual"
+        has_last_norm = config.norm_placement != "post"
         self.norm = make_norm(config) if has_last_norm else None
         if config.num_encoder_layers is not None:
             num = config.num_encoder_layers
@@ -68,7 +68,7 @@ class Transformer(LanguageModel):
             self.relative_bias = normal(rngs, shape, *axes, std=std)
             if has_encoder:
                 self.encoder_relative_bias = normal(rngs, shape, *axes, std=std)
-        if config.num_future_tokens:
+        if config.mtp_depth:
             self.future = make_future_heads(config, rngs=rngs)
         self.make_head(rngs)
 
@@ -95,7 +95,7 @@ class Transformer(LanguageModel):
         x_BTD, rows = self._begin(inputs, keys_B, places_T, kind=kind)
         rows = rows._replace(memory=memory)
         record = RouterRecord.zeros(config, len(x_BTD))
-        num_first = config.num_first_layers
+        num_first = config.num_leading_layers
         if num_first:
             x_BTD, _ = run_stack(self.first_layers, x_BTD, rows, None, kind=kind, places_T=places_T)
         x_BTD, record = run_stack(
@@ -181,7 +181,7 @@ class Transformer(LanguageModel):
         rows = Rows(inputs.positions_BT, inputs.segments_BT, inputs.prefix_BT)
         graph, params_K = nnx.split(self.future)
         hidden = []
-        for k in range(self.config.num_future_tokens):
+        for k in range(self.config.mtp_depth):
             head: FutureHead = nnx.merge(graph, jax.tree.map(operator.itemgetter(k), params_K))
             x_BTD = head(x_BTD, self.embed_tokens(next_BTK[..., k]), rows, places_T)
             hidden.append(self._end(x_BTD, self.norm))

@@ -115,7 +115,7 @@ def _check_kind(config: RunConfig, sizes: dict[str, int]) -> None:
     )
     gathers = sizes["context"] == 1 or model.context_attention == "all_gather"
     for name, value, other in (
-        ("attention", model.attention, "heads"),
+        ("attention", model.attention, "mha"),
         ("position", "relative" if model.position == "relative" else "other", "other"),
     ):
         require(
@@ -133,7 +133,7 @@ def _check_layers(config: RunConfig, sizes: dict[str, int]) -> None:
         f"mesh.num_stage_groups={groups} must be 1 with mesh.stage={stage}",
     )
     named = _product({"mesh.stage": stage, "mesh.num_stage_groups": groups})
-    without = f" without the first {n}" if (n := model.num_first_layers) else ""
+    without = f" without the first {n}" if (n := model.num_leading_layers) else ""
     require(
         layers % (stage * groups) == 0,
         f"model.num_layers={model.num_layers}{without} must be a multiple of {named}; "

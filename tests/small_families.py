@@ -19,7 +19,7 @@ GROUPS = ("masked", "span", "infill")
 TOKENIZER = CharacterTokenizer(LETTERS, special_ids(GROUPS, len(LETTERS) + 1))
 
 GEMMA: Mapping[str, Any] = {
-    "norm_place": "both",
+    "norm_placement": "sandwich",
     "norm_zero_centered": True,
     "embed_scaled": True,
     "mlp": "geglu_tanh",
@@ -39,9 +39,9 @@ SINKS: Mapping[str, Any] = {
     "attention_pattern": ("local", "global"),
     "qkv_bias": True,
 }
-OLMO: Mapping[str, Any] = {"norm_place": "output", "qk_norm": True, "qk_norm_over": "heads"}
+OLMO: Mapping[str, Any] = {"norm_placement": "reordered", "qk_norm": True, "qk_norm_over": "heads"}
 LATENT: Mapping[str, Any] = {
-    "attention": "latent",
+    "attention": "mla",
     "num_kv_heads": 4,
     "query_latent_dim": 16,
     "kv_latent_dim": 8,
@@ -63,7 +63,7 @@ BERT: Mapping[str, Any] = {
     "architecture": "encoder",
     "num_kv_heads": 4,
     "norm": "layer",
-    "norm_place": "residual",
+    "norm_placement": "post",
     "position": "learned",
     "num_positions": SEQUENCE_LEN,
     "num_token_types": 2,
@@ -96,14 +96,14 @@ T5: Mapping[str, Any] = {
     "max_relative_distance": 12,
     "attention_scale": 1.0,
     "mlp": "geglu_tanh",
-    "tied_head": False,
+    "tied_embeddings": False,
 }
 FIRST_TRANSFORMER: Mapping[str, Any] = {
     "architecture": "encoder_decoder",
     "num_encoder_layers": 2,
     "num_kv_heads": 4,
     "norm": "layer",
-    "norm_place": "residual",
+    "norm_placement": "post",
     "position": "sinusoidal",
     "embed_scaled": True,
     "mlp": "relu",
@@ -138,7 +138,7 @@ KINDS = {
     "prefix": kind({}, objective="prefix"),
     "infill": kind({}, objective="infill"),
     "mixed": kind({}, objective="mixed", objective_mixture=("causal=1", "span=1", "ul2=2")),
-    "future": kind({"num_future_tokens": 2}),
+    "future": kind({"mtp_depth": 2}),
     "gemma": kind(GEMMA),
     "sinks": kind(SINKS),
     "olmo": kind(OLMO),

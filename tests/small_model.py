@@ -62,7 +62,7 @@ VARIANTS = {
         "all_heads_one_key": {"num_kv_heads": 1},
         "qk_norm": {"qk_norm": True},
         "relu2": {"mlp": "relu2"},
-        "untied_head": {"tied_head": False},
+        "untied_head": {"tied_embeddings": False},
         "softcap": {"logit_softcap": 3.0},
         "bias": {"bias": True},
     }.items()

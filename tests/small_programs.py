@@ -22,7 +22,7 @@ MODEL = small_model(
     head_dim=16,
     mlp_dim=192,
     vocab_size=VOCAB,
-    tied_head=False,
+    tied_embeddings=False,
     remat="full",
 )
 """Wide enough that the norms, which every device has whole, are little beside the matrices."""

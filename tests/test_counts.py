@@ -26,7 +26,7 @@ def preset_model(name: str) -> ModelConfig:
 MODELS = {
     **VARIANTS,
     **{name: kind.model for name, kind in KINDS.items()},
-    "bias_qk_norm_untied": small_model(bias=True, qk_norm=True, tied_head=False),
+    "bias_qk_norm_untied": small_model(bias=True, qk_norm=True, tied_embeddings=False),
     **{name: preset_model(name) for name in PRESETS},
 }
 
@@ -34,7 +34,7 @@ MODELS = {
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 def test_the_total_is_that_of_the_real_parameters_without_padding(config):
     leaves = jax.tree.leaves(nnx.to_pure_dict(shape_of(config).state))
-    width = config.embed_dim * (1 if config.tied_head else 2) + config.head_bias
+    width = config.embed_dim * (1 if config.tied_embeddings else 2) + config.head_bias
     num_padding = (config.num_padded_tokens - config.num_tokens) * width
     real = sum(math.prod(leaf.shape) for leaf in leaves) - num_padding
     assert count(config, 1024).total == real
@@ -127,8 +127,8 @@ def test_a_window_costs_the_keys_in_it(window):
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "relu2"])
-@pytest.mark.parametrize("tied_head", [True, False])
-def test_flops_are_those_that_xla_counts(mlp, tied_head):
+@pytest.mark.parametrize("tied_embeddings", [True, False])
+def test_flops_are_those_that_xla_counts(mlp, tied_embeddings):
     config = small_model(
         embed_dim=128,
         mlp_dim=512,
@@ -136,7 +136,7 @@ def test_flops_are_those_that_xla_counts(mlp, tied_head):
         head_dim=64,
         mlp=mlp,
         vocab_size=1024,
-        tied_head=tied_head,
+        tied_embeddings=tied_embeddings,
         num_unrolled_layers=2,
     )
     params, tokens_BT = random_params(config), jnp.ones((2, 128), jnp.int32)

@@ -92,7 +92,7 @@ def reference_logits(config: ModelConfig, params: Params, batch: Batch) -> np.nd
         layer = jax.tree.map(operator.itemgetter(number), params["layers"])
         x_BTD = x_BTD + attention(layer["attention"], norm(layer["attention_norm"], x_BTD))
         x_BTD = x_BTD + mlp(layer["mlp"], norm(layer["mlp_norm"], x_BTD))
-    head_DV = params["embedding"].T if config.tied_head else params["head"]
+    head_DV = params["embedding"].T if config.tied_embeddings else params["head"]
     logits_BTV = norm(params["norm"], x_BTD) @ head_DV[:, :V]
     cap = config.logit_softcap
     return logits_BTV if cap is None else cap * np.tanh(logits_BTV / cap)
@@ -253,7 +253,7 @@ def test_padding_of_the_vocabulary_has_no_probability_and_no_gradient(rng, varia
     assert not np.any(jax.nn.softmax(logits_BTV)[..., 100:])
     _, grads = loss_and_grads(config, params, batch)
     assert not np.any(grads["embedding"][100:])
-    assert config.tied_head or not np.any(grads["head"][:, 100:])
+    assert config.tied_embeddings or not np.any(grads["head"][:, 100:])
 
 
 def test_the_softcap_bounds_logits(rng):

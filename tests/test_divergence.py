@@ -10,7 +10,7 @@ from configs.run import GuardConfig
 from train.health.divergence import Guard, Trouble
 
 CONFIG = GuardConfig(
-    max_skipped_steps=3, num_spike_steps=2, num_window_steps=8, spike_deviations=10.0
+    max_nonfinite_steps=3, num_spike_steps=2, num_window_steps=8, spike_deviations=10.0
 )
 NAN = math.nan
 
@@ -32,7 +32,7 @@ def test_so_many_skips_in_a_row_are_trouble_from_the_first_of_them():
     assert said[:4] == [None] * 4
     assert said[4] is not None
     assert (said[4].first_step, said[4].last_step) == (3, 5)
-    assert "guard.max_skipped_steps" in said[4].cause
+    assert "guard.max_nonfinite_steps" in said[4].cause
 
 
 def test_skips_apart_are_no_trouble():

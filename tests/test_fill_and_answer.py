@@ -26,7 +26,7 @@ FILLED = ("12[MASK]34", "[MASK]5[MASK][MASK]", "678", "")
 ANSWERED = ("1234", "9", "", "5678" * 5)
 LATER = ["0123456789:;<=>?@ABCDEF[MASK]"]
 MODELS = {
-    name: KINDS[name].changed(tied_head=False).model
+    name: KINDS[name].changed(tied_embeddings=False).model
     for name in ("bert", "modernbert", "t5", "first_transformer")
 }
 """A model whose head is its embedding says again and again what it read."""

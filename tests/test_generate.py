@@ -17,7 +17,7 @@ from train.state import shape_of
 
 T = 8
 TOKENIZER = CharacterTokenizer("abcdefghijklmnopqrstuvwxyz")
-MODEL = small_model(vocab_size=TOKENIZER.vocab_size, tied_head=False)
+MODEL = small_model(vocab_size=TOKENIZER.vocab_size, tied_embeddings=False)
 GREEDY = SampleConfig(num_tokens=16, temperature=0)
 PROMPTS = ("once", "a", "", "longerthanthewindow")
 

@@ -23,7 +23,7 @@ CONTINUED = """
     quickstart --data.path text.txt --data.tokenizer characters --data.sequence_len 16
     --model.num_layers 2 --model.embed_dim 16 --model.mlp_dim 24
     --model.num_heads 4 --model.num_kv_heads 2 --model.head_dim 8 --model.vocab_size 61
-    --model.no-qk_norm --model.no-tied_head
+    --model.no-qk_norm --model.no-tied_embeddings
     --optim.num_warmup_steps 0 --train.num_steps 2 --train.batch_size 8 --sample.num_tokens 4
     --sample.prompts sheep
     --checkpoint.every_steps 2 --eval.every_steps 2 --run-dir run --init-from llama
@@ -276,12 +276,12 @@ def test_an_import_or_export_over_something_is_refused(here):
     [
         ("sinks", "model.attention_sinks=True"),
         ("lstm", "model.architecture=lstm"),
-        ("future", "model.num_future_tokens=2"),
-        ("t5", "the closest is t5, but for model.tied_head=True"),
+        ("future", "model.mtp_depth=2"),
+        ("t5", "the closest is t5, but for model.tied_embeddings=True"),
     ],
 )
 def test_a_model_that_no_class_has_is_refused_by_the_name_of_the_setting(name, field):
-    model = KINDS[name].changed(tied_head=True).model
+    model = KINDS[name].changed(tied_embeddings=True).model
     with pytest.raises(SettingsError) as error:
         find_family(model)
     assert field in str(error.value)

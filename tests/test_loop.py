@@ -92,6 +92,8 @@ def test_settings_of_an_earlier_version_are_read_and_named_and_go(run):
     [
         ("--guard.step_limit_sec", "--guard.hang_limit_sec"),
         ("--guard.min-limit-sec", "--guard.hang_limit_sec"),
+        ("--model.num-future-tokens", "--model.mtp_depth"),
+        ("--model.norm_place", "--model.norm_placement"),
         ("--start-limit-sec", "--rendezvous-timeout-sec"),
     ],
 )
@@ -103,7 +105,7 @@ def test_settings_of_an_earlier_version_are_refused_on_the_line(run, old: str, n
 
 
 def test_an_exit_names_a_command_only_where_giving_it_again_helps(run):
-    more = ("--guard.max_skipped_steps", "2", "--guard.max_rollbacks", "0", "--optim.peak_lr")
+    more = ("--guard.max_nonfinite_steps", "2", "--guard.max_rollbacks", "0", "--optim.peak_lr")
     output = train(*more, "1e30", code=76)
     assert "to go on" not in output
     assert "guard.max_rollbacks=0" in output

@@ -284,7 +284,7 @@ def test_a_document_of_a_batch_gets_no_gradient_from_another(data, mixture, pack
     host_batch = item(batches_of(data, config, batch_size=4, seed=0), 2)
     batch = host_batch.map(jnp.asarray)
     vocab_size, separator = data.tokenizer.vocab_size, data.tokenizer.separator
-    model = small_model(vocab_size=vocab_size, tied_head=False, num_kv_heads=4)
+    model = small_model(vocab_size=vocab_size, tied_embeddings=False, num_kv_heads=4)
     params, shape = random_params(model), shape_of(model)
 
     def loss_of(params, weights_BT):

@@ -103,7 +103,7 @@ def test_sgd_has_a_momentum_and_decays_weights_beside_it(rng, max_norm):
 
 
 def test_matrices_and_embeddings_decay_and_nothing_else():
-    config = small_model(**GPT2_LIKE, tied_head=False, qk_norm=True)
+    config = small_model(**GPT2_LIKE, tied_embeddings=False, qk_norm=True)
     decayed = flat(is_decayed(nnx.to_pure_dict(shape_of(config).state)))
     assert {path for path, decays in decayed.items() if decays} == {
         "embedding",

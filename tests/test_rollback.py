@@ -212,7 +212,7 @@ def test_a_run_that_has_lost_its_checkpoints_is_not_begun_anew(run):
 
 def test_a_run_without_any_checkpoint_may_begin_anew(run, monkeypatch):
     harm(monkeypatch, 3, lambda state: state._replace(params=_nan(state.params)))
-    more = ("--guard.max_skipped_steps", "4", "--checkpoint.every_steps", "50")
+    more = ("--guard.max_nonfinite_steps", "4", "--checkpoint.every_steps", "50")
     code, output = call("train", *tiny_run(*QUIET, *more))
     assert code == 0, output
     (event,) = events(run, "rolled_back")

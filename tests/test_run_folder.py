@@ -1,6 +1,7 @@
 """The folder of a run: its settings, who holds it, and lines that a killed process tore."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -38,6 +39,33 @@ def test_settings_that_were_written_are_read_back_equal(preset: str, tmp_path: P
     folder = RunFolder(tmp_path)
     folder.begin(PRESETS[preset](), {})
     assert folder.read_config() == PRESETS[preset]()
+
+
+OLD_NAMES = [
+    ("mixtral_8x7b", "model.norm_place", "input", "norm_placement", "pre"),
+    ("gemma3_1b", "model.norm_place", "both", "norm_placement", "sandwich"),
+    ("bert_base", "model.norm_place", "residual", "norm_placement", "post"),
+    ("deepseek_v3", "model.attention", "latent", "attention", "mla"),
+    ("deepseek_v3", "model.num_future_tokens", 1, "mtp_depth", 1),
+    ("deepseek_v3", "model.future_weight", 0.2, "mtp_weight", 0.2),
+    ("deepseek_v3", "model.tied_head", False, "tied_embeddings", False),
+    ("quickstart", "guard.max_skipped_steps", 7, "max_nonfinite_steps", 7),
+]
+
+
+@pytest.mark.parametrize(("preset", "old", "value", "field", "now"), OLD_NAMES)
+def test_a_setting_by_its_old_name_is_read_and_makes_no_difference(
+    tmp_path, preset: str, old: str, value: object, field: str, now: object
+):
+    group = old.split(".")[0]
+    config = changed(PRESETS[preset](), group, **{field: now})
+    folder = RunFolder(tmp_path)
+    folder.begin(config, {})
+    flat = json.loads(folder.config.read_text())
+    del flat[f"{group}.{field}"]
+    folder.config.write_text(json.dumps({**flat, old: value}))
+    assert folder.read_config() == config
+    assert folder.check_settings(config, allow_changes=False) == {}
 
 
 def test_a_second_start_leaves_the_environment_of_the_first(folder, config):
@@ -89,7 +117,7 @@ def test_a_change_of_the_trajectory_needs_to_be_allowed(folder, config, group, f
     ("group", "field", "old", "new"),
     [
         ("model", "num_layers", 4, 8),
-        ("model", "tied_head", True, False),
+        ("model", "tied_embeddings", True, False),
         ("optim", "optimizer", "adamw", "sgd"),
         ("data", "tokenizer", "sentencepiece", "bytes"),
     ],

@@ -47,7 +47,7 @@ SPECS = {
     "layers/mlp/down": P("stage", "tensor", EMBED),
     "layers/mlp/down_bias": P("stage", None),
 }
-EVERYTHING = small_run(small_model(**GPT2_LIKE, tied_head=False, qk_norm=True))
+EVERYTHING = small_run(small_model(**GPT2_LIKE, tied_embeddings=False, qk_norm=True))
 
 
 def is_as_specified(path: str, leaf: jax.Array, mesh: jax.sharding.Mesh) -> bool:

@@ -24,7 +24,7 @@ from train.step import count_routed, router_means
 
 PLAIN_SGD = {"optimizer": "sgd", "b1": 0.0, "weight_decay": 0.0, "max_grad_norm": None}
 DROPPING = small_run(small_model(dropout=0.2, attention_dropout=0.2), optim=PLAIN_SGD)
-POISONABLE = small_model(tied_head=False, norm_epsilon=1e-37)
+POISONABLE = small_model(tied_embeddings=False, norm_epsilon=1e-37)
 
 
 def first_state(config: RunConfig, *, step: int = 0) -> TrainState[jax.Array]:

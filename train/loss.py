@@ -58,7 +58,7 @@ def inputs_of(batch: Batch) -> Inputs:
 def batch_sums(model: LanguageModel, batch: Batch, keys_B: jax.Array | None = None) -> Sums:
     """Returns what the model says of a batch; keys_B is one key a row for dropout in training."""
     config = model.config
-    later = [later_targets(batch, k) for k in range(1, config.num_future_tokens + 1)]
+    later = [later_targets(batch, k) for k in range(1, config.mtp_depth + 1)]
     encoded = batch.encoder
     (batch, later), places_T = along_context((batch._replace(encoder=None), later))
     inputs = inputs_of(batch._replace(encoder=encoded))
@@ -89,8 +89,8 @@ def later_targets(batch: Batch, distance: int) -> tuple[jax.Array, jax.Array]:
 def weights_of(config: ModelConfig, batch: Batch) -> dict[str, jax.Array]:
     """Returns what the sums of further losses and counts are divided by to be means, by name."""
     weights = {}
-    if config.num_future_tokens:
-        later = [later_targets(batch, k)[1] for k in range(1, config.num_future_tokens + 1)]
+    if config.mtp_depth:
+        later = [later_targets(batch, k)[1] for k in range(1, config.mtp_depth + 1)]
         weights["future/loss"] = sum(map(jnp.sum, later), jnp.zeros(()))
     if config.next_sentence:
         assert batch.next_BT is not None

@@ -63,8 +63,8 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
     schedule = make_schedule(config.optim, config.train.num_steps)
     dropout_key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
     factors = {"next_sentence/loss": 1.0} if model.next_sentence else {}
-    if model.num_future_tokens:
-        factors["future/loss"] = model.future_weight
+    if model.mtp_depth:
+        factors["future/loss"] = model.mtp_weight
     has_dropout = model.dropout > 0 or model.attention_dropout > 0
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

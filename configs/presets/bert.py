@@ -62,7 +62,7 @@ def bert(
         mlp_dim=4 * embed_dim,
         vocab_size=vocab_size,
         norm="layer",
-        norm_place="residual",
+        norm_placement="post",
         norm_epsilon=1e-12,
         position="learned",
         num_positions=512,

@@ -109,7 +109,7 @@ def _gemma3(
         head_dim=head_dim,
         mlp_dim=mlp_dim,
         vocab_size=vocab_size,
-        norm_place="both",
+        norm_placement="sandwich",
         norm_zero_centered=True,
         embed_scaled=True,
         mlp="geglu_tanh",

@@ -19,7 +19,7 @@ def llama_1b() -> RunConfig:
     """
     model = replace(
         _llama3(num_layers=16, embed_dim=2048, num_heads=32, mlp_dim=8192),
-        tied_head=True,
+        tied_embeddings=True,
         rope_scaling="llama3",
         rope_scaling_factor=32.0,
         rope_original_len=8192,
@@ -80,6 +80,6 @@ def _llama3(*, num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int) ->
         vocab_size=128_256,
         norm_epsilon=1e-5,
         rope_theta=500_000.0,
-        tied_head=False,
+        tied_embeddings=False,
         remat="full",
     )

@@ -24,7 +24,7 @@ def mixtral_8x7b() -> RunConfig:
         rope_theta=1e6,
         num_experts=8,
         num_active_experts=2,
-        tied_head=False,
+        tied_embeddings=False,
         remat="full",
     )
     return pretrain(model, sequence_len=8192, batch_size=512, num_steps=60_797, peak_lr=3e-4)
@@ -34,13 +34,13 @@ def deepseek_v3() -> RunConfig:
     """DeepSeek-V3 at its published shape: 671,026,419,200 parameters, 37 B of them for a token.
 
     Rows are of 4096 tokens. 750 B tokens are 20 for each of the 37 B: 1.7e23 FLOP, where the paper
-    took 14.8 T. Without its prediction of a second token, which model.num_future_tokens adds.
+    took 14.8 T. Without its prediction of a second token, which model.mtp_depth adds.
     Source: DeepSeek-AI 2024, DeepSeek-V3, arXiv:2412.19437, section 4.2.
     """
     model = ModelConfig(
         num_layers=61,
         embed_dim=7168,
-        attention="latent",
+        attention="mla",
         num_heads=128,
         num_kv_heads=128,
         head_dim=128,
@@ -61,7 +61,7 @@ def deepseek_v3() -> RunConfig:
         num_expert_groups=8,
         num_active_groups=4,
         balance_weight=1e-4,
-        tied_head=False,
+        tied_embeddings=False,
         remat="full",
     )
     return pretrain(model, sequence_len=4096, batch_size=4096, num_steps=44_703, peak_lr=2.2e-4)

@@ -15,7 +15,7 @@ def qwen3_0_6b() -> RunConfig:
 
     12 B tokens, 4.3e+19 FLOP.
     """
-    model = _qwen3(num_layers=28, embed_dim=1024, num_heads=16, mlp_dim=3072, tied_head=True)
+    model = _qwen3(num_layers=28, embed_dim=1024, num_heads=16, mlp_dim=3072, tied_embeddings=True)
     return pretrain(model, sequence_len=4096, batch_size=256, num_steps=11_369, peak_lr=0.0005)
 
 
@@ -24,7 +24,7 @@ def qwen3_1_7b() -> RunConfig:
 
     34 B tokens, 3.6e+20 FLOP.
     """
-    model = _qwen3(num_layers=28, embed_dim=2048, num_heads=16, mlp_dim=6144, tied_head=True)
+    model = _qwen3(num_layers=28, embed_dim=2048, num_heads=16, mlp_dim=6144, tied_embeddings=True)
     return pretrain(model, sequence_len=4096, batch_size=512, num_steps=16_409, peak_lr=0.0004)
 
 
@@ -33,7 +33,7 @@ def qwen3_4b() -> RunConfig:
 
     80 B tokens, 1.9e+21 FLOP.
     """
-    model = _qwen3(num_layers=36, embed_dim=2560, num_heads=32, mlp_dim=9728, tied_head=True)
+    model = _qwen3(num_layers=36, embed_dim=2560, num_heads=32, mlp_dim=9728, tied_embeddings=True)
     return pretrain(model, sequence_len=4096, batch_size=512, num_steps=38_361, peak_lr=0.0003)
 
 
@@ -80,7 +80,7 @@ def qwen3_30b_a3b() -> RunConfig:
 
 
 def _qwen3(
-    *, num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, tied_head: bool = False
+    *, num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, tied_embeddings: bool = False
 ) -> ModelConfig:
     return ModelConfig(
         num_layers=num_layers,
@@ -92,6 +92,6 @@ def _qwen3(
         vocab_size=151_936,
         rope_theta=1e6,
         qk_norm=True,
-        tied_head=tied_head,
+        tied_embeddings=tied_embeddings,
         remat="full",
     )

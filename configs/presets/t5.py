@@ -68,7 +68,7 @@ def first_transformer() -> RunConfig:
         mlp_dim=2048,
         vocab_size=37_000,
         norm="layer",
-        norm_place="residual",
+        norm_placement="post",
         norm_epsilon=1e-5,
         position="sinusoidal",
         embed_scaled=True,
@@ -110,7 +110,7 @@ def t5(
         position="relative",
         attention_scale=1.0,
         mlp="geglu_tanh",
-        tied_head=False,
+        tied_embeddings=False,
         remat="full" if embed_dim >= 2048 else "none",
     )
 

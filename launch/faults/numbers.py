@@ -6,7 +6,7 @@ import warnings
 from launch.faults.disks import expect_last_copy
 from launch.faults.trial import NUM_STEPS, SAVE_STEPS, Broken, Result, Trial
 
-_GUARD = ("--guard.num_window_steps", "16", "--guard.max_skipped_steps", "4")
+_GUARD = ("--guard.num_window_steps", "16", "--guard.max_nonfinite_steps", "4")
 _SPIKING = (
     *("--optim.optimizer", "sgd", "--optim.max_grad_norm", "None", "--optim.peak_lr", "0.1"),
     *("--guard.num_spike_steps", "3"),

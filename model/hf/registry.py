@@ -57,7 +57,7 @@ _OURS_ALONE = (
     "balance_weight",
     "router_z_weight",
     "router_bias_rate",
-    "future_weight",
+    "mtp_weight",
 )
 """Settings of ours that say how a model is trained or computed, and not what it is."""
 

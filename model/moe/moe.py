@@ -34,7 +34,7 @@ class RouterRecord(NamedTuple):
         if config.num_experts is None:
             return None
         zeros_B = jnp.zeros(num_rows, jnp.float32)
-        shape = (num_rows, config.num_layers - config.num_first_layers, config.num_experts)
+        shape = (num_rows, config.num_layers - config.num_leading_layers, config.num_experts)
         return cls(zeros_B, zeros_B, zeros_B, jnp.zeros(shape, jnp.int32))
 
     def add(self, more: "RouterRecord", number: jax.Array) -> "RouterRecord":

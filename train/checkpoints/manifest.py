@@ -22,7 +22,7 @@ from configs.check import require
 from configs.data import DataConfig
 from configs.errors import IntegrityError, SettingsError
 from configs.run import CheckpointConfig, RunConfig
-from configs.settings import classify, differences, flatten, unflatten, without_replaced
+from configs.settings import classify, differences, flatten, unflatten, up_to_date
 from data.atomic_files import digest_file, retried, stays_inside, whole_file
 from data.step_ranges import StepRange, steps_from
 
@@ -213,7 +213,7 @@ def _ranges_of_batches(
     """Returns the one range of a run that knew whole batches alone, of which it skipped some."""
     if "train.batch_size" not in settings:  # nothing was trained on
         return ()
-    steps = steps_from(unflatten(without_replaced(settings)))
+    steps = steps_from(unflatten(up_to_date(settings)))
     size = steps.batch_size
     return (steps.skipping((item * size, (item + 1) * size) for item in skipped),)
 

@@ -93,12 +93,12 @@ class Guard:
 
     def _trouble_of_skips(self) -> Trouble | None:
         num = len(self._skipped)
-        if num < self._config.max_skipped_steps:
+        if num < self._config.max_nonfinite_steps:
             return None
         return Trouble(
             self._skipped[0],
             self._skipped[-1],
-            f"{num} steps in a row were not finite, as many as guard.max_skipped_steps allows",
+            f"{num} steps in a row were not finite, as many as guard.max_nonfinite_steps allows",
         )
 
     def _limit(self) -> float | None:

@@ -20,7 +20,7 @@ from configs.settings import (
     differences,
     flatten,
     unflatten,
-    without_replaced,
+    up_to_date,
 )
 from data.atomic_files import NO_LOCKS, lock_error, write_json
 from train.checkpoints.manifest import checkpoint_folders, checkpoint_steps, has_set_aside
@@ -75,7 +75,7 @@ class RunFolder:
             "such as runs/quickstart",
         )
         try:
-            flat = without_replaced(self._read_flat())
+            flat = up_to_date(self._read_flat())
             version = flat.pop("format_version", 1)
             require(
                 version <= FORMAT_VERSION,
@@ -94,7 +94,7 @@ class RunFolder:
         return json.loads(self.config.read_text())
 
     def replaced_settings(self) -> list[str]:
-        """Returns, in words, the settings of an earlier version that have a successor now."""
+        """Returns, in words, the settings of an earlier version whose values are ignored now."""
         flat = self._read_flat()
         names = [name for name in REPLACED if name in flat]
         return [f"{name}={flat[name]} (now {REPLACED[name]})" for name in names]

@@ -35,7 +35,7 @@ def read_common(said: Said, names: Set[str]) -> dict[str, Any]:
         "vocab_size": said["vocab_size"],
         "norm_epsilon": said.get("rms_norm_eps", 1e-6),
         "mlp": kind_of(said, "hidden_act", GATED) if "hidden_act" in said else "swiglu",
-        "tied_head": said.get("tie_word_embeddings", "lm_head.weight" not in names),
+        "tied_embeddings": said.get("tie_word_embeddings", "lm_head.weight" not in names),
         **read_rope(said),
     }
 
@@ -52,7 +52,7 @@ def write_common(config: ModelConfig) -> dict[str, Any]:
         "vocab_size": config.num_tokens,
         "rms_norm_eps": config.norm_epsilon,
         "hidden_act": name_of(config.mlp, GATED),
-        "tie_word_embeddings": config.tied_head,
+        "tie_word_embeddings": config.tied_embeddings,
         **write_rope(config),
     }
 
@@ -63,7 +63,7 @@ def ends(config: ModelConfig, prefix: str = "model.") -> Iterator[Tensor]:
     name = f"{prefix}embed_tokens.weight"
     yield padded(name, same(name, Part("embedding"), (P, D), (P, D)), V, P)
     yield same(f"{prefix}norm.weight", Part("norm/scale"), (D,))
-    if not config.tied_head:
+    if not config.tied_embeddings:
         name = "lm_head.weight"
         yield padded(name, transposed(name, Part("head"), (D, P)), V, P)
 
@@ -109,18 +109,18 @@ def gated_mlp(
 def norms(config: ModelConfig, ours: str, theirs: str, number: int) -> Iterator[Tensor]:
     """Yields the norms of a block, by the names that they have in each place."""
     names = {
-        "input": {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
-        "output": {
+        "pre": {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
+        "reordered": {
             "attention_out_norm": "post_attention_layernorm",
             "mlp_out_norm": "post_feedforward_layernorm",
         },
-        "both": {
+        "sandwich": {
             "attention_norm": "input_layernorm",
             "attention_out_norm": "post_attention_layernorm",
             "mlp_norm": "pre_feedforward_layernorm",
             "mlp_out_norm": "post_feedforward_layernorm",
         },
-    }[config.norm_place]
+    }[config.norm_placement]
     for field, name in names.items():
         part = Part(f"{ours}/{field}/scale", (number,))
         yield same(f"{theirs}.{name}.weight", part, (config.embed_dim,))
@@ -193,7 +193,7 @@ def _write_qwen(config: ModelConfig, name: str, model_type: str) -> dict[str, An
 
 def _read_olmo2(said: Said, names: Set[str]) -> dict[str, Any]:
     common = read_common(said, names)
-    return {**common, "norm_place": "output", "qk_norm": True, "qk_norm_over": "heads"}
+    return {**common, "norm_placement": "reordered", "qk_norm": True, "qk_norm_over": "heads"}
 
 
 def _gemma(said: Said, names: Set[str]) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _gemma(said: Said, names: Set[str]) -> dict[str, Any]:
     return {
         **read_common({**said, "hidden_act": "gelu_pytorch_tanh"}, names),
         "mlp": kind,
-        "norm_place": "both",
+        "norm_placement": "sandwich",
         "norm_zero_centered": True,
         "embed_scaled": True,
         "attention_scale": scale,

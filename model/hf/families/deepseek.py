@@ -22,7 +22,7 @@ def _read(said: Said, names: Set[str]) -> dict[str, Any]:
         scale *= mscale(rope["factor"], rope["mscale_all_dim"]) ** 2
     return {
         **read_common({**said, "head_dim": said["qk_nope_head_dim"]}, names),
-        "attention": "latent",
+        "attention": "mla",
         "query_latent_dim": said.get("q_lora_rank"),
         "kv_latent_dim": said["kv_lora_rank"],
         "rope_head_dim": said["qk_rope_head_dim"],

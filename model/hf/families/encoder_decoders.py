@@ -39,7 +39,7 @@ def _read_t5(said: Said, names: Set[str]) -> dict[str, Any]:
         "max_relative_distance": said.get("relative_attention_max_distance", 128),
         "attention_scale": 1.0,
         "mlp": kind_of(said, "feed_forward_proj", _T5_KINDS),
-        "tied_head": is_tied,
+        "tied_embeddings": is_tied,
     }
 
 
@@ -66,7 +66,7 @@ def _write_t5(config: ModelConfig) -> dict[str, Any]:
 def _t5_tensors(config: ModelConfig) -> Iterator[Tensor]:
     V, P, D = config.num_tokens, config.num_padded_tokens, config.embed_dim
     yield padded("shared.weight", same("", Part("embedding"), (P, D), (P, D)), V, P)
-    if not config.tied_head:
+    if not config.tied_embeddings:
         yield padded("lm_head.weight", transposed("", Part("head"), (D, P)), V, P)
     shape = (config.num_relative_buckets, config.num_heads)
     for side, prefix in (("encoder", "encoder_"), ("decoder", "")):
@@ -117,7 +117,7 @@ def _read_marian(said: Said, names: Set[str]) -> dict[str, Any]:
         "mlp_dim": said["decoder_ffn_dim"],
         "vocab_size": said["vocab_size"],
         "norm": "layer",
-        "norm_place": "residual",
+        "norm_placement": "post",
         "norm_epsilon": 1e-5,
         "position": "sinusoidal",
         "embed_scaled": said.get("scale_embedding", False),

@@ -56,7 +56,7 @@ def _read_bert(said: Said, names: Set[str]) -> dict[str, Any]:
         "mlp_dim": said["intermediate_size"],
         "vocab_size": said["vocab_size"],
         "norm": "layer",
-        "norm_place": "residual",
+        "norm_placement": "post",
         "norm_epsilon": said.get("layer_norm_eps", 1e-12),
         "position": "learned",
         "num_positions": said["max_position_embeddings"],

@@ -25,7 +25,7 @@ def _read(said: Said, names: Set[str]) -> dict[str, Any]:
         "num_positions": said["n_positions"],
         "mlp": kind_of({"activation_function": "gelu_new", **said}, "activation_function", UNGATED),
         "bias": True,
-        "tied_head": said.get("tie_word_embeddings", "lm_head.weight" not in names),
+        "tied_embeddings": said.get("tie_word_embeddings", "lm_head.weight" not in names),
     }
 
 
@@ -41,7 +41,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "layer_norm_epsilon": config.norm_epsilon,
         "n_positions": config.num_positions,
         "activation_function": name_of(config.mlp, UNGATED),
-        "tie_word_embeddings": config.tied_head,
+        "tie_word_embeddings": config.tied_embeddings,
     }
 
 
@@ -58,7 +58,7 @@ def _tensors(config: ModelConfig) -> Iterator[Tensor]:
     shape = (config.num_positions or 0, D)
     yield same("transformer.wpe.weight", Part("positions"), shape, shape)
     yield from norm("norm", "transformer.ln_f")
-    if not config.tied_head:
+    if not config.tied_embeddings:
         yield padded("lm_head.weight", transposed("", Part("head"), (D, P)), V, P)
     for i in range(config.num_layers):
         theirs = f"transformer.h.{i}"
