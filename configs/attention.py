@@ -1,4 +1,4 @@
-"""Settings of attention: its heads, what each layer sees, and how scores are formed."""
+"""Settings of attention: heads, which positions a layer attends to, and how logits are computed."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ LayerKind = Literal["local", "global"]
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """Heads and what they see. The sizes of heads are not read by lstm and gru."""
+    """Heads and the positions they attend to. Sizes of heads are not read by lstm and gru."""
 
     attention: Literal["mha", "mla"] = "mha"
     """mha: multi-head attention (grouped-query where num_kv_heads is lower); mla: multi-head latent
@@ -18,37 +18,39 @@ class AttentionConfig:
     num_heads: int = 1
     """Query heads [N]."""
     num_kv_heads: int = 1
-    """Key and value heads [K]; fewer than num_heads is grouped-query attention."""
+    """Key/value heads [K]; fewer than num_heads is grouped-query attention (GQA), 1 is multi-query
+    (MQA)."""
     head_dim: int = 1
-    """Width of one head [H]; with attention=latent of its part that is not rotated."""
+    """Width of one head [H]; with attention=mla of its part without rotary embedding."""
     query_latent_dim: int | None = None
-    """Width of the latent that queries come out of; None is the input (attention=mla)."""
+    """Width of the compressed queries (q_lora_rank); None projects queries from the input (mla)."""
     kv_latent_dim: int | None = None
-    """Width of the latent that keys and values come out of; only with attention=mla."""
+    """Width of the compressed keys and values (kv_lora_rank); only with attention=mla."""
     rope_head_dim: int | None = None
-    """Width of the rotated part of a head, one key for all; only with attention=mla."""
+    """Width of the part of a head with rotary embedding, one key for all heads; only with
+    attention=mla."""
     value_head_dim: int | None = None
     """Width of a value head; only with attention=mla."""
     qkv_bias: bool = False
-    """Queries, keys and values have a bias also where model.bias is off (Qwen2)."""
+    """Query, key and value projections have a bias even if model.bias is off (Qwen2)."""
     qk_norm: bool = False
-    """RMS norm of queries and keys before rotation (Qwen3, Gemma 3, OLMo 2)."""
+    """RMSNorm of queries and keys before rotary embedding (Qwen3, Gemma 3, OLMo 2)."""
     qk_norm_over: Literal["head", "heads"] = "head"
-    """What that norm is over: each head by itself, or all heads together (OLMo 2)."""
+    """What qk_norm normalizes over: each head by itself, or all heads together (OLMo 2)."""
     attention_window: int | None = None
-    """Tokens that a query sees, itself among them: the last ones, or in an encoder so many to each
-    side; None is the whole row (Mistral 7B)."""
+    """Sliding window: tokens a query attends to, itself included; to each side in an encoder. None
+    attends to the whole sequence (Mistral 7B has 4096)."""
     attention_pattern: tuple[LayerKind, ...] = ()
-    """Layers in turn, repeated: local has the window, global sees the whole row (Gemma). Without a
-    pattern all layers have the window."""
+    """Kinds of consecutive layers, repeated: local has the sliding window, global attends to the
+    whole sequence (Gemma). Empty: every layer has the window."""
     attention_scale: float | None = None
-    """Scores are products of query and key times this; None is one over the root of head_dim."""
+    """Attention logits are q . k times this; None is 1 / sqrt(head_dim)."""
     attention_softcap: float | None = None
-    """Scores become cap * tanh(scores / cap) (Gemma 2)."""
+    """Attention logits become cap * tanh(logits / cap) (Gemma 2); None is no cap."""
     attention_sinks: bool = False
-    """Each head has a learned score that takes part in the softmax and gives nothing (GPT-OSS)."""
+    """Attention sinks: a learned logit per head in the softmax, without a value (GPT-OSS)."""
     attention_dropout: float = 0.0
-    """Rate on the attention probabilities, in training."""
+    """Dropout rate of attention probabilities, in training."""
 
     def check_attention(self) -> None:
         """Raises SettingsError where settings of attention cannot be or do not fit each other."""

@@ -1,4 +1,4 @@
-"""Settings of the data: how text is prepared once, and how its tokens become the rows of a run."""
+"""Settings of the data: how text is prepared once, and how its tokens become training sequences."""
 
 import string
 from dataclasses import dataclass
@@ -40,61 +40,64 @@ class PrepareConfig:
     """What is read, and how it becomes tokens on disk."""
 
     path: str | None = None
-    """A file, folder, glob or prepared folder, local or s3:// gs://, or stdlib: Python's own text,
-    or hf:OWNER/NAME of the Hugging Face hub (:CONFIG after it; needs the package datasets).
-    Read are .txt .jsonl .json .csv .tsv (.gz .zst) .parquet .arrow .arrayrecord .npy .bin, .md and
-    source code, folders of them, and datasets saved to disk."""
+    """A file, folder, glob or prepared folder, local or s3:// gs://; stdlib: the text that comes
+    with Python; or hf:OWNER/NAME of the Hugging Face hub (:CONFIG after it; needs the package
+    datasets). Formats: .txt .jsonl .json .csv .tsv (.gz .zst) .parquet .arrow .arrayrecord .npy
+    .bin, .md and source code, folders of them, and datasets saved to disk."""
     tokenizer: str = "sentencepiece"
     """sentencepiece (trained on the text), bytes, characters, a .model, a tokenizer.json, a
-    vocab.json beside its merges.txt, the ranks of a .tiktoken, or a prepared folder: the tokenizer
-    of that."""
+    vocab.json beside its merges.txt, a .tiktoken, or a prepared folder, whose tokenizer is used."""
     split_pattern: str | None = None
-    """How a .tiktoken, or a vocab.json, cuts text into words: gpt2, cl100k_base, o200k_base, or a
-    regular expression. None is gpt2 for a vocab.json; a .tiktoken needs one."""
+    """Pre-tokenization of a .tiktoken or vocab.json: gpt2, cl100k_base, o200k_base, or a regular
+    expression. None is gpt2 for a vocab.json; a .tiktoken needs one."""
     vocab_size: int = 2048
-    """Pieces of a SentencePiece tokenizer that is trained here."""
+    """Vocabulary size of a SentencePiece tokenizer trained here, in tokens."""
     sentencepiece_model: Literal["unigram", "bpe"] = "unigram"
-    """Kind of a SentencePiece tokenizer that is trained here; both fall back to bytes."""
+    """Model type of a SentencePiece tokenizer trained here; both have byte fallback."""
     separator_token: str | None = None
-    """The token of a .model or .json that stands between documents; None takes its end of text."""
+    """The token of a .model or .json that separates documents; None is its end-of-text token."""
     special_tokens: tuple[SpecialTokens, ...] = ()
-    """Tokens that objectives other than causal need: masked, span, infill."""
+    """Special tokens of objectives other than causal: masked, span, infill."""
     text_field: str = "text"
     """The field of a record (.jsonl .json .csv .parquet ...) that holds the text; a.b is b in a. A
-    column of lists of numbers holds token ids."""
+    column of integer lists holds token ids."""
     text_template: str | None = None
-    r"""Text made of several fields, in place of text_field: {title}\n\n{text}; {{ is a brace."""
+    r"""Text composed of several fields, in place of text_field: {title}\n\n{text}; {{ is a
+    brace."""
     token_dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"] | None = None
-    """How a .bin of token ids is written; None: as its header or .idx says, else 32 bits for a
-    vocabulary over 65,536, else uint16."""
+    """Dtype of a .bin of token ids; None: as its header or .idx says, else uint32 for a vocabulary
+    above 65,536, else uint16."""
     document_separator: str | None = None
-    """What stands between the documents of a .txt, such as <|endoftext|>; None: it is one."""
+    """What separates documents in a .txt, such as <|endoftext|>; None: a file is one document."""
     split_files: Literal["by_name", "ignore"] = "by_name"
-    """by_name: beside files or folders named train, those named validation, valid, val or dev
-    validate, and test is left out; ignore: names of files say nothing."""
+    """by_name: files or folders named train are trained on, those named validation, valid, val or
+    dev validate, test is excluded; ignore: file names mean nothing."""
     validation_fraction: float | None = None
-    """Part of one's own text that validates and is never trained on: whole documents, or of a
-    single text the end; None is 10 %, but not above 100 MB."""
+    """Fraction of the text held out for validation and never trained on: whole documents, or the
+    end of a single text; None is 10 %, at most 100 MB."""
     validation_seed: int = 0
-    """Which documents validate; the same documents and seed give the same choice."""
+    """Seed that selects the validation documents; the same documents and seed give the same
+    split."""
     invalid_utf8: Literal["refuse", "replace"] = "refuse"
-    """What to do with text that is not UTF-8: stop, or put U+FFFD in its place."""
+    """Text that is not UTF-8: refuse it, or replace invalid bytes by U+FFFD."""
     bad_records: Literal["stop", "skip"] = "stop"
-    """What to do with a record or file that cannot be read: stop, or leave it out and count it."""
+    """A record or file that cannot be read: stop, or skip and count it."""
     clean: tuple[CleanStep, ...] = ()
-    """Steps of cleaning and selection, in this order; ./tessera inspect shows what each one did."""
+    """Cleaning and filtering steps, in this order; ./tessera inspect shows what each one did."""
     min_characters: int = 1
-    """Shorter documents are dropped by the step "length"."""
+    """Shorter documents are dropped by the step length."""
     max_characters: int | None = None
-    """Longer documents are dropped by the step "length"; None sets no limit."""
+    """Longer documents are dropped by the step length; None is no limit."""
     languages: tuple[str, ...] = ("en",)
-    """ISO 639-1 codes that the step "language" keeps."""
+    """ISO 639-1 codes that the step language keeps."""
     duplicate_similarity: float = 0.8
-    """Jaccard similarity of character 5-grams from which "near_duplicates" drops the later one."""
+    """Jaccard similarity of character 5-grams above which near_duplicates drops the later
+    document."""
     decontaminate_from: tuple[str, ...] = ()
-    """Evaluation texts (as in path) whose n-grams the step "decontaminate" looks for."""
+    """Evaluation texts (as in path) whose n-grams the step decontaminate removes."""
     decontaminate_ngram_len: int = 13
-    """Words in such an n-gram; a character is a word where a script has no spaces."""
+    """Words in such an n-gram (13 as for GPT-3); a character counts as a word in scripts without
+    spaces."""
 
     def __post_init__(self) -> None:
         require_at_least("data.vocab_size", self.vocab_size, 2)
@@ -150,29 +153,29 @@ class PrepareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(ObjectiveConfig, PrepareConfig):
-    """What is read, and how it becomes rows of tokens."""
+    """What is read, and how it becomes sequences of tokens."""
 
     sequence_len: int
-    """Tokens in a row [T]."""
+    """Tokens in a sequence [T]."""
     packing: Literal["concat", "best_fit"] = "concat"
-    """concat: one text after the other, cut every T tokens; best_fit: whole documents, if they fit.
-    """
+    """concat: documents are concatenated and cut every T tokens; best_fit: whole documents are
+    packed, cut only if longer than T."""
     mixture: tuple[str, ...] = ()
-    """NAME=PATH of each source, in place of path; PATH is anything that path may be, and a preset's
-    own stdlib gives way to it."""
+    """NAME=PATH of each source, in place of path; PATH is anything path may be. The
+    stdlib of a preset gives way to it."""
     weights: tuple[float, ...] = ()
-    """Share of each source in the rows of a batch; without any, their sizes decide."""
+    """Fraction of sequences sampled from each source; empty: proportional to their sizes."""
     phases: tuple[str, ...] = ()
-    """STEP:W,W,... other weights from a step on, such as 9000:1,1,8 to end on the third source."""
+    """STEP:W,W,... new weights from a step on, such as 9000:1,1,8 to end on the third source."""
     validation: tuple[str, ...] = ()
-    """NAME=PATH of further validation sets; of text all validates, of a prepared folder its part.
-    """
+    """NAME=PATH of further validation sets; of raw text all of it, of a prepared folder its
+    validation part."""
     verify: Literal["digests", "sizes"] = "digests"
-    """What is checked of prepared data before a run: every byte, or only the sizes of files."""
+    """What is checked of prepared data before a run: checksums, or file sizes only."""
     num_read_threads: int = 2
-    """Threads that read rows ahead of the step."""
+    """Threads that read sequences ahead of the step."""
     num_prefetch_batches: int = 8
-    """Batches that are kept ready on the host."""
+    """Batches kept ready in host memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

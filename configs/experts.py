@@ -1,4 +1,4 @@
-"""Settings of mixtures of experts: how many there are, how they are chosen and kept balanced."""
+"""Settings of mixtures of experts (MoE): experts, routing, load balancing."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,40 +8,44 @@ from configs.check import require, require_at_least
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertsConfig:
-    """Experts; all but num_experts is only read where there are some."""
+    """Experts; everything but num_experts is only read with num_experts."""
 
     num_experts: int | None = None
-    """MLPs of a block [E], of which a router picks some for each token; None is one for all."""
+    """Experts of an MoE layer [E], routed per token; None is a dense model."""
     num_active_experts: int | None = None
-    """Experts that compute a token [A]; only read with num_experts."""
+    """Experts per token, the k of top-k routing [A]; only read with num_experts."""
     expert_dim: int | None = None
-    """Hidden width of an expert; None takes mlp_dim."""
+    """Hidden width of an expert; None is mlp_dim."""
     num_shared_experts: int = 0
-    """Experts that compute every token beside those that are chosen, as one MLP of their width."""
+    """Experts that every token goes through beside the routed ones, computed as one MLP of their
+    total width (DeepSeek-V3)."""
     num_dense_layers: int = 0
-    """First layers that have one MLP of mlp_dim in place of experts (DeepSeek-V3)."""
+    """Leading layers with a dense MLP of mlp_dim in place of experts (DeepSeek-V3 has 3)."""
     router: Literal["softmax", "sigmoid"] = "softmax"
-    """How scores become probabilities: of all experts together, or of each by itself."""
+    """How router logits become scores: softmax over all experts, or a sigmoid of each."""
     router_normalized: bool = True
-    """The weights of the chosen experts are divided by their sum."""
+    """Weights of the selected experts are divided by their sum (norm_topk_prob)."""
     router_scale: float = 1.0
-    """The weights of the chosen experts are multiplied by it."""
+    """Weights of the selected experts are multiplied by this (routed_scaling_factor)."""
     router_bias: bool = False
-    """Each expert has a bias for the choice alone, which follows the load (DeepSeek-V3)."""
+    """Each expert has a bias used in selection only, updated from its load: balancing without an
+    auxiliary loss (DeepSeek-V3)."""
     router_bias_rate: float = 0.001
-    """By how much that bias moves towards an even load in each step; 0 leaves it."""
+    """Step of that update towards an even load, per training step; 0 keeps the bias."""
     num_expert_groups: int = 1
-    """Groups of experts; only the best num_active_groups of them are chosen from."""
+    """Groups of experts; a token is routed within its best num_active_groups of them (node-limited
+    routing)."""
     num_active_groups: int = 1
-    """Groups that a token's experts are in at most; their score is the sum of their best two."""
+    """Groups a token may be routed to; a group's score is the sum of its two best experts."""
     expert_dispatch: Literal["dropless", "capacity"] = "dropless"
-    """dropless computes every token; capacity leaves out what is beyond an expert's places."""
+    """dropless computes every token; capacity drops tokens beyond the capacity of an expert."""
     expert_capacity_factor: float = 1.25
-    """Places of an expert in a row, over its even share; only with expert_dispatch=capacity."""
+    """Tokens an expert takes of a sequence, relative to an even load; only with
+    expert_dispatch=capacity."""
     balance_weight: float = 0.01
-    """Weight of the load-balance loss of the router beside the cross entropy."""
+    """Weight of the load-balancing loss, added to the cross entropy."""
     router_z_weight: float = 0.0
-    """Weight of the mean square of the router's log of the sum of exp(score)."""
+    """Weight of the router z-loss: the mean of logsumexp(router logits)^2 (ST-MoE)."""
 
     def check_experts(self) -> None:
         """Raises SettingsError where settings of experts cannot be or do not fit each other."""

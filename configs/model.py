@@ -24,20 +24,20 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
     """A language model. Letters in brackets are those of `sharding/rules.py`."""
 
     architecture: Literal["decoder", "encoder", "encoder_decoder", "lstm", "gru"] = "decoder"
-    """What a token sees: what is before it (GPT), everything (BERT), or an encoded text and what is
-    before it (T5); or a recurrent network."""
+    """decoder (GPT, causal), encoder (BERT, bidirectional), encoder_decoder (T5), or a recurrent
+    network."""
     num_layers: int
-    """Blocks [L], of the decoder where there is an encoder beside it."""
+    """Transformer blocks [L]; those of the decoder in an encoder_decoder."""
     num_encoder_layers: int | None = None
     """Blocks of the encoder; only with architecture=encoder_decoder."""
     embed_dim: int
-    """Width of the residual stream [D], and of a recurrent state."""
+    """Width of the residual stream [D] (hidden size), and of a recurrent state."""
     mlp_dim: int = 1
     """Hidden width of the MLP [F]; not read by lstm and gru."""
     vocab_size: int | Literal["tokenizer"] = "tokenizer"
-    """Token ids [V]; "tokenizer" takes as many as the tokenizer has."""
+    """Vocabulary size [V]; tokenizer: that of the tokenizer."""
     norm: Literal["rms", "layer"] = "rms"
-    """Kind of normalization."""
+    """RMSNorm or LayerNorm."""
     norm_placement: Literal["pre", "reordered", "sandwich", "post"] = "pre"
     """Where norms are, for f an attention or an MLP: pre: x + f(norm(x)); reordered: x + norm(f(x))
     (OLMo 2); sandwich: x + norm(f(norm(x))) (Gemma 2 and 3); post: norm(x + f(x)) (BERT, the first
@@ -45,56 +45,61 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
     norm_epsilon: float = 1e-6
     """Added to the variance inside the square root of each norm."""
     norm_zero_centered: bool = False
-    """RMS norms multiply by one plus their parameter (Gemma)."""
+    """RMSNorm multiplies by 1 + its parameter (Gemma)."""
     first_norm: bool = True
-    """The attention of the first layer has a norm of its input (ModernBERT has none there)."""
+    """The attention of the first layer has a pre-norm (ModernBERT has none there)."""
     embed_norm: bool = False
-    """The input is normalized after the embedding (BERT)."""
+    """A norm after the embedding (BERT)."""
     embed_scaled: bool = False
-    """Embeddings are multiplied by the root of embed_dim (Gemma, the first Transformer)."""
+    """Embeddings are multiplied by sqrt(embed_dim) (Gemma, the first Transformer)."""
     num_token_types: int | None = None
-    """Rows of a table that tells first from second texts (BERT); None has no such table."""
+    """Token type (segment) embeddings: first and second text (BERT); None has none."""
     mlp: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "relu2", "silu"] = (
         "swiglu"
     )
-    """Those with glu have three matrices, the others two; relu2 is the squared ReLU."""
+    """Activation of the MLP. swiglu and geglu are gated: three matrices, the others two; relu2 is
+    the squared ReLU, _tanh the approximated GELU."""
     tied_embeddings: bool = True
-    """The output matrix is the embedding, transposed."""
+    """The output matrix is the transposed token embedding (weight tying)."""
     head_bias: bool = False
-    """Logits have a bias (BERT)."""
+    """The logits have a bias (BERT)."""
     head_transform: bool = False
-    """Before the logits a matrix, the GELU and a norm (BERT, ModernBERT)."""
+    """A dense layer, GELU and norm before the logits (the MLM head of BERT, ModernBERT)."""
     pooler: bool = False
-    """A matrix and a tanh over the hidden state of [CLS], for who reads a whole text (BERT)."""
+    """A dense layer and tanh over the hidden state of [CLS] (BERT)."""
     next_sentence: bool = False
-    """A second head, behind the pooler, says whether the second text follows the first (BERT)."""
+    """A next-sentence prediction (NSP) head on the pooler (BERT)."""
     mtp_depth: int = 0
-    """Tokens beyond the next that are predicted too, one block for each (DeepSeek-V3)."""
+    """Multi-token prediction (MTP): further tokens predicted at each position, one block each
+    (DeepSeek-V3 has 1)."""
     mtp_weight: float = 0.3
-    """Weight of the mean loss of those beside the cross entropy; only with mtp_depth."""
+    """Weight of the mean MTP loss, added to the cross entropy; only with mtp_depth."""
     logit_softcap: float | None = None
-    """Logits become cap * tanh(logits / cap)."""
+    """Logits become cap * tanh(logits / cap) (Gemma 2); None is no cap."""
     bias: bool = False
-    """Every projection (but not the head) and every layer norm has a bias."""
+    """Every projection (but the output head) and every LayerNorm has a bias."""
     dropout: float = 0.0
-    """Rate after the embedding, the attention and the MLP, in training."""
+    """Dropout rate after the embedding, attention and MLP, in training."""
     init_std: float = 0.02
-    """Standard deviation of initial weights; output projections get init_std / sqrt(2 L)."""
+    """Standard deviation of initial weights; output projections have init_std / sqrt(2 L)
+    (GPT-2)."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Dtype of activations; parameters, norms, softmax and loss are always float32."""
+    """Dtype of activations and matmuls; parameters, norms, softmax and loss are float32."""
     remat: Literal["none", "dots", "full", "named"] = "none"
-    """What the backward pass computes again: nothing, all but matmuls, each whole block, or all but
-    the activations of remat_saved and remat_offloaded."""
+    """Rematerialization (activation checkpointing), what the backward pass recomputes: none; dots:
+    all but matmuls; full: each whole block; named: all but the activations of remat_saved and
+    remat_offloaded."""
     remat_saved: tuple[Activation, ...] = ()
-    """Activations that are kept on the device; only read with remat=named."""
+    """Activations kept on the device; only read with remat=named."""
     remat_offloaded: tuple[Activation, ...] = ()
-    """Activations that wait in the memory of the host; only read with remat=named."""
+    """Activations offloaded to host memory; only read with remat=named."""
     context_attention: Literal["ring", "all_gather"] = "ring"
-    """How attention spans a row that mesh.context cuts: keys and values go around, or are gathered
-    on every device."""
+    """Attention under context parallelism (mesh.context > 1): ring attention, or keys and values
+    all-gathered."""
     num_unrolled_layers: int | Literal["auto"] = "auto"
-    """Blocks in an iteration of the scan over layers, or the largest divisor of their number below
-    it; auto is all on CPU, which is up to 1.3 x faster, and one elsewhere."""
+    """Blocks per iteration of the scan over layers (its unroll), or the largest divisor of their
+    number below it; auto is all on CPU, which is up to 1.3 x faster, and 1 elsewhere, which
+    compiles faster."""
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "embed_dim", "mlp_dim"):

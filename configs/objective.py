@@ -1,4 +1,4 @@
-"""Settings of what a model is asked to predict."""
+"""Settings of the training objective."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,27 +20,29 @@ SPECIAL_OF = {
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is hidden and what is to be found."""
+    """The training objective: which tokens are inputs and which are targets."""
 
     objective: Objective = "causal"
-    """The next token (causal), also with a start that all of it sees (prefix) or with the middle
-    moved to the end (infill); hidden tokens (masked), with a second text that may follow the first
-    (masked_pairs); hidden spans (span), of several kinds (ul2); or objectives in turn (mixed)."""
+    """causal: the next token (GPT); prefix: causal with a prefix that is attended to in both
+    directions (prefix LM); infill: fill-in-the-middle (FIM); masked: masked language modeling
+    (BERT); masked_pairs: the same with pairs of texts for next-sentence prediction (NSP); span:
+    span corruption (T5); ul2: UL2's mixture of denoisers; mixed: objective_mixture."""
     objective_mixture: tuple[str, ...] = ()
-    """NAME=WEIGHT of each objective, of which every row has one by chance; only with mixed."""
+    """NAME=WEIGHT of each objective, sampled per sequence; only with objective=mixed."""
     target_len: int | None = None
-    """Tokens of a decoder's row beside an encoder, whose rows have sequence_len; for prefix, span
-    and ul2. None puts both texts into one row."""
+    """Tokens of the decoder's sequence in an encoder-decoder, whose encoder has sequence_len; for
+    prefix, span and ul2. None puts inputs and targets into one sequence."""
     mask_rate: float = 0.15
-    """Part of the tokens that is to be found; of them 80 % are hidden, 10 % wrong (masked)."""
+    """Fraction of tokens that are predicted; of these 80 % become [MASK], 10 % a random token and
+    10 % stay (masked; BERT's recipe)."""
     whole_words: bool = False
-    """All pieces of a word are hidden together (masked)."""
+    """Whole-word masking: all pieces of a word are masked together (masked)."""
     span_density: float = 0.15
-    """Part of the tokens that is hidden (span)."""
+    """Fraction of tokens that are corrupted (span; T5's 15 %)."""
     span_len: float = 3.0
-    """Mean length of what is hidden at once, in tokens (span)."""
+    """Mean length of a corrupted span, in tokens (span; T5's 3)."""
     infill_rate: float = 0.5
-    """Part of the documents whose middle is moved, half of them suffix first (infill)."""
+    """Fraction of documents that are rearranged for FIM, half of them suffix first (infill)."""
 
     def check_objective(self) -> None:
         """Raises SettingsError where settings of objectives cannot be or do not fit each other."""

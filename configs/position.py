@@ -1,4 +1,4 @@
-"""Settings of how the order of tokens enters a model."""
+"""Settings of position information: how a model knows the order of tokens."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,37 +8,38 @@ from configs.check import require, require_at_least
 
 @dataclass(frozen=True, kw_only=True)
 class PositionConfig:
-    """Positions: rotated, learned, sinusoidal, or by distance."""
+    """Positions: rotary, learned, sinusoidal or relative."""
 
     position: Literal["rotary", "learned", "sinusoidal", "relative", "none"] = "rotary"
-    """Rotated queries and keys, a table or sinusoids added to the input, a bias of the attention by
-    distance (T5), or none."""
+    """rotary embedding (RoPE) of queries and keys; a learned table or sinusoids added to the input;
+    a relative bias of attention logits (T5); or none."""
     rope_theta: float = 10_000.0
-    """Base of the rotary wavelengths; only read with position=rotary."""
+    """Base of the RoPE wavelengths; only read with position=rotary."""
     rope_theta_local: float | None = None
-    """Base in the local layers of attention_pattern, which are not scaled; None: as the others."""
+    """Base in the local layers of attention_pattern, to which rope_scaling does not apply (Gemma
+    3); None is the same as in other layers."""
     rope_scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
-    """How wavelengths are stretched for rows beyond rope_original_len."""
+    """How RoPE is scaled to sequences longer than rope_original_len."""
     rope_scaling_factor: float = 1.0
-    """How much longer rows are; only read with rope_scaling."""
+    """Factor by which the context is extended; only read with rope_scaling."""
     rope_original_len: int | None = None
-    """Tokens of a row before the stretch; only read with rope_scaling llama3 and yarn."""
+    """Tokens of the original context; only read with rope_scaling llama3 and yarn."""
     rope_low_frequency: float = 1.0
-    """Waves that turn less often in rope_original_len are stretched whole (llama3)."""
+    """Rotations within rope_original_len below which a dimension is scaled fully (llama3)."""
     rope_high_frequency: float = 4.0
-    """Waves that turn more often in rope_original_len stay (llama3)."""
+    """Rotations within rope_original_len above which a dimension is not scaled (llama3)."""
     rope_beta_fast: float = 32.0
-    """Turns in rope_original_len from which a wave stays (yarn)."""
+    """Rotations within rope_original_len above which a dimension is not scaled (yarn)."""
     rope_beta_slow: float = 1.0
-    """Turns in rope_original_len up to which a wave is stretched whole (yarn)."""
+    """Rotations within rope_original_len below which a dimension is scaled fully (yarn)."""
     rope_attention_factor: float = 1.0
-    """Rotated queries and keys are multiplied by it (yarn)."""
+    """Rotated queries and keys are multiplied by this (yarn's attention temperature)."""
     num_positions: int | None = None
-    """Rows of the learned table, the longest sequence; only read with position=learned."""
+    """Rows of the learned position table: the longest sequence; only with position=learned."""
     num_relative_buckets: int = 32
     """Buckets of distances that share a bias; only read with position=relative."""
     max_relative_distance: int = 128
-    """Distances from here on share the last bucket; only read with position=relative."""
+    """Distances from this on share the last bucket; only read with position=relative."""
 
     def check_positions(self) -> None:
         """Raises SettingsError where settings of positions cannot be or do not fit each other."""

@@ -10,30 +10,32 @@ from configs.model import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How gradients become updates."""
+    """Optimizer and learning rate schedule."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW with decoupled weight decay, or SGD with momentum."""
     peak_lr: float
     """Learning rate at the end of the warmup."""
     final_lr_fraction: float = 0.1
-    """Learning rate at the last step, as a part of peak_lr; constant and inverse_sqrt ignore it."""
+    """Learning rate at the last step, relative to peak_lr; not read by constant and
+    inverse_sqrt."""
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"] = "cosine"
-    """What follows the warmup; wsd stays at the peak and then decays linearly."""
+    """Learning rate after the warmup; wsd (warmup-stable-decay) stays at the peak, then decays
+    linearly."""
     num_warmup_steps: int
-    """Steps over which the learning rate rises linearly from zero."""
+    """Steps of linear warmup from zero."""
     num_decay_steps: int | None = None
-    """Steps of the final decay of schedule=wsd; only read there."""
+    """Steps of the final decay; only read with schedule=wsd."""
     b1: float = 0.9
-    """Decay of the first moment (AdamW), or the momentum (SGD)."""
+    """Decay rate of AdamW's first moment, or SGD's momentum."""
     b2: float = 0.95
-    """Decay of the second moment (AdamW)."""
+    """Decay rate of AdamW's second moment."""
     epsilon: float = 1e-8
-    """Added to the root of the second moment (AdamW)."""
+    """Added to the square root of AdamW's second moment."""
     weight_decay: float = 0.1
-    """Decay of matrices per step, times the learning rate; norms and biases are never decayed."""
+    """Decoupled weight decay, multiplied by the learning rate; norms and biases have none."""
     max_grad_norm: float | None = 1.0
-    """Gradients are scaled down to this global norm; None leaves them."""
+    """Gradient clipping: the largest global norm; None is no clipping."""
 
     def __post_init__(self) -> None:
         require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be above zero")
@@ -64,30 +66,36 @@ AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many devices stand along each axis of the mesh; one axis may take the "rest"."""
+    """Number of devices along each axis of the mesh; the axis given as rest gets the remaining
+    devices."""
 
     stage: int | Literal["rest"] = 1
-    """Parts that the layers are cut into, which the microbatches of a batch go through in turn."""
+    """Pipeline parallelism: number of stages the layers are divided into."""
     data: int | Literal["rest"] = "rest"
-    """Replicas of the model, each with its own part of the batch."""
+    """Data parallelism: replicas of the model, each with its part of the batch."""
     fsdp: int | Literal["rest"] = 1
-    """Parts that the state is cut into (fully sharded), each with its own part of the batch."""
+    """Fully sharded data parallelism (FSDP, ZeRO-3): shards of the state, each with its part of the
+    batch."""
     expert: int | Literal["rest"] = 1
-    """Parts that the experts are cut into; each has its own part of the batch."""
+    """Expert parallelism: shards of the experts, each with its part of the batch."""
     context: int | Literal["rest"] = 1
-    """Parts that every row is cut into."""
+    """Context parallelism: shards of every sequence."""
     tensor: int | Literal["rest"] = 1
-    """Parts that heads, MLP and vocabulary are cut into, all with the same part of the batch."""
+    """Tensor parallelism: shards of heads, MLP and vocabulary, all with the same part of the
+    batch."""
     num_slices: int = 1
-    """Pods or nodes that a slower network joins; the outer axes (stage, data, fsdp) cross it."""
+    """Pod slices or nodes joined by a slower network, which the outer axes (stage, data, fsdp)
+    cross."""
     num_stage_microbatches: int | None = None
-    """Parts of a batch on their way through the stages at once; None is as many as stages."""
+    """Microbatches in the pipeline at once; None is as many as stages."""
     num_stage_groups: int = 1
-    """Groups of layers that each stage holds: a batch goes around so often (circular schedule)."""
+    """Groups of layers per stage (interleaved, or circular, schedule): more make the pipeline
+    bubble smaller."""
     sharded_state: Literal["all", "optimizer"] = "all"
-    """What fsdp cuts: parameters, gradients and moments, or only the moments (ZeRO-1)."""
+    """What fsdp shards: parameters, gradients and optimizer state (ZeRO-3), or the optimizer state
+    only (ZeRO-1)."""
     offload_optimizer: bool = False
-    """Keep the moments in the memory of the host between two steps."""
+    """Keep the optimizer state in host memory between steps."""
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in AXES}
@@ -105,20 +113,22 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long, how much at once, and from which seed."""
+    """How long to train, on what batch size, from which seed."""
 
     num_steps: int
     """Optimizer steps of the whole run."""
     batch_size: int
-    """Sequences in a step [B], over all hosts."""
+    """Global batch size: sequences per step [B], over all hosts."""
     num_microbatches: int = 1
-    """Parts that a batch is computed in, one after the other; the result is that of the whole."""
+    """Gradient accumulation: parts in which a batch is computed one after the other; the result is
+    that of the whole batch."""
     seed: int = 0
-    """Of the initial parameters, the order of the data and dropout."""
+    """Seed of the initial parameters, the order of the data and dropout."""
     log_every_steps: int = 10
-    """Steps between lines of metrics."""
+    """Steps between logged metrics."""
     deterministic: bool = False
-    """On GPU: deterministic kernels and fixed autotuning, so that a resume is bit for bit."""
+    """GPU: deterministic kernels and fixed autotuning, so that a resumed run is bit for bit the
+    same."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "num_microbatches", "log_every_steps"):
@@ -133,24 +143,25 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the state is saved and which saves are kept. The last step is always saved."""
+    """When the state is saved and which checkpoints are kept. The last step is always saved."""
 
     every_steps: int
     """Steps between checkpoints."""
     verify: Literal["full", "sizes"] = "full"
-    """What is compared with the manifest before a restore: all bytes, or only sizes of files."""
+    """What is compared with the manifest before a restore: checksums (full), or file sizes only."""
     notice_sec: float | None = None
-    """Seconds from SIGTERM to the end of a machine that is taken away; None waits for the save."""
+    """Preemption notice: seconds from SIGTERM until the machine is taken away; None waits for the
+    save."""
     durable_dir: str | None = None
-    """Folder or URL (s3:// gs://) that some checkpoints are copied to, with metrics and events."""
+    """Folder or URL (s3:// gs://) to which checkpoints, metrics and events are copied."""
     durable_every_steps: int | None = None
-    """Copied are checkpoints at multiples of this many steps, and the last; None copies each."""
+    """Checkpoints at multiples of this many steps are copied, and the last; None copies each."""
     num_last: int = 2
-    """The newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     num_best: int = 1
-    """Checkpoints of the lowest eval/loss that are kept beside them."""
+    """Number of checkpoints with the lowest eval/loss to keep as well."""
     keep_every_steps: int | None = None
-    """Checkpoints at multiples of this many steps are kept for good."""
+    """Checkpoints at multiples of this many steps are never deleted; None keeps none for good."""
 
     def __post_init__(self) -> None:
         require_at_least("checkpoint.every_steps", self.every_steps, 1)
@@ -181,10 +192,10 @@ class EvalConfig:
     every_steps: int | None
     """Steps between evaluations; None evaluates only at the end."""
     batch_size: int | None = None
-    """Sequences in a batch of evaluation, over all hosts; None takes train.batch_size."""
+    """Global batch size of evaluation, in sequences; None is train.batch_size."""
     max_tokens: int | None = None
-    """Tokens of each validation set that are evaluated, in whole sequences spread evenly over it,
-    the same ones each time; None evaluates all of it."""
+    """Tokens evaluated of each validation set, in whole sequences spread evenly over it, the same
+    each time; None is all."""
 
     def __post_init__(self) -> None:
         require_at_least("eval.every_steps", self.every_steps or 1, 1)
@@ -194,18 +205,18 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Text that is written into the run folder while it trains."""
+    """Text generated during training and written into the run folder."""
 
     every_steps: int | None = None
-    """Steps between samples; None writes none but the last."""
+    """Steps between samples; None samples only at the end."""
     prompts: tuple[str, ...] = ("",)
-    """What each sample begins with; an empty prompt begins a document."""
+    """Prompt of each sample; an empty one begins a document."""
     num_tokens: int = 128
-    """Tokens that are written after each prompt."""
+    """Tokens generated per prompt."""
     temperature: float = 0.8
-    """Logits are divided by it; 0 takes the most likely token."""
+    """Sampling temperature: logits are divided by it; 0 is greedy."""
     top_k: int | None = 40
-    """Only the k most likely tokens are drawn from; None draws from all."""
+    """Sample from the k most likely tokens only; None samples from all."""
 
     def __post_init__(self) -> None:
         require_at_least("sample.every_steps", self.every_steps or 1, 1)
@@ -222,23 +233,29 @@ class GuardConfig:
     """
 
     max_nonfinite_steps: int = 20
-    """Skipped steps in a row after which the run goes back to the checkpoint before them."""
+    """Consecutive steps with a loss or gradient that is not finite, after which the run rolls back
+    to the checkpoint before them."""
     spike_deviations: float | None = 10.0
-    """A loss so many deviations above the median of the window is high; None looks at none."""
+    """Loss spike: deviations above the median of the window from which a loss is high; None
+    disables."""
     num_spike_steps: int = 4
-    """High losses in a row after which the run goes back."""
+    """Consecutive high losses after which the run rolls back."""
     num_window_steps: int = 128
-    """Steps whose losses make the median and the deviation, skipped and high ones left out."""
+    """Steps whose losses give the median and the deviation; nonfinite and high ones are
+    excluded."""
     max_rollbacks: int = 3
-    """How often the run goes back and passes over the batches that did it, before it ends (76)."""
+    """Rollbacks, each of which skips the batches that caused it, before the run ends with exit code
+    76."""
     hang_limit_sec: float | None = 1800.0
-    """Seconds that one thing may take (a step, an evaluation, compilation) before it was timed
-    three times, or that a save, fetch or upload may go without a byte, before the run is ended
-    (124); None waits for ever. The default is above the longest compilation one would wait for."""
+    """Hang timeout in seconds, for a step, evaluation or compilation that was timed fewer than
+    three times, and for a save, fetch or upload that moves no byte; the run then ends with exit
+    code 124. None disables. The default exceeds the longest compilation one would wait for."""
     hang_factor: float = 30.0
-    """From then on a thing may take this many times its own median, and a minute in any case."""
+    """Once timed three times, a step or evaluation may take this many times its median, and at
+    least a minute."""
     replay_every_steps: int | None = None
-    """Every so many steps the step is computed twice and compared bit by bit; None never."""
+    """Steps between replays: the step is computed twice and compared bit by bit, to find faulty
+    devices; None disables."""
 
     def __post_init__(self) -> None:
         for name in ("max_nonfinite_steps", "num_spike_steps"):
@@ -282,15 +299,15 @@ class RunConfig:
         )
 
     def _check_objective(self) -> None:
-        """Refuses a model that cannot be asked what the data asks."""
+        """Raises SettingsError where the model does not fit the objective."""
         model, data = self.model, self.data
         kinds = [name for name, _ in data.objectives()]
-        asked = f"data.objective={data.objective}"
+        objective = f"data.objective={data.objective}"
         is_masked = any(kind.startswith("masked") for kind in kinds)
         require(
             (model.architecture == "encoder") == is_masked,
-            f"model.architecture={model.architecture} does not fit {asked}: an encoder needs "
-            "masked or masked_pairs, and others need another one",
+            f"model.architecture={model.architecture} must be encoder with masked and masked_pairs "
+            f"and only with them, but {objective}",
         )
         require(
             (model.architecture == "encoder_decoder") == (data.target_len is not None),
@@ -306,12 +323,12 @@ class RunConfig:
         ahead = [kind for kind in kinds if kind in ("prefix", "span", "ul2")]
         require(
             not ahead or not model.is_recurrent,
-            f"{asked} lets tokens see later ones, which model.architecture={model.architecture} "
-            "cannot: give causal or infill",
+            f"{objective} must be causal or infill with model.architecture={model.architecture}, "
+            "which cannot attend to later tokens",
         )
         require(
             not ahead or model.mtp_depth == 0,
-            f"model.mtp_depth={model.mtp_depth} must be 0 with {asked}",
+            f"model.mtp_depth={model.mtp_depth} must be 0 with {objective}",
         )
 
     @property

@@ -1,4 +1,4 @@
-"""What a mesh asks of the settings, said before anything is compiled."""
+"""Checks that the settings fit the mesh, before anything is compiled."""
 
 import math
 
@@ -8,7 +8,7 @@ from sharding.rules import mesh_axes
 
 
 def check_fit(config: RunConfig, sizes: dict[str, int]) -> None:
-    """Refuses settings whose batch or shapes the mesh cannot cut evenly.
+    """Refuses settings whose batch or shapes the mesh cannot shard evenly.
 
     The vocabulary is checked where it is known.
 
@@ -26,12 +26,12 @@ def check_fit(config: RunConfig, sizes: dict[str, int]) -> None:
     require(
         config.model.attention_dropout == 0 or sizes["context"] == 1,
         f"model.attention_dropout={config.model.attention_dropout} must be 0 with mesh.context="
-        f"{sizes['context']}; model.dropout may stay, or give mesh.context 1",
+        f"{sizes['context']}; model.dropout is supported, or set mesh.context=1",
     )
 
 
 def check_platform(config: RunConfig, platform: str) -> None:
-    """Refuses settings that devices of this kind cannot carry out.
+    """Refuses settings that this platform does not support.
 
     Args:
         platform: as JAX names it: cpu, gpu, tpu.
@@ -49,13 +49,13 @@ def check_platform(config: RunConfig, platform: str) -> None:
     for field, (value, other) in offloaded.items():
         require(
             not value or platform != "cpu",
-            f"{field}={value} needs devices with a memory of their own, but these are {platform}, "
-            f"whose memory is the host's; give {field} {other}",
+            f"{field}={value} needs devices with memory of their own, but on {platform} it is "
+            f"the host's; set {field} to {other}",
         )
 
 
 def num_stage_microbatches(config: RunConfig, num_stages: int) -> int:
-    """Returns the parts of a batch that are on their way through the stages."""
+    """Returns the microbatches in the pipeline at once, 1 without pipeline parallelism."""
     return (config.mesh.num_stage_microbatches or num_stages) if num_stages > 1 else 1
 
 
@@ -96,22 +96,24 @@ def _check_rows(config: RunConfig, sizes: dict[str, int]) -> None:
 
 
 def _check_kind(config: RunConfig, sizes: dict[str, int]) -> None:
-    """Refuses axes that cannot cut a kind of model at all."""
+    """Refuses axes that cannot shard this kind of model."""
     model = config.model
     kind = f"model.architecture={model.architecture}"
     if model.architecture == "encoder_decoder" or model.is_recurrent:
         why = (
-            "the decoder reads whole texts" if not model.is_recurrent else "rows are read in order"
+            "the decoder attends to the whole encoder output"
+            if not model.is_recurrent
+            else "a recurrent state passes through every position"
         )
         require(
             sizes["context"] == 1,
-            f"mesh.context={sizes['context']} must be 1 with {kind}, for {why}: give more of "
+            f"mesh.context={sizes['context']} must be 1 with {kind}, because {why}: use "
             "mesh.data or mesh.fsdp",
         )
     require(
         sizes["stage"] == 1 or model.architecture != "encoder_decoder",
-        f"mesh.stage={sizes['stage']} must be 1 with {kind}, for each layer of the decoder reads "
-        "the whole encoder: give more of mesh.fsdp",
+        f"mesh.stage={sizes['stage']} must be 1 with {kind}, because each layer of the decoder "
+        "attends to the encoder output: use mesh.fsdp",
     )
     gathers = sizes["context"] == 1 or model.context_attention == "all_gather"
     for name, value, other in (
@@ -121,7 +123,8 @@ def _check_kind(config: RunConfig, sizes: dict[str, int]) -> None:
         require(
             gathers or value == other,
             f"model.context_attention={model.context_attention} must be all_gather with "
-            f"model.{name}={value} and mesh.context={sizes['context']}: the ring has none of it",
+            f"model.{name}={value} and mesh.context={sizes['context']}: ring attention does "
+            "not support it",
         )
 
 
@@ -133,7 +136,7 @@ def _check_layers(config: RunConfig, sizes: dict[str, int]) -> None:
         f"mesh.num_stage_groups={groups} must be 1 with mesh.stage={stage}",
     )
     named = _product({"mesh.stage": stage, "mesh.num_stage_groups": groups})
-    without = f" without the first {n}" if (n := model.num_leading_layers) else ""
+    without = f" without the {n} leading layers" if (n := model.num_leading_layers) else ""
     require(
         layers % (stage * groups) == 0,
         f"model.num_layers={model.num_layers}{without} must be a multiple of {named}; "
@@ -143,7 +146,7 @@ def _check_layers(config: RunConfig, sizes: dict[str, int]) -> None:
     require(
         stage == 1 or layers // (stage * groups) % period == 0,
         f"model.attention_pattern={' '.join(model.attention_pattern)} must repeat within the "
-        f"{layers // (stage * groups)} layers that {named} leaves together; "
+        f"{layers // (stage * groups)} layers per group of {named}; "
         f"{'their product' if groups > 1 else 'mesh.stage'} may be "
         f"{_divisors(layers // period, at_most=layers) if layers % period == 0 else 1}",
     )
@@ -168,8 +171,8 @@ def _check_shapes(config: RunConfig, sizes: dict[str, int]) -> None:
     else:
         require(
             sizes["expert"] == 1,
-            f"mesh.expert={sizes['expert']} must be 1 with model.num_experts=None: give "
-            "model.num_experts, or more of mesh.fsdp",
+            f"mesh.expert={sizes['expert']} must be 1 with model.num_experts=None: set "
+            "model.num_experts, or use mesh.fsdp",
         )
     if model.vocab_size != "tokenizer":
         cuts.append(("vocab_size (padded)", model.num_padded_tokens, "vocab"))
@@ -185,12 +188,12 @@ def _check_shapes(config: RunConfig, sizes: dict[str, int]) -> None:
 
 
 def _product(factors: dict[str, int]) -> str:
-    """Returns the fields of a product and their sizes, those of one left out."""
+    """Returns the fields of a product and their sizes, without those of size 1."""
     return " x ".join(f"{field}={size}" for field, size in factors.items() if size > 1)
 
 
 def _multiples(value: int, factor: int) -> str:
-    """Returns the multiples next to a value that is none."""
+    """Returns the nearest multiples of a value that is not one."""
     below, above = value // factor * factor, -(-value // factor) * factor
     return f"{below} or {above}" if below else str(above)
 

@@ -13,7 +13,7 @@ from configs.check import require
 from configs.run import AXES, MeshConfig
 
 _CROSSING = ("stage", "data", "fsdp")
-"""Axes that may cross the slower network between slices, the first of them first."""
+"""Axes that may cross the slower network between slices, in this order."""
 
 
 def mesh_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
@@ -22,29 +22,31 @@ def mesh_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
     Raises:
         SettingsError: the sizes do not multiply to the number of devices.
     """
-    asked: dict[str, int | str] = {axis: getattr(config, axis) for axis in AXES}
-    given = {axis: size for axis, size in asked.items() if isinstance(size, int)}
+    sizes_given: dict[str, int | str] = {axis: getattr(config, axis) for axis in AXES}
+    given = {axis: size for axis, size in sizes_given.items() if isinstance(size, int)}
     product = math.prod(given.values())
-    text = " x ".join(f"mesh.{axis}={size}" for axis, size in asked.items() if size != 1) or "1"
+    text = (
+        " x ".join(f"mesh.{axis}={size}" for axis, size in sizes_given.items() if size != 1) or "1"
+    )
     way_out = f"there are {num_devices} devices (--virtual-devices N splits a CPU into N)"
-    if len(given) == len(asked):
+    if len(given) == len(sizes_given):
         require(product == num_devices, f"{text} is a mesh of {product}, but {way_out}")
     require(
         num_devices % product == 0,
         f"{text}: {product} must divide the number of devices, but {way_out}",
     )
     rest = num_devices // product
-    return {axis: size if isinstance(size, int) else rest for axis, size in asked.items()}
+    return {axis: size if isinstance(size, int) else rest for axis, size in sizes_given.items()}
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """Returns a mesh over all devices, in the order that JAX finds best for their topology.
+    """Returns a mesh over all devices, ordered by JAX for their topology.
 
-    Where there are several slices, neighbours along every axis that does not cross them are in one.
+    With several slices, neighbours along every axis that does not cross them are in one slice.
 
     Raises:
         SettingsError: the sizes do not multiply to the number of devices, or the outermost axes
-            cannot be cut into the slices.
+            cannot be divided among the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(config, len(devices))
@@ -66,10 +68,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
 
 
 def slices_along(sizes: dict[str, int], num_slices: int) -> dict[str, int]:
-    """Returns {axis: into how many parts the slices cut it}; their product is num_slices.
+    """Returns {axis: number of slices along it}; their product is num_slices.
 
     Raises:
-        SettingsError: the outermost axes are too small for it.
+        SettingsError: the outermost axes do not divide among the slices.
     """
     across = dict.fromkeys(sizes, 1)
     left = num_slices
@@ -88,10 +90,10 @@ def slices_along(sizes: dict[str, int], num_slices: int) -> dict[str, int]:
 
 
 def _slices(devices: Sequence[Any], num_slices: int) -> list[list[Any]]:
-    """Returns the devices of each slice: as JAX knows them, else by process, else in order.
+    """Returns the devices of each slice: by slice_index, else in order of process and id.
 
     Raises:
-        SettingsError: there are no so many slices.
+        SettingsError: num_slices is not the number of slices, or does not divide the devices.
     """
     indices = [getattr(device, "slice_index", None) for device in devices]
     known = {index for index in indices if index is not None}

@@ -1,4 +1,4 @@
-"""Arrays filled piece by piece where they lie, so that a host need not hold one of them twice."""
+"""Sharded arrays filled piece by piece, so that a host never holds one of them twice."""
 
 import functools
 from collections.abc import Iterator
@@ -10,23 +10,22 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 PIECE_BYTES = 2**26
-"""What of one array is on its way at a time: 64 MiB."""
+"""Bytes of an array transferred at a time: 64 MiB."""
 
 
 def zeros(shape: tuple[int, ...], dtype: np.dtype, where: NamedSharding) -> jax.Array:
-    """Returns an array that was made in its layout."""
+    """Returns zeros, created sharded."""
     return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=where)()
 
 
 def fill(
     array: jax.Array, source: Any, where: NamedSharding, index: tuple[int, ...] = ()
 ) -> jax.Array:
-    """Returns an array with a part of it set; the array that was given is given up.
+    """Returns an array with a part of it set; the given array is donated.
 
     Args:
-        source: of the part's shape, in the memory or on a disk: its slices become NumPy arrays.
-            It is read in slices along the first axis that the layout does not cut, whole if it
-            cuts all.
+        source: of the part's shape, in memory or on disk: its slices become NumPy arrays.
+            It is read in slices along the first axis that is not sharded, or whole.
         where: the layout of the array.
         index: of the part, along the first axes of the array.
     """

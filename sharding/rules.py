@@ -4,9 +4,9 @@ Arrays are named `noun_AXES` after their logical shape, in the letters einsum st
 
     B batch      T query position   S key position   D embed    N query heads   K key/value heads
     G = N / K    H head dim         F mlp            V vocab    L layers        E experts
-    A experts of a token            C capacity: places of an expert in a row
+    A experts per token             C capacity: tokens of an expert in a sequence
 
-A module may add letters of its own, which it explains.
+A module may add letters of its own and explains them.
 
 A layout is a table: changing it moves arrays and never changes the loss beyond the order of
 additions. An axis that the table does not know is a KeyError.
@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
 RULES: Rules = {
-    # Parameters, their gradients and moments.
+    # Parameters, their gradients and optimizer state.
     "layers": "stage",
     "first_layers": None,
     "encoder_layers": None,
@@ -41,7 +41,7 @@ RULES: Rules = {
     # Activations.
     "act_batch": ("data", "fsdp", "expert"),
     "act_len": "context",
-    "act_block_len": ("context", "tensor"),  # between blocks, where every token is by itself
+    "act_block_len": ("context", "tensor"),  # between blocks, where positions are independent
     "act_embed": None,
     "act_heads": "tensor",
     "act_kv_heads": "tensor",
@@ -51,11 +51,11 @@ RULES: Rules = {
     "act_experts": None,
 }
 WHOLE_PARAMETERS: Rules = {**RULES, "embed": None, "expert_embed": None}
-"""The table of parameters where only the moments are cut (mesh.sharded_state=optimizer)."""
+"""The table of parameters with mesh.sharded_state=optimizer, which are not sharded then."""
 
 
 def mesh_axes(axis: str, rules: Rules = RULES) -> tuple[str, ...]:
-    """Returns the mesh axes that cut a logical axis, the outermost first."""
+    """Returns the mesh axes that shard a logical axis, the outermost first."""
     names = rules[axis]
     return () if names is None else (names,) if isinstance(names, str) else names
 
@@ -68,16 +68,16 @@ def spec(*axes: str | None, rules: Rules = RULES) -> PartitionSpec:
 def sharding(
     mesh: jax.sharding.Mesh, *axes: str | None, rules: Rules = RULES, memory: str | None = None
 ) -> NamedSharding:
-    """Returns where an array with these logical axes lives on the mesh.
+    """Returns the sharding of an array with these logical axes on the mesh.
 
     Args:
-        memory: a kind of memory that the devices can reach; None is their own.
+        memory: a memory kind of the devices (pinned_host); None is device memory.
     """
     return NamedSharding(mesh, spec(*axes, rules=rules), memory_kind=memory)
 
 
 def num_shards(axis: str) -> int:
-    """Returns how many parts the mesh that is set cuts a logical axis into; 1 without a mesh."""
+    """Returns the number of shards of a logical axis on the mesh that is set; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[name] for name in mesh_axes(axis))
 
@@ -85,8 +85,7 @@ def num_shards(axis: str) -> int:
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins the layout of an activation inside the compiled step; needs a mesh set by jax.set_mesh.
 
-    A dim of one is left whole (a single position of a row, say). Without a mesh (a single module in
-    a test or at a prompt) it returns x as it is.
+    A dim of size 1 is not sharded. Without a mesh (a module in a test or at a prompt) it returns x.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x

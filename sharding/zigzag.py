@@ -1,4 +1,4 @@
-"""The order of a row's columns under which causal attention costs every context part the same."""
+"""Zigzag order of positions: causal attention costs every sequence shard the same."""
 
 from typing import TypeVar
 
@@ -12,11 +12,11 @@ Tree = TypeVar("Tree")
 
 
 def zigzag_order(length: int, num_parts: int) -> np.ndarray:
-    """Returns which place of the row each column holds, [T], once a row is cut into num_parts.
+    """Returns the position in the sequence that each column holds, [T], for num_parts shards.
 
-    The row is cut into 2 num_parts chunks; part i holds chunk i and chunk 2 num_parts - 1 - i, one
-    that sees little and one that sees much. Source: Brandon et al. 2023, Striped attention,
-    arXiv:2311.09431, of which this is the variant by halves (Llama 3, arXiv:2407.21783, 3.3.2).
+    The sequence is cut into 2 num_parts chunks; shard i holds chunk i and 2 num_parts - 1 - i, one
+    that attends to few keys and one that attends to many. Source: Brandon et al. 2023, Striped
+    attention, arXiv:2311.09431, here by halves as in Llama 3, arXiv:2407.21783, 3.3.2.
 
     Args:
         length: a multiple of 2 num_parts.
@@ -27,10 +27,10 @@ def zigzag_order(length: int, num_parts: int) -> np.ndarray:
 
 
 def along_context(rows: Tree) -> tuple[Tree, jax.Array | None]:
-    """Returns a tree of arrays [B, T] with their columns in the order that suits the mesh.
+    """Returns a tree of arrays [B, T] with columns in zigzag order, and that order.
 
-    The second is which place of its row each column then holds, [T], None where they are in order:
-    where nothing cuts the rows.
+    The order is the position in the sequence of each column, [T]; None without context
+    parallelism, where columns stay as they are.
     """
     num_parts = num_shards("act_len")
     if num_parts == 1:

@@ -195,7 +195,7 @@ def test_who_is_missing_is_told_to_all_who_came_and_may_come_the_next_time():
     assert len(set(heard)) == 1
     code, said = heard[0]
     assert code == 75
-    assert said.startswith("process 1, 3 of 4 did not come to --coordinator=localhost:")
+    assert said.startswith("process 1, 3 of 4 did not connect to --coordinator=localhost:")
 
 
 def test_a_first_process_that_stays_away_may_come_the_next_time():

@@ -161,7 +161,7 @@ def _train(
         folder.begin(config, environment)
         processes.wait("folder")
         log_to_file(folder.logs / f"process-{processes.index}.log")
-        processes.way_on = command
+        processes.resume_command = command
         folder.add_event("started", command=command, environment=environment)
         if replaced:
             logger.warning(

@@ -1,4 +1,4 @@
-"""Which processes a run has and which of them this is, found in the flags and the environment."""
+"""The processes of a run and the index of this one, from flags, environment or cluster."""
 
 import argparse
 import contextlib
@@ -18,16 +18,16 @@ _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The processes that train one run together, as one of them sees them."""
+    """The processes of one run, as one of them sees them."""
 
     coordinator: str
-    """HOST:PORT, where process 0 listens."""
+    """HOST:PORT of process 0."""
     num_processes: int
     process_id: int
     gpus: tuple[int, ...] | None = None
-    """Which of the GPUs that are visible here belong to this process; None is all of them."""
+    """Indices of the visible GPUs that this process uses; None is all."""
     rendezvous_timeout_sec: float = 60.0
-    """How long the processes wait for one another when they start."""
+    """Seconds the processes wait for each other at the start."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -36,8 +36,8 @@ class Job:
         return host.strip("[]"), int(port)
 
 
-class _Place(NamedTuple):
-    """What a cluster says of this process."""
+class _ClusterTask(NamedTuple):
+    """This process according to its cluster manager."""
 
     cluster: str
     coordinator: str | None
@@ -47,33 +47,33 @@ class _Place(NamedTuple):
 
 
 def find_job(arguments: Sequence[str]) -> Job | None:
-    """Returns the job that this process belongs to, None where it trains alone.
+    """Returns the job this process belongs to, None for a single process.
 
     In this order: the flags --coordinator, --num-processes and --process-id; the variables
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or JOB_COMPLETION_INDEX, of an
     indexed Kubernetes job); a SLURM step, Open MPI, a TPU pod.
 
     Raises:
-        SettingsError: only a part of it is known, or a number cannot be.
+        SettingsError: only a part of it is known, or a number is invalid.
     """
     flags = _flags(arguments)
-    place = _slurm() or _open_mpi() or _tpu_pod()
+    task = _slurm() or _open_mpi() or _tpu_pod()
     found: dict[str, str | int | None] = {
         "--coordinator": flags.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
         "--num-processes": flags.num_processes or os.environ.get("JAX_NUM_PROCESSES"),
         "--process-id": flags.process_id or os.environ.get("JAX_PROCESS_ID"),
     }
-    if place is None and not any(found.values()):
+    if task is None and not any(found.values()):
         return None
-    if place is not None:
-        known = (place.coordinator, place.num_processes, place.process_id)
+    if task is not None:
+        known = (task.coordinator, task.num_processes, task.process_id)
         found = {
             flag: own if own is not None else said
             for (flag, own), said in zip(found.items(), known, strict=True)
         }
     elif found["--process-id"] is None:
         found["--process-id"] = os.environ.get("JOB_COMPLETION_INDEX")
-    _check_all_given(found, place)
+    _check_all_given(found, task)
     num_processes = _number("--num-processes", found["--num-processes"], least=1)
     process_id = _number("--process-id", found["--process-id"], least=0)
     coordinator = str(found["--coordinator"])
@@ -85,7 +85,7 @@ def find_job(arguments: Sequence[str]) -> Job | None:
     require(
         re.fullmatch(r".+:\d+", coordinator) is not None,
         f"--coordinator={coordinator} must be HOST:PORT, an address of process 0 that every "
-        "process can reach, with a port that is free there",
+        "process can reach, with a port that is free",
     )
     if num_processes == 1:
         return None
@@ -93,13 +93,13 @@ def find_job(arguments: Sequence[str]) -> Job | None:
         coordinator=coordinator,
         num_processes=num_processes,
         process_id=process_id,
-        gpus=place and place.gpus,
+        gpus=task and task.gpus,
         rendezvous_timeout_sec=flags.rendezvous_timeout_sec,
     )
 
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """Returns the flags of a job, though the other words may be wrong: others must hear of that."""
+    """Returns the flags of a job, even if other arguments are wrong: all processes report that."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("coordinator", "num_processes", "process_id"):
         parser.add_argument(f"--{name.replace('_', '-')}", f"--{name}", dest=name)
@@ -108,15 +108,15 @@ def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             return parser.parse_known_args(arguments)[0]
-    except SystemExit:  # a flag without its value, of which the parser of all settings tells
+    except SystemExit:  # a flag without its value, which the parser of all settings reports
         return parser.parse_known_args([])[0]
 
 
-def _check_all_given(found: Mapping[str, object], place: _Place | None) -> None:
+def _check_all_given(found: Mapping[str, object], task: _ClusterTask | None) -> None:
     missing = [flag for flag, value in found.items() if value is None]
     given = " ".join(f"{flag} {value}" for flag, value in found.items() if value is not None)
-    if place is not None:
-        given += f" (of {place.cluster})"
+    if task is not None:
+        given += f" (of {task.cluster})"
     require(
         not missing,
         f"{given} also needs {' and '.join(missing)}: a run over several processes needs "
@@ -133,8 +133,8 @@ def _number(flag: str, value: str | int | None, *, least: int) -> int:
     return number
 
 
-def _slurm() -> _Place | None:
-    """Returns this process's place in a step that srun began with several tasks."""
+def _slurm() -> _ClusterTask | None:
+    """Returns this process's task in a step started by srun with several tasks."""
     num_processes = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     if num_processes == 1 or "SLURM_PROCID" not in os.environ:
         return None
@@ -142,7 +142,7 @@ def _slurm() -> _Place | None:
 
     port = os.environ.get("JAX_COORDINATOR_PORT")
     tasks = _expand(os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
-    return _Place(
+    return _ClusterTask(
         "SLURM",
         SlurmCluster.get_coordinator_address(None, port),
         num_processes,
@@ -161,16 +161,16 @@ def _expand(counts: str) -> list[int]:
     return [int(count) for count, times in found for _ in range(int(times or 1))]
 
 
-def _open_mpi() -> _Place | None:
-    """Returns this process's place among those that mpirun of Open MPI has begun."""
+def _open_mpi() -> _ClusterTask | None:
+    """Returns this process's rank among those started by Open MPI's mpirun."""
     num_processes = int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1))
     if num_processes == 1:
         return None
     from jax._src.clusters import OmpiCluster
 
     port = os.environ.get("JAX_COORDINATOR_PORT")
-    knows_host = "OMPI_MCA_orte_hnp_uri" in os.environ  # from version 5 on it does not say it
-    return _Place(
+    knows_host = "OMPI_MCA_orte_hnp_uri" in os.environ  # unset from version 5 on
+    return _ClusterTask(
         "Open MPI",
         OmpiCluster.get_coordinator_address(None, port) if knows_host else None,
         num_processes,
@@ -183,8 +183,8 @@ def _open_mpi() -> _Place | None:
     )
 
 
-def _tpu_pod() -> _Place | None:
-    """Returns this process's place in a TPU pod of several hosts."""
+def _tpu_pod() -> _ClusterTask | None:
+    """Returns this process's task in a TPU pod of several hosts."""
     if not any(map(os.path.exists, _TPU_DEVICES)):
         return None
     import jax  # finds out whether this is a cloud TPU
@@ -193,7 +193,7 @@ def _tpu_pod() -> _Place | None:
     del jax
     for cluster in (GkeTpuCluster, GceTpuCluster):
         if cluster.is_env_present() and cluster.get_process_count() > 1:
-            return _Place(
+            return _ClusterTask(
                 "a TPU pod",
                 cluster.get_coordinator_address(60, os.environ.get("JAX_COORDINATOR_PORT")),
                 cluster.get_process_count(),
@@ -210,9 +210,9 @@ def _num_gpus() -> int:
 
 
 def gpus_of(local_id: int, num_local: int, num_visible: int) -> tuple[int, ...] | None:
-    """Returns which visible GPUs a process of several on one machine takes; None is all.
+    """Returns the visible GPUs of one of several processes on a machine; None is all.
 
-    Each takes an equal part, unless it is alone there or sees only its own already.
+    Each gets an equal share, unless it is alone or sees only its own GPUs already.
     """
     if num_local == 1 or num_visible < num_local or num_visible % num_local:
         return None

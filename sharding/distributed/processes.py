@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other beside their arrays, and how they end together.
+"""What the processes of a run exchange beside arrays, and how they end together.
 
 It goes through the key-value store of JAX's coordination service, which needs no device: so they
 can agree before anything is compiled, and from a thread in the background. A process that dies
@@ -67,7 +67,7 @@ _COMMON = (Disagreement, Unanswered)
 
 
 class Processes:
-    """All processes of a run, as one of them; without a client it is the only one.
+    """The processes of a run, seen from one of them; without a client it is the only one.
 
     Every process calls the methods that wait for others in the same order with the same names.
     """
@@ -79,20 +79,20 @@ class Processes:
         self._turns: dict[str, Iterator[int]] = defaultdict(itertools.count)
         self._polling = threading.Lock()
         self.num_polls = 0
-        """How often another process was asked for something so far, by any thread; it only grows.
+        """Polls of other processes so far, by any thread.
 
         A process that waits for another makes progress: that one has a watchdog of its own.
         """
-        self._has_told = False
+        self._has_announced = False
         self._is_leaving = threading.Event()
-        self.way_on: str | None = None
-        """The command that goes on with the run, once there is something to go on with."""
+        self.resume_command: str | None = None
+        """The command that resumes the run, once there is something to resume."""
         if self.num > 1:
             threading.Thread(target=self._watch, name="other processes", daemon=True).start()
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the run folder and speaks for all."""
+        """Whether this process writes the run folder and logs for all."""
         return self.index == 0
 
     def gather(self, name: str, value: Value, *, limit_sec: float | None = None) -> list[Value]:
@@ -124,7 +124,7 @@ class Processes:
         return self._get(key, 0, None)
 
     def wait(self, name: str) -> None:
-        """Returns when every process has come here."""
+        """Returns when every process has called it: a barrier."""
         self.gather(f"{name} come", None)
         self.from_first(f"{name} gone", None)
 
@@ -147,7 +147,7 @@ class Processes:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Tells the other processes of an error inside, so that they end too.
+        """Announces an error inside to the other processes, so that they end too.
 
         An error that only echoes the end of another process becomes EndedElsewhere, and one that
         says that another has not answered in time Unanswered.
@@ -155,20 +155,22 @@ class Processes:
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
-            if self.num == 1 or self._has_told or isinstance(error, EndedElsewhere):
+            if self.num == 1 or self._has_announced or isinstance(error, EndedElsewhere):
                 raise
-            told: BaseException = error
+            announced: BaseException = error
             if _may_be_an_echo(error):
-                self._await_news(error)
+                self._wait_for_cause(error)
                 if _TIMED_OUT in str(error):  # all live, and one has taken longer than JAX allows
-                    told = Unanswered(f"a process did not answer: {str(error).splitlines()[0]}")
-            self._tell(told)
-            if told is error:
+                    announced = Unanswered(
+                        f"a process did not answer: {str(error).splitlines()[0]}"
+                    )
+            self._announce(announced)
+            if announced is error:
                 raise
-            raise told from error
+            raise announced from error
 
     def end(self, exit_code: int) -> NoReturn:
-        """Ends this process: with 0 once all have come to their end, else as soon as they know.
+        """Ends this process: with 0 once all are done, else as soon as the others know.
 
         What JAX does when a process exits by itself waits for the others and, after an error,
         changes the exit code.
@@ -180,17 +182,17 @@ class Processes:
                 jax.distributed.shutdown()
                 _exit(0)
             except EndedElsewhere as ended:
-                self._say_last(ended)
+                self._log_last(ended)
                 exit_code = ended.exit_code
         self._leave(exit_code)
 
     def abandon(self, error: TesseraError) -> NoReturn:
         """Ends this process and the others from any thread, though the main one may be stuck."""
         self._is_leaving.set()
-        self._say_last(error)
+        self._log_last(error)
         if self.num == 1:
             _exit(error.exit_code)
-        self._tell(error)
+        self._announce(error)
         self._leave(error.exit_code)
 
     def _leave(self, exit_code: int) -> NoReturn:
@@ -229,8 +231,8 @@ class Processes:
                     f"{time.monotonic() - began:.0f} s ({key}); see its log"
                 )
 
-    def _tell(self, error: BaseException) -> None:
-        self._has_told = True
+    def _announce(self, error: BaseException) -> None:
+        self._has_announced = True
         is_ours = isinstance(error, TesseraError)
         message = str(error) if is_ours else f"{type(error).__name__}: {error}"
         content = [exit_code_of(error), message, isinstance(error, _COMMON)]
@@ -238,24 +240,24 @@ class Processes:
             self._client.key_value_set(f"ended/{self.index}", json.dumps(content))
 
     def _ended_elsewhere(self) -> EndedElsewhere | None:
-        """Returns what the first process to end with an error said, None while all are well."""
+        """Returns the error of the first process that ended with one, None without any."""
         ended = sorted(self._client.key_value_dir_get("ended/"))
         for key, content in ended:
             index = int(key.rpartition("/")[2])
             if index != self.index:
                 code, message, is_common = json.loads(content)
-                words = message if is_common else f"process {index} has ended: {message}"
-                return EndedElsewhere(words, code)
+                text = message if is_common else f"process {index} has ended: {message}"
+                return EndedElsewhere(text, code)
         return None
 
     def _raise_if_ended_elsewhere(self) -> None:
         if ended := self._ended_elsewhere():
             raise ended
 
-    def _await_news(self, error: BaseException) -> None:
-        """Waits to hear that another process has ended; the service may abort this one then."""
+    def _wait_for_cause(self, error: BaseException) -> None:
+        """Waits for the error of another process; the service may abort this one meanwhile."""
         _logger.warning(
-            f"{str(error).splitlines()[0]}; perhaps another process has ended: waiting for news"
+            f"{str(error).splitlines()[0]}; another process may have ended: waiting for its error"
         )
         deadline = time.monotonic() + HEARTBEAT_SEC + _GRACE_SEC
         while time.monotonic() < deadline:
@@ -263,11 +265,11 @@ class Processes:
                 raise ended from error
             time.sleep(_POLL_SEC)
 
-    def _say_last(self, error: TesseraError) -> None:
-        _logger.error(closing_line(str(error), error.exit_code, self.way_on))
+    def _log_last(self, error: TesseraError) -> None:
+        _logger.error(closing_line(str(error), error.exit_code, self.resume_command))
 
     def _watch(self) -> None:
-        """Ends this process where it cannot end by itself after another has: it may be waiting."""
+        """Ends this process when another has ended with an error and this one is stuck waiting."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone
             while not self._is_leaving.wait(_POLL_SEC):
                 ended = self._ended_elsewhere()
@@ -275,7 +277,7 @@ class Processes:
                     continue
                 if self._is_leaving.wait(_GRACE_SEC):
                     return
-                self._say_last(ended)
+                self._log_last(ended)
                 self._leave(ended.exit_code)
 
 
@@ -284,10 +286,10 @@ ALONE = Processes()
 
 
 def join(job: Job) -> Processes:
-    """Connects all processes of a job; must come before the first look at a device.
+    """Connects all processes of a job; must be called before JAX looks for devices.
 
     Raises:
-        Unavailable, SettingsError: one of them has not come, or does not fit; as `meet`.
+        Unavailable, SettingsError: as `meet`.
     """
     meet(job)
     # Its handler of SIGTERM would take the place of ours.
@@ -324,7 +326,7 @@ def _differences(contents: list[dict[str, Value]]) -> list[str]:
 
 
 def _may_be_an_echo(error: BaseException | None) -> bool:
-    """Says whether an error may come from a broken connection to another process."""
+    """Returns whether an error may come from a broken connection to another process."""
     while error is not None:
         if isinstance(error, TesseraError):
             return False
@@ -335,7 +337,7 @@ def _may_be_an_echo(error: BaseException | None) -> bool:
 
 
 def _exit(exit_code: int) -> NoReturn:
-    """Ends this process at once, everything that was said written out."""
+    """Ends this process at once, after flushing its output."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
