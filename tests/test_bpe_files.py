@@ -130,7 +130,7 @@ def test_a_vocabulary_beside_its_merges_is_a_tokenizer(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("content", "pattern", "says"),
+    ("content", "pattern", "message"),
     [
         (None, None, "data.split_pattern=None must be gpt2"),
         (None, "cl200k", "data.split_pattern=cl200k must be gpt2"),
@@ -139,13 +139,13 @@ def test_a_vocabulary_beside_its_merges_is_a_tokenizer(tmp_path, name):
         (b"IQ== 0\n", "gpt2", "it has no token for the byte 0x00"),
     ],
 )
-def test_ranks_that_cannot_be_used_are_refused(tmp_path, content, pattern, says):
+def test_ranks_that_cannot_be_used_are_refused(tmp_path, content, pattern, message):
     path = write_ranks(tmp_path / "x.tiktoken", ranks_of())
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SettingsError) as error:
         opened(path, split_pattern=pattern)
-    assert says in str(error.value)
+    assert message in str(error.value)
     with pytest.raises(SettingsError, match=r"data\.split_pattern=gpt2 must not be given with"):
         open_tokenizer(settings(tokenizer="bytes", split_pattern="gpt2"))
 

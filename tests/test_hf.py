@@ -253,10 +253,10 @@ def test_a_tokenizer_that_is_larger_than_the_vocabulary_is_refused(here):
 
     words = {f"w{i}": i for i in range(99)} | {"<|endoftext|>": 99}
     Tokenizer(WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
-    code, said = call("import", "llama", "--run-dir", "run")
+    code, message = call("import", "llama", "--run-dir", "run")
     assert code == 2
     for word in ("tokenizer.json", "100", "vocab_size=61"):
-        assert word in said
+        assert word in message
     assert not (here / "run").exists()
 
 
