@@ -20,18 +20,18 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 @dataclass(frozen=True, kw_only=True)
 class ExportArguments:
-    """Writes the model of a run as a Hugging Face folder."""
+    """Exports a run as the folder of a Hugging Face model."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
     out: Annotated[Path, tyro.conf.Positional]
-    """The folder to make; it must be new or empty."""
+    """The folder to make."""
     step: int | None = None
     """Step of the checkpoint; None is the newest."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of the weights in the files."""
     shard_size: str = "5GB"
-    """Largest file of weights, such as 500MB; a larger tensor has a file of its own."""
+    """Largest size of a file, such as 500MB; a larger tensor has a file of its own."""
     json: bool = False
     """Print the result as one JSON object, on the last line."""
 

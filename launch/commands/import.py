@@ -14,10 +14,10 @@ from launch.malloc import return_freed_memory
 
 @dataclass(frozen=True, kw_only=True)
 class ImportArguments:
-    """Makes a run folder from a Hugging Face model."""
+    """Imports the folder of a Hugging Face model as a run."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """The folder of the model: config.json, weights in safetensors, and the tokenizer."""
+    """Its folder: config.json, weights in safetensors, and its tokenizer."""
     run_dir: Path
     """The run folder to make."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
