@@ -26,12 +26,12 @@ from data.token_store import (
     open_store,
     stored_tokenizer,
 )
-from data.tokenizers.tokenizer import Tokenizer, changes_text, open_tokenizer, tokenizer_digest
+from data.tokenizers.tokenizer import Tokenizer, lossy_texts, open_tokenizer, tokenizer_digest
 from data.tokenizers.train_tokenizer import (
-    RESERVED,
     SAMPLE_CHARACTERS,
-    learn_characters,
-    learn_sentencepiece,
+    UNK_CHARACTER,
+    character_tokenizer,
+    train_sentencepiece,
 )
 
 _LEARNED = ("sentencepiece", "characters")
@@ -259,7 +259,7 @@ def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, say: S
     if preparations and tokenizer is None:
         tokenizer, notes = _learn(preparations)
         say(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} tokens{notes and f'; {notes}'}")
-    if preparations and tokenizer is not None and (changed := changes_text(tokenizer)):
+    if preparations and tokenizer is not None and (changed := lossy_texts(tokenizer)):
         say(
             "warning: this tokenizer does not give every text back as it was; it changes "
             f"{', '.join(changed)}"
@@ -273,14 +273,14 @@ def _learn(preparations: list[Preparation]) -> tuple[Tokenizer, str]:
     """Returns a tokenizer learned from all texts, and in words what it has not learned from."""
     config = preparations[0].config
     if config.tokenizer == "characters":
-        return learn_characters(set().union(*(p.alphabet for p in preparations)), config), ""
+        return character_tokenizer(set().union(*(p.alphabet for p in preparations)), config), ""
     num_characters = sum(preparation.num_line_characters for preparation in preparations)
     stride = -(-num_characters // SAMPLE_CHARACTERS) or 1
     lines = [line for preparation in preparations for line in preparation.sample(stride)]
-    num_split = sum(RESERVED in line for line in lines)
+    num_split = sum(UNK_CHARACTER in line for line in lines)
     notes = [f"learned from one line of {stride}, in parts of 1000 characters"] * (stride > 1)
     notes += [f"{num_split:,} lines that it learns from are split at U+2585"] * bool(num_split)
-    return learn_sentencepiece(lines, config), ", ".join(notes)
+    return train_sentencepiece(lines, config), ", ".join(notes)
 
 
 def _identity(

@@ -11,12 +11,12 @@ from configs.model import ModelConfig
 from configs.run import RunConfig
 from data.batch import Batch
 from data.objectives.objective import ObjectiveMaker, Row, stream_len
-from data.tokenizers.special_tokens import special_ids
+from data.tokenizers.special_tokens import special_token_ids
 from data.tokenizers.tokenizer import CharacterTokenizer
 
 LETTERS = "".join(map(chr, range(ord("0"), ord("0") + 40)))
 GROUPS = ("masked", "span", "infill")
-TOKENIZER = CharacterTokenizer(LETTERS, special_ids(GROUPS, len(LETTERS) + 1))
+TOKENIZER = CharacterTokenizer(LETTERS, special_token_ids(GROUPS, len(LETTERS) + 1))
 
 GEMMA: Mapping[str, Any] = {
     "norm_placement": "sandwich",

@@ -1,4 +1,4 @@
-"""The models that `transformers` wrote, each in a folder with what it says of two texts."""
+"""The models that `transformers` wrote, each in a folder with its outputs for two texts."""
 
 import pytest
 from conftest import ROOT

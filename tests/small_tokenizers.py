@@ -1,4 +1,4 @@
-"""Small tokenizers made as others make theirs, and settings that open them."""
+"""Small tokenizers made with other libraries, and settings that open them."""
 
 import argparse
 import io

@@ -12,7 +12,7 @@ from small_tokenizers import TEXTS, byte_level, settings
 from tokenizers import Regex, pre_tokenizers
 
 from configs.errors import SettingsError
-from data.tokenizers.bpe_files import _PATTERNS, _alphabet
+from data.tokenizers.bpe_files import SPLIT_PATTERNS, bytes_to_unicode
 from data.tokenizers.tokenizer import Tokenizer, open_tokenizer
 
 WORDS = "The cat's 12345 caféS, 世界!\r\n\n  indented   MixedCase I'LL <|endoftext|> 🙂\0 aaaaaaa"
@@ -20,9 +20,9 @@ WORDS = "The cat's 12345 caféS, 世界!\r\n\n  indented   MixedCase I'LL <|endo
 
 def ranks_of(num_merges: int = 300) -> dict[bytes, int]:
     """Ranks of a byte-level BPE, bytes first in an order of their own."""
-    said = json.loads(byte_level().to_str())["model"]
-    byte_of = {character: byte for byte, character in enumerate(_alphabet())}
-    tokens = [bytes(byte_of[c] for c in token) for token in said["vocab"]]
+    model = json.loads(byte_level().to_str())["model"]
+    byte_of = {character: byte for byte, character in enumerate(bytes_to_unicode())}
+    tokens = [bytes(byte_of[c] for c in token) for token in model["vocab"]]
     return {token: rank for rank, token in enumerate(tokens[: 256 + num_merges])}
 
 
@@ -58,8 +58,8 @@ def opened(path: Path, **changes: object) -> Tokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize("name", [*_PATTERNS, r"\w+|\W"])
-@pytest.mark.parametrize("alphabet", ["learned", "of two letters"])
+@pytest.mark.parametrize("name", [*SPLIT_PATTERNS, r"\w+|\W"])
+@pytest.mark.parametrize("alphabet", ["trained", "of two letters"])
 def test_ranks_give_the_ids_of_the_algorithm_of_tiktoken(tmp_path, name, alphabet):
     ranks = ranks_of()
     draw = random.Random(0)
@@ -69,7 +69,7 @@ def test_ranks_give_the_ids_of_the_algorithm_of_tiktoken(tmp_path, name, alphabe
             left, right = (draw.choice([*ranks][97:99] + [*ranks][256:]) for _ in range(2))
             ranks.setdefault(left + right, len(ranks))
     tokenizer = opened(write_ranks(tmp_path / "x.tiktoken", ranks), split_pattern=name)
-    pattern = str(_PATTERNS.get(name, name))
+    pattern = str(SPLIT_PATTERNS.get(name, name))
     texts = [WORDS, *(text[:3000] for text in TEXTS)]
     texts += ["".join(draw.choices("aab b'S1\n é世", k=40)) for _ in range(500)]
     texts += ["".join(draw.choices("ab", k=60)) for _ in range(500)]
@@ -89,7 +89,7 @@ def test_a_word_that_is_a_token_is_it_though_no_merges_lead_there(tmp_path):
 def test_known_encodings_cut_words_as_tiktoken_does():
     """As tiktoken 0.14 cuts them by the same names."""
     text = "It's 12345 IT'LL\r\n\n  fooBar//\n x"
-    cut = {name: "|".join(words_of(text, pattern)) for name, pattern in _PATTERNS.items()}
+    cut = {name: "|".join(words_of(text, pattern)) for name, pattern in SPLIT_PATTERNS.items()}
     assert cut == {
         "gpt2": "It|'s| 12345| IT|'|LL|\r\n\n | fooBar|//|\n| x",
         "cl100k_base": "It|'s| |123|45| IT|'LL|\r\n\n| | fooBar|//\n| x",
@@ -109,9 +109,9 @@ def test_the_end_of_text_has_the_id_that_it_has_in_a_known_encoding(tmp_path):
 def test_a_vocabulary_beside_its_merges_is_a_tokenizer(tmp_path, name):
     made = byte_level("<|endoftext|>")
     stem = name.removesuffix("vocab.json").removesuffix("merges.txt")
-    said = json.loads(made.to_str())["model"]
-    (tmp_path / f"{stem}vocab.json").write_text(json.dumps(said["vocab"]))
-    merges = "\n".join(" ".join(pair) for pair in said["merges"])
+    model = json.loads(made.to_str())["model"]
+    (tmp_path / f"{stem}vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
     (tmp_path / f"{stem}merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
     tokenizer = opened(tmp_path / name)
     for text in (WORDS.replace("<|endoftext|>", ""), *TEXTS):
@@ -120,32 +120,32 @@ def test_a_vocabulary_beside_its_merges_is_a_tokenizer(tmp_path, name):
     assert tokenizer.decode(tokenizer.encode(WORDS)) == WORDS
     assert tokenizer.separator == 0
     (tmp_path / "tokenizer.json").write_text(made.to_str())
-    with pytest.raises(SettingsError, match=r"tokenizer\.json does: pass that, or --data\.split_p"):
+    with pytest.raises(SettingsError, match=r"tokenizer\.json has: pass that, or --data\.split-p"):
         opened(tmp_path / name)
     assert opened(tmp_path / name, split_pattern="gpt2").vocab_size == tokenizer.vocab_size
     (tmp_path / f"{stem}merges.txt").unlink()
     if name.endswith("vocab.json"):
-        with pytest.raises(SettingsError, match=r"merges\.txt is absent; copy both"):
+        with pytest.raises(SettingsError, match=r"merges\.txt is missing; copy both"):
             opened(tmp_path / name, split_pattern="gpt2")
 
 
 @pytest.mark.parametrize(
-    ("content", "pattern", "says"),
+    ("content", "pattern", "message"),
     [
-        (None, None, "data.split_pattern=None must say how"),
-        (None, "cl200k", "data.split_pattern=cl200k must say how"),
+        (None, None, "data.split_pattern=None must be gpt2"),
+        (None, "cl200k", "data.split_pattern=cl200k must be gpt2"),
         (None, "(", "does not parse"),
         (b"no ranks", "gpt2", "does not parse"),
         (b"IQ== 0\n", "gpt2", "it has no token for the byte 0x00"),
     ],
 )
-def test_ranks_that_cannot_be_used_are_refused(tmp_path, content, pattern, says):
+def test_ranks_that_cannot_be_used_are_refused(tmp_path, content, pattern, message):
     path = write_ranks(tmp_path / "x.tiktoken", ranks_of())
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SettingsError) as error:
         opened(path, split_pattern=pattern)
-    assert says in str(error.value)
+    assert message in str(error.value)
     with pytest.raises(SettingsError, match=r"data\.split_pattern=gpt2 must not be given with"):
         open_tokenizer(settings(tokenizer="bytes", split_pattern="gpt2"))
 

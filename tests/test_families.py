@@ -1,4 +1,4 @@
-"""The laws of what a token sees, for every kind of model and what it is asked."""
+"""What each token depends on, for every kind of model and objective."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def reach_of(kind: Kind):
 
 
 def visible(kind: Kind, batch: Batch[np.ndarray]) -> np.ndarray:
-    """Returns what the first row must and may depend on, by the definition of each kind."""
+    """Returns which tokens [T, V] the first row depends on, by the definition of each kind."""
     segments_T = batch.segments_BT[0]
     T = len(segments_T)
     seen = np.zeros((T, kind.model.num_padded_tokens), bool)
@@ -69,7 +69,7 @@ def visible(kind: Kind, batch: Batch[np.ndarray]) -> np.ndarray:
 
 
 @every_kind
-def test_a_token_depends_on_just_those_that_it_may_see(rng, kind):
+def test_a_token_depends_on_exactly_those_it_attends_to(rng, kind):
     params = random_params(kind.model)
     batch = distinct(batch_of_kind(rng, kind.run(), 6))
     rows = [one_row(batch, i) for i in range(6)]
@@ -96,7 +96,7 @@ def alone(batch: Batch[np.ndarray], segment: int) -> Batch[np.ndarray]:
 
 
 @every_kind
-def test_a_packed_document_is_read_as_if_it_were_alone(rng, kind):
+def test_a_packed_document_is_computed_as_if_it_were_alone(rng, kind):
     params = random_params(kind.model)
     batch = batch_of_kind(rng, kind.run(), 6)
     row = one_row(batch, int(np.argmax(batch.segments_BT.max(axis=1))))
@@ -114,7 +114,7 @@ def test_a_packed_document_is_read_as_if_it_were_alone(rng, kind):
         )
 
 
-def test_a_prediction_of_later_tokens_sees_just_as_many_more(rng):
+def test_multi_token_prediction_depends_on_as_many_more_tokens(rng):
     kind = KINDS["future"]
     params = random_params(kind.model)
     batch = one_row(distinct(batch_of_kind(rng, kind.run(), 1)), 0)

@@ -1,4 +1,4 @@
-"""Models travel both ways bit for bit, and what is no such model is refused before it is read."""
+"""Import and export are exact to the bit; an unsupported model is refused before it is read."""
 
 import json
 import shutil
@@ -13,10 +13,10 @@ from small_model import small_model
 from small_runs import call, write_text
 
 from configs.errors import IntegrityError, SettingsError
-from model.hf.folder import open_published
-from model.hf.registry import FAMILIES, find_family, read_settings
+from model.hf.folder import open_hf_model
+from model.hf.registry import FAMILIES, find_family, read_hf_config
 from model.hf.safetensors import INDEX, WEIGHTS, stored_tensors
-from model.hf.tensors import Part
+from model.hf.tensors import ParamSlice
 from train.state import shape_of
 
 CONTINUED = """
@@ -31,14 +31,16 @@ CONTINUED = """
 
 
 def copied(folder: Path, tmp_path: Path) -> Path:
-    """Returns a copy of a golden that a test may spoil."""
+    """Returns a copy of a golden that a test may damage."""
     return Path(shutil.copytree(folder, tmp_path / folder.name))
 
 
 def edit(folder: Path, **changes) -> None:
     path = folder / "config.json"
-    said = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({name: value for name, value in said.items() if value != "drop"}))
+    hf_config = {**json.loads(path.read_text()), **changes}
+    path.write_text(
+        json.dumps({name: value for name, value in hf_config.items() if value != "drop"})
+    )
 
 
 def header_of(path: Path) -> tuple[dict, bytes]:
@@ -59,8 +61,8 @@ def here(tmp_path, monkeypatch):
 
 
 @by_golden
-def test_every_part_of_our_parameters_is_in_just_one_tensor(folder):
-    found = open_published(folder, dtype="float32")
+def test_every_slice_of_the_parameters_is_in_exactly_one_tensor(folder):
+    hf_model = open_hf_model(folder, dtype="float32")
     shapes = {}
 
     def flatten(tree, path=()):
@@ -70,18 +72,18 @@ def test_every_part_of_our_parameters_is_in_just_one_tensor(folder):
             else:
                 shapes["/".join((*path, name))] = node.shape
 
-    flatten(shape_of(found.config).params)
-    parts = [part for tensor, _ in found.pairs for part in tensor.parts]
-    assert len({*parts}) == len(parts)
+    flatten(shape_of(hf_model.config).params)
+    slices = [param for tensor, _ in hf_model.matched_tensors for param in tensor.slices]
+    assert len({*slices}) == len(slices)
     wanted = set()
     for path, shape in shapes.items():
         num = 0
         if path.split("/")[0] in ("layers", "first_layers", "encoder_layers"):
             experts = ("mlp/gate", "mlp/up", "mlp/down")
-            is_expert = found.config.num_experts and path.endswith(experts) and "layers/" in path
+            is_expert = hf_model.config.num_experts and path.endswith(experts) and "layers/" in path
             num = 2 if is_expert and not path.startswith("first") else 1
-        wanted |= {Part(path, index) for index in np.ndindex(shape[:num])}
-    assert {*parts} == wanted
+        wanted |= {ParamSlice(path, index) for index in np.ndindex(shape[:num])}
+    assert {*slices} == wanted
 
 
 @by_golden
@@ -92,10 +94,10 @@ def test_a_model_that_is_imported_and_exported_is_the_same_bytes(folder, here):
     assert code == 0, words
     assert "differ by 0 at most" in words
     before, after = stored_tensors(folder), stored_tensors(here / "out")
-    family = open_published(folder, dtype="float32").family
-    assert {family.canonical(name) for name in before} == after.keys()
+    family = open_hf_model(folder, dtype="float32").family
+    assert {family.canonical_name(name) for name in before} == after.keys()
     for name, stored in before.items():
-        np.testing.assert_array_equal(stored.read(), after[family.canonical(name)].read())
+        np.testing.assert_array_equal(stored.read(), after[family.canonical_name(name)].read())
     for path in (here / "out").glob("*.safetensors"):
         header, _ = header_of(path)
         sizes = [entry["data_offsets"] for key, entry in header.items() if key != "__metadata__"]
@@ -105,10 +107,10 @@ def test_a_model_that_is_imported_and_exported_is_the_same_bytes(folder, here):
 
 @by_golden
 def test_settings_that_are_written_and_read_are_the_same(folder):
-    found = open_published(folder, dtype="float32")
-    family, said = find_family(found.config)
-    assert family.model_type == found.family.model_type
-    assert read_settings(said, frozenset(), dtype="float32")[1] == found.config
+    hf_model = open_hf_model(folder, dtype="float32")
+    family, hf_config = find_family(hf_model.config)
+    assert family.model_type == hf_model.family.model_type
+    assert read_hf_config(hf_config, frozenset(), dtype="float32")[1] == hf_model.config
 
 
 def test_a_model_in_many_files_is_the_model_in_one(here):
@@ -136,7 +138,7 @@ def test_half_precision_is_the_rounded_weights(here):
     assert json.loads((here / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_a_run_begins_with_published_weights_and_another_schedule(here):
+def test_a_run_starts_from_hugging_face_weights_with_another_schedule(here):
     write_text(here)
     folder = copied(LLAMA, here)
     settings = CONTINUED.split()
@@ -150,7 +152,7 @@ def test_a_run_begins_with_published_weights_and_another_schedule(here):
     assert [e["step"] for e in events if e["event"] == "branched"] == [None]
 
 
-def test_a_run_that_does_not_fit_published_weights_is_told_what_would(here):
+def test_a_run_that_does_not_match_hugging_face_weights_is_told_the_settings_that_would(here):
     write_text(here)
     code, words = call(
         *[
@@ -176,7 +178,7 @@ def test_a_run_that_does_not_fit_published_weights_is_told_what_would(here):
     assert not (here / "run").exists()
 
 
-def spoil(folder: Path, how: str) -> None:
+def damage(folder: Path, how: str) -> None:
     """Damages a copy of a golden in one way."""
     path = folder / WEIGHTS
     header, data = header_of(path)
@@ -223,9 +225,9 @@ BAD = {
     "json": (2, ("config.json", "JSON")),
     "nothing": (2, ("config.json", "Hugging Face")),
     "missing": (2, ("missing", "model.layers.1.mlp.up_proj.weight")),
-    "extra": (2, ("model.layers.7.strange", "does not have")),
+    "extra": (2, ("model.layers.7.strange", "unexpected")),
     "shape": (2, ("model.layers.1.mlp.up_proj.weight", "(16, 24)", "(24, 16)")),
-    "short": (65, (WEIGHTS, "cut short")),
+    "short": (65, (WEIGHTS, "truncated")),
     "pickled": (2, ("pytorch_model.bin", "safe_serialization=True")),
     "header": (65, (WEIGHTS, "header")),
     "index": (65, (INDEX, "../other.safetensors")),
@@ -233,9 +235,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("how", BAD)
-def test_what_is_no_model_of_ours_is_refused_and_nothing_is_made(here, how):
+def test_what_is_not_a_supported_model_is_refused_and_nothing_is_made(here, how):
     folder = copied(LLAMA, here)
-    spoil(folder, how)
+    damage(folder, how)
     wanted_code, wanted_words = BAD[how]
     code, words = call("import", "llama", "--run-dir", "run")
     assert code == wanted_code, words
@@ -251,10 +253,10 @@ def test_a_tokenizer_that_is_larger_than_the_vocabulary_is_refused(here):
 
     words = {f"w{i}": i for i in range(99)} | {"<|endoftext|>": 99}
     Tokenizer(WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
-    code, said = call("import", "llama", "--run-dir", "run")
+    code, message = call("import", "llama", "--run-dir", "run")
     assert code == 2
     for word in ("tokenizer.json", "100", "vocab_size=61"):
-        assert word in said
+        assert word in message
     assert not (here / "run").exists()
 
 
@@ -277,7 +279,7 @@ def test_an_import_or_export_over_something_is_refused(here):
         ("sinks", "model.attention_sinks=True"),
         ("lstm", "model.architecture=lstm"),
         ("future", "model.mtp_depth=2"),
-        ("t5", "the closest is t5, but for model.tied_embeddings=True"),
+        ("t5", "the closest is t5, except for model.tied_embeddings=True"),
     ],
 )
 def test_a_model_that_no_class_has_is_refused_by_the_name_of_the_setting(name, field):
@@ -314,9 +316,9 @@ def test_the_families_have_names_of_their_own():
     assert len({*names}) == len(names)
 
 
-def test_a_file_that_is_cut_while_it_is_read_is_an_error(here):
+def test_a_file_that_is_truncated_while_it_is_read_is_an_error(here):
     folder = copied(LLAMA, here)
     stored = stored_tensors(folder)
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:3000])
-    with pytest.raises(IntegrityError, match="cut short"):
+    with pytest.raises(IntegrityError, match="truncated"):
         stored["model.norm.weight"].read()

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from small_model import mesh_of
 from small_runs import call
-from test_hf_parity import import_published, largest_difference
+from test_hf_parity import import_hf_model, largest_difference
 
 from model.inputs import Inputs
 from train.state import shape_of
@@ -52,26 +52,26 @@ def test_models_of_any_size_are_those_of_the_reference_both_ways(
     reference, tmp_path, monkeypatch, seed
 ):
     monkeypatch.chdir(tmp_path)
-    reference("random", str(seed), str(tmp_path / "theirs"))
-    folders = sorted((tmp_path / "theirs").iterdir())
+    reference("random", str(seed), str(tmp_path / "hf"))
+    folders = sorted((tmp_path / "hf").iterdir())
     assert len(folders) == 18
     pairs = []
     for folder in folders:
         assert largest_difference(folder) <= 2e-5, folder.name
-        ours = tmp_path / "ours" / folder.name
+        exported = tmp_path / "tessera" / folder.name
         run = str(tmp_path / "runs" / folder.name)
         assert call("import", str(folder), "--run-dir", run, "--dtype", "float32")[0] == 0
-        assert call("export", run, str(ours), "--shard-size", "10KB")[0] == 0
-        pairs.append((str(ours), str(folder)))
+        assert call("export", run, str(exported), "--shard-size", "10KB")[0] == 0
+        pairs.append((str(exported), str(folder)))
     found = json.loads(reference("check", json.dumps(pairs)))
-    for export, said in found.items():
-        assert said.pop("difference") <= 1e-6, export
-        assert not said, (export, said)
+    for export, changes in found.items():
+        assert changes.pop("difference") <= 1e-6, export
+        assert not changes, (export, changes)
 
 
-def test_published_minilm_gives_the_sentence_embeddings_of_its_package(reference, tmp_path):
+def test_minilm_gives_the_sentence_embeddings_of_its_package(reference, tmp_path):
     reference("embed", str(tmp_path))
-    config, params = import_published(tmp_path / "model")
+    config, params = import_hf_model(tmp_path / "model")
     assert config.num_layers == 6
     with np.load(tmp_path / "sentences.npz") as arrays:
         tokens_BT, mask_BT, wanted = arrays["tokens"], arrays["mask"], arrays["embeddings"]

@@ -13,15 +13,15 @@ import pytest
 from conftest import ROOT
 
 from data.atomic_files import write_json
-from model.hf.registry import read_settings
-from model.hf.safetensors import INDEX, index_of, plan_shards, write_shard
+from model.hf.registry import read_hf_config
+from model.hf.safetensors import INDEX, plan_shards, shard_index, write_shard
 
 
 def write_llama(
     out: Path, *, hidden_size: int, num_layers: int, mlp_size: int, vocab_size: int, most: int
 ) -> int:
     """Writes a random Llama in files of `most` bytes; returns the bytes of all."""
-    said = {
+    hf_config = {
         "model_type": "llama",
         "hidden_size": hidden_size,
         "num_hidden_layers": num_layers,
@@ -35,7 +35,7 @@ def write_llama(
         "hidden_act": "silu",
         "max_position_embeddings": 2048,
     }
-    family, config = read_settings(said, set())
+    family, config = read_hf_config(hf_config, set())
     shapes = {tensor.name: tensor.shape for tensor in family.tensors(config)}
     draw = np.random.default_rng(0)
     shards = plan_shards(shapes, np.dtype(np.float32), most)
@@ -44,8 +44,8 @@ def write_llama(
         arrays = (0.02 * draw.standard_normal(s, np.float32) for s in shard.shapes.values())
         write_shard(out / shard.name, shard, np.dtype(np.float32), arrays)
     if len(shards) > 1:
-        write_json(out / INDEX, index_of(shards, np.dtype(np.float32)))
-    write_json(out / "config.json", said)
+        write_json(out / INDEX, shard_index(shards, np.dtype(np.float32)))
+    write_json(out / "config.json", hf_config)
     return 4 * sum(prod(shape) for shape in shapes.values())
 
 

@@ -9,17 +9,17 @@ import pytest
 from small_goldens import by_golden
 from small_model import mesh_of, quick_jit
 
-from model.hf.folder import open_published
+from model.hf.folder import open_hf_model
 from model.inputs import Inputs
 from train.state import shape_of
 
 
-def import_published(folder: Path):
+def import_hf_model(folder: Path):
     """Returns the settings and parameters of a model, in float32."""
-    found = open_published(folder, dtype="float32")
-    shape, mesh = shape_of(found.config), mesh_of()
+    hf_model = open_hf_model(folder, dtype="float32")
+    shape, mesh = shape_of(hf_model.config), mesh_of()
     with jax.set_mesh(mesh):
-        return found.config, found.read(shape.params, shape.layout(mesh))
+        return hf_model.config, hf_model.read_params(shape.params, shape.layout(mesh))
 
 
 def inputs_of_golden(golden) -> Inputs:
@@ -55,7 +55,7 @@ def largest_difference(folder: Path, *, pack: bool = False) -> float:
     Args:
         pack: read all texts in one row, which the golden has in rows of their own.
     """
-    config, params = import_published(folder)
+    config, params = import_hf_model(folder)
     with np.load(folder / "golden.npz") as arrays:
         golden = dict(arrays)
 
@@ -92,7 +92,7 @@ def test_hidden_states_and_logits_are_those_of_the_reference(folder, pack):
 def test_the_texts_of_the_reference_reach_where_models_differ(folder):
     with np.load(folder / "golden.npz") as arrays:
         num_tokens, is_padded = arrays["input_ids"].shape[1], (arrays["attention_mask"] == 0).any()
-    config = open_published(folder).config
+    config = open_hf_model(folder).config
     assert is_padded
     if folder.name in ("llama3", "llama_yarn", "deepseek_v3"):
         assert 0 < (config.rope_original_len or 0) < num_tokens

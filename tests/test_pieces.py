@@ -78,5 +78,5 @@ def test_a_document_in_pieces_has_the_ids_of_the_whole(tmp_path, monkeypatch, na
 def test_text_within_a_document_begins_without_a_space():
     for name, make in TOKENIZERS.items():
         tokenizer = open_content(make(), Path(name).suffix)
-        (ids,) = tokenizer.encode_batch(["bad cab"], within=True)
+        (ids,) = tokenizer.encode_batch(["bad cab"], mid_document=True)
         assert tokenizer.decode([*tokenizer.encode("a"), *ids]).strip() == "abad cab", name

@@ -18,7 +18,7 @@ from data.prepare.engine import Workers
 from data.prepare.prepare import WORK
 from data.token_store import MANIFEST, open_store
 from data.tokenizers.tokenizer import tokenizer_digest
-from data.tokenizers.train_tokenizer import learn_sentencepiece
+from data.tokenizers.train_tokenizer import train_sentencepiece
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_one_tokenizer_is_learned_from_all_texts_of_a_mixture(texts):
     # The lines of the training parts, and those alone, in the order of the digests of the texts.
     training = [documents_in(store, store.train)[0].split("\n") for store in (web, code)]
     models = {
-        learn_sentencepiece(
+        train_sentencepiece(
             [line for lines in order for line in lines if line], mixed(texts)
         ).content()
         for order in (training, training[::-1])

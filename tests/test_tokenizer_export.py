@@ -5,10 +5,11 @@ import tokenizers
 from small_families import TOKENIZER
 from small_tokenizers import TEXTS, byte_level, content_of, open_content, settings
 
-from data.tokenizers.export_json import as_tokenizer_json, named_tokens
-from data.tokenizers.special_tokens import special_ids
+from data.tokenizers.export_tokenizer import to_tokenizer_json
+from data.tokenizers.hf_files import special_tokens_map
+from data.tokenizers.special_tokens import special_token_ids
 from data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
-from data.tokenizers.train_tokenizer import learn_sentencepiece
+from data.tokenizers.train_tokenizer import train_sentencepiece
 
 GROUPS = ("masked", "span")
 
@@ -16,12 +17,12 @@ GROUPS = ("masked", "span")
 def of_kind(kind: str) -> Tokenizer:
     match kind:
         case "bytes":
-            return ByteTokenizer(special_ids(GROUPS, 257))
+            return ByteTokenizer(special_token_ids(GROUPS, 257))
         case "characters":
             return TOKENIZER
         case "sentencepiece":
             lines = TEXTS[0].splitlines()
-            return learn_sentencepiece(lines, settings(vocab_size=500, special_tokens=GROUPS))
+            return train_sentencepiece(lines, settings(vocab_size=500, special_tokens=GROUPS))
     return open_content(
         content_of(byte_level("<|endoftext|>", "<mask>")), ".json", special_tokens=GROUPS
     )
@@ -30,12 +31,13 @@ def of_kind(kind: str) -> Tokenizer:
 @pytest.mark.parametrize("kind", ["bytes", "characters", "sentencepiece", "huggingface"])
 def test_every_token_with_a_meaning_has_the_spelling_and_the_id_that_it_has_here(kind):
     tokenizer = of_kind(kind)
-    content = as_tokenizer_json(tokenizer)
+    content = to_tokenizer_json(tokenizer)
     assert content is not None
     made = tokenizers.Tokenizer.from_str(content.decode())
     assert made.get_vocab_size() <= tokenizer.vocab_size
     ids = {
-        name: made.token_to_id(token) for name, token in named_tokens(tokenizer, content).items()
+        name: made.token_to_id(token)
+        for name, token in special_tokens_map(tokenizer, content).items()
     }
     special = tokenizer.special
     assert ids == {
@@ -53,5 +55,5 @@ def test_every_token_with_a_meaning_has_the_spelling_and_the_id_that_it_has_here
 
 def test_what_was_given_leaves_as_it_came():
     tokenizer = open_content(content_of(byte_level("<|endoftext|>")), ".json")
-    assert as_tokenizer_json(tokenizer) == tokenizer.content()
-    assert named_tokens(tokenizer, tokenizer.content())["eos_token"] == "<|endoftext|>"
+    assert to_tokenizer_json(tokenizer) == tokenizer.content()
+    assert special_tokens_map(tokenizer, tokenizer.content())["eos_token"] == "<|endoftext|>"

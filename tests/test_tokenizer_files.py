@@ -11,7 +11,7 @@ from small_tokenizers import (
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from configs.errors import SettingsError
-from data.tokenizers.tokenizer import changes_text, load_tokenizer, open_tokenizer, tokenizer_digest
+from data.tokenizers.tokenizer import load_tokenizer, lossy_texts, open_tokenizer, tokenizer_digest
 
 TEXT = "def the_cat(sat):\n    return sat  # on </s> <|endoftext|>"
 
@@ -115,7 +115,7 @@ def test_a_file_without_a_usual_separator_wants_one_chosen(suffix, content):
     with pytest.raises(SettingsError) as error:
         open_content(content, suffix)
     assert str(error.value).startswith("data.separator_token=None must be given: data.tokenizer ")
-    assert "pass --data.separator_token with one of its tokens" in str(error.value)
+    assert "pass --data.separator-token with one of its tokens" in str(error.value)
     if suffix == ".json":
         assert open_content(content, suffix, separator_token="<|im_start|>").separator == 0
 
@@ -140,7 +140,7 @@ def test_a_lower_casing_tokenizer_changes_text():
     tokenizer = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    found = changes_text(open_content(content_of(tokenizer), ".json"))
+    found = lossy_texts(open_content(content_of(tokenizer), ".json"))
     assert {"upper case", "tabs", "double spaces", "composed accents (NFC)", "Chinese"} <= {*found}
 
 
@@ -148,6 +148,6 @@ def test_a_normalising_model_changes_text():
     content = trained_elsewhere(
         byte_fallback=True, vocab_size=300, normalization_rule_name="nmt_nfkc"
     )
-    found = changes_text(open_content(content, ".model"))
+    found = lossy_texts(open_content(content, ".model"))
     assert {"full-width forms", "combining accents (NFD)", "tabs", "double spaces"} <= {*found}
     assert not {"upper case", "Chinese", "composed accents (NFC)"} & {*found}

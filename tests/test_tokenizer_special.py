@@ -161,14 +161,16 @@ def test_a_separator_that_text_needs_is_refused_by_name(content, separator, fine
     assert opened.separator not in opened.encode(fine)
     with pytest.raises(SettingsError) as error:
         opened.encode(needing)
-    assert str(error.value).startswith(f"the text needs {separator or '<eos>'}, which data.token")
-    assert "pass another --data.separator_token" in str(error.value)
+    assert str(error.value).startswith(
+        f"the text contains {separator or '<eos>'}, which is reserved"
+    )
+    assert "pass another --data.separator-token" in str(error.value)
 
 
 def test_a_special_token_is_not_written_with_an_unknown_one_that_separates():
     content = words("<eos>", "<pad>", unknown="<eos>")
     opened = open_content(content, ".json", special_tokens=("masked",))
-    with pytest.raises(SettingsError, match="the text needs <pad>, which"):
+    with pytest.raises(SettingsError, match="the text contains <pad>, which is reserved"):
         opened.encode("<pad>")
 
 
@@ -181,7 +183,7 @@ def test_a_space_that_separates_is_written_in_bytes():
 
 def test_text_that_a_file_has_no_token_for_is_refused():
     opened = open_content(words("</s>", "the", unknown="<unk>"), ".json")
-    with pytest.raises(SettingsError, match=r"data\.tokenizer cannot write the text"):
+    with pytest.raises(SettingsError, match=r"data\.tokenizer cannot encode the text"):
         opened.encode("the dog")
 
 

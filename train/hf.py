@@ -1,4 +1,4 @@
-"""Runs that begin with the weights of a Hugging Face model, and such models made of runs."""
+"""Imports a Hugging Face model as a run; exports the model of a run as a Hugging Face folder."""
 
 import json
 import os
@@ -27,12 +27,18 @@ from configs.run import (
 )
 from configs.settings import flatten
 from data.atomic_files import write_json
-from data.tokenizers.export_json import as_tokenizer_json, named_tokens
-from data.tokenizers.tokenizer import Tokenizer
-from model.hf.folder import CONFIG, PublishedModel, open_published
+from data.tokenizers.hf_files import (
+    TOKEN_ID_KEYS,
+    config_token_ids,
+    find_tokenizer_file,
+    write_tokenizer_files,
+)
+from data.tokenizers.tokenizer import Tokenizer, open_tokenizer
+from model.hf.family import Family
+from model.hf.folder import CONFIG, HFModel, open_hf_model
 from model.hf.registry import find_family
-from model.hf.safetensors import INDEX, index_of, plan_shards, write_shard
-from model.hf.weights import tensor_arrays
+from model.hf.safetensors import INDEX, plan_shards, shard_index, write_shard
+from model.hf.weights import hf_arrays
 from model.inputs import Inputs
 from sharding.mesh import make_mesh
 from train.checkpoints.manifest import Progress
@@ -47,26 +53,55 @@ DTYPES: Mapping[str, Any] = {
     "bfloat16": ml_dtypes.bfloat16,
     "float16": np.float16,
 }
-PUBLISHED = "huggingface"
-"""The folder of a run that holds the small files an imported model came with."""
-_ID_NAMES = (
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "decoder_start_token_id",
-    "cls_token_id",
-    "sep_token_id",
-)
-_ROW = 32
-"""Tokens of the rows that both models are asked about after an export."""
+_IMPORTED = "huggingface"
+"""The folder of a run with the files that an imported model had beside its weights."""
+_IMPORTED_SUFFIXES = (".json", ".model", ".txt", ".jinja")  # settings, tokenizer, chat template
+_CHECK_LEN = 32
+"""Tokens of the sequences on which the logits before and after an export are compared."""
 
 
-def run_of(found: PublishedModel, tokenizer: str | None) -> RunConfig:
-    """Returns the settings of a run that has an imported model, no data yet, and no steps."""
-    config, length = found.config, min(found.longest_row, 4096)
+def import_model(hf_model: HFModel, run_dir: Path, environment: dict[str, Any]) -> int:
+    """Makes a run folder of a model; returns its number of parameters, padding included.
+
+    The run has no data, and one checkpoint at step 0 without optimizer state, for other runs to
+    start from.
+
+    Raises:
+        SettingsError: the tokenizer cannot be used, or the run folder is not empty.
+    """
+    tokenizer_file = find_tokenizer_file(hf_model.path)
+    _check_tokenizer(hf_model, tokenizer_file)
+    _check_new_folder(run_dir, "--run-dir")
+    mesh = _mesh_for(hf_model.config)
+    shape = shape_of(hf_model.config)
+    with jax.set_mesh(mesh), _atomic_folder(run_dir) as temporary:
+        (temporary / _IMPORTED).mkdir()
+        for path in sorted(hf_model.path.iterdir()):
+            if path.suffix in _IMPORTED_SUFFIXES and path.name != INDEX and path.is_file():
+                shutil.copyfile(path, temporary / _IMPORTED / path.name)
+        imported = run_dir.absolute() / _IMPORTED
+        config = _run_config(hf_model, tokenizer_file and imported / tokenizer_file.name)
+        params = hf_model.read_params(shape.params, shape.layout(mesh))
+        folder = RunFolder(temporary)
+        folder.begin(config, environment)
+        folder.add_event("imported", source=str(hf_model.path.absolute()))
+        place = Place(folder.checkpoints.absolute(), config.checkpoint, say=folder.add_event)
+        state = TrainState(jnp.zeros((), jnp.int32), params, ())
+        checkpoints = Checkpoints(place, flatten(config), one_at_a_time=state)
+        checkpoints.save(state, Progress(step=0, tokens=0, data_sha256="none: imported"))
+        cause = checkpoints.wait()
+        checkpoints.close()
+        if cause is not None:
+            raise OSError(cause)
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _run_config(hf_model: HFModel, tokenizer_file: Path | None) -> RunConfig:
+    """Returns the settings of the run of an imported model: no data, no training steps."""
+    config, length = hf_model.config, min(hf_model.max_sequence_len, 4096)
     data: dict[str, Any] = {"sequence_len": length}
-    if tokenizer is not None:
-        data["tokenizer"] = tokenizer
+    if tokenizer_file is not None:
+        data["tokenizer"] = str(tokenizer_file)
     if config.architecture == "encoder":
         data |= {"objective": "masked_pairs" if config.next_sentence else "masked"}
         data |= {"special_tokens": ("masked",)}
@@ -83,8 +118,21 @@ def run_of(found: PublishedModel, tokenizer: str | None) -> RunConfig:
     )
 
 
-def mesh_for(config: ModelConfig) -> jax.sharding.Mesh:
-    """Returns a mesh of all devices here, over which the parameters are cut where they divide."""
+def _check_tokenizer(hf_model: HFModel, file: Path | None) -> None:
+    """Raises SettingsError if the tokenizer cannot be read, or has more tokens than a decoder."""
+    if file is None:
+        return
+    tokenizer = open_tokenizer(_run_config(hf_model, file).data)
+    size, num_tokens = tokenizer.vocab_size if tokenizer else 0, hf_model.config.num_tokens
+    require(
+        size <= num_tokens or hf_model.config.architecture != "decoder",
+        f"{file} has {size} tokens, and config.json: vocab_size={num_tokens} must be at least "
+        "that: give the folder its own tokenizer",
+    )
+
+
+def _mesh_for(config: ModelConfig) -> jax.sharding.Mesh:
+    """Returns a mesh of all devices here, fully sharded if their number divides all widths."""
     num = jax.device_count()
     widths = (config.embed_dim, config.query_latent_dim or num, config.kv_latent_dim or num)
     is_even = all(width % num == 0 for width in widths)
@@ -92,57 +140,34 @@ def mesh_for(config: ModelConfig) -> jax.sharding.Mesh:
 
 
 @contextmanager
-def whole_or_not_at_all(path: Path) -> Iterator[Path]:
-    """Gives a folder to write into that gets its name when all is written.
+def _atomic_folder(path: Path) -> Iterator[Path]:
+    """Gives a temporary folder that is renamed to path at the end, and removed after an error.
 
-    What an earlier try left unfinished is removed.
+    One that an earlier try left is removed.
     """
-    making = path.with_name(f".{path.name}.unfinished")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
+    temporary = path.with_name(f".{path.name}.unfinished")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield making
+        yield temporary
         if path.is_dir():
-            path.rmdir()  # it is empty, which was looked at before
-        os.rename(making, path)
+            path.rmdir()  # it is empty, as checked before
+        os.rename(temporary, path)
     except BaseException:
-        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def check_new(path: Path, field: str) -> None:
-    """Raises SettingsError unless a folder is not there yet, or is empty."""
+def _check_new_folder(path: Path, field: str) -> None:
+    """Raises SettingsError unless a folder does not exist yet, or is empty."""
     free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    require(free, f"{field}={path} must not be there yet, or be empty: give another {field}")
+    require(free, f"{field}={path} must be a new or an empty folder: give another {field}")
 
 
-def import_model(found: PublishedModel, run_dir: Path, environment: dict[str, Any]) -> int:
-    """Makes a run folder of a model; returns how many parameters it has, padding included.
-
-    Its one checkpoint, at step 0, has weights and no moments: other runs begin with it.
-    """
-    check_new(run_dir, "--run-dir")
-    mesh = mesh_for(found.config)
-    shape = shape_of(found.config)
-    with jax.set_mesh(mesh), whole_or_not_at_all(run_dir) as making:
-        (making / PUBLISHED).mkdir()
-        for path in found.small_files:
-            shutil.copyfile(path, making / PUBLISHED / path.name)
-        tokenizer = found.tokenizer and run_dir.absolute() / PUBLISHED / found.tokenizer.name
-        config = run_of(found, tokenizer and str(tokenizer))
-        params = found.read(shape.params, shape.layout(mesh))
-        folder = RunFolder(making)
-        folder.begin(config, environment)
-        folder.add_event("imported", source=str(found.path.absolute()))
-        place = Place(folder.checkpoints.absolute(), config.checkpoint, say=folder.add_event)
-        state = TrainState(jnp.zeros((), jnp.int32), params, ())
-        checkpoints = Checkpoints(place, flatten(config), one_at_a_time=state)
-        checkpoints.save(state, Progress(step=0, tokens=0, data_sha256="none: imported"))
-        cause = checkpoints.wait()
-        checkpoints.close()
-        if cause is not None:
-            raise OSError(cause)
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+def check_export(config: ModelConfig, out: Path) -> Family:
+    """Returns the family to export to; SettingsError if there is none, or out is not empty."""
+    _check_new_folder(out, "OUT")
+    return find_family(config)[0]
 
 
 def export_model(
@@ -151,63 +176,85 @@ def export_model(
     tokenizer: Tokenizer | None,
     out: Path,
     *,
-    kept: Path | None = None,
+    run_dir: Path,
     dtype: Literal["float32", "bfloat16", "float16"],
     shard_bytes: int,
-    say: Callable[[str], None],
+    emit: Callable[[str], None],
 ) -> float:
-    """Writes a model as `save_pretrained` would; returns the largest difference of logits.
+    """Writes a model as `save_pretrained` does; returns the largest difference of logits.
 
-    The parameters are given up on the way: what was written is read back in their place.
+    The parameters are deleted on the way: what was written is read back in their place.
 
     Args:
-        kept: the small files that the model came with, if it was imported.
+        run_dir: of the model; an imported one gets its settings of tokens and its tokenizer back.
+        emit: gets a line for each file of weights.
 
     Raises:
-        SettingsError: no class of Hugging Face has such a model, or the folder is not empty.
-        CheckFailed: what was read back is another model.
+        SettingsError: no Hugging Face class has such a model.
+        CheckFailed: the files read back as another model.
     """
-    check_new(out, "OUT")
-    family, said = find_family(config.model)
-    tensors = list(family.tensors(config.model))
-    kind = np.dtype(DTYPES[dtype])
-    if kind != np.float32:
-        rounded = jax.jit(lambda x: x.astype(kind).astype(x.dtype), donate_argnums=0)
+    family, hf_config = find_family(config.model)
+    imported = run_dir / _IMPORTED if (run_dir / _IMPORTED).is_dir() else None
+    tensors = {tensor.name: tensor for tensor in family.tensors(config.model)}
+    stored_dtype = np.dtype(DTYPES[dtype])
+    if stored_dtype != np.float32:
+        rounded = jax.jit(lambda x: x.astype(stored_dtype).astype(x.dtype), donate_argnums=0)
         params = jax.tree.map(rounded, params)
-    shards = plan_shards({tensor.name: tensor.shape for tensor in tensors}, kind, shard_bytes)
-    by_name = {tensor.name: tensor for tensor in tensors}
-    with whole_or_not_at_all(out) as making:
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    shards = plan_shards(shapes, stored_dtype, shard_bytes)
+    max_sequence_len = config.model.num_positions or config.data.sequence_len
+    with _atomic_folder(out) as temporary:
         for shard in shards:
-            arrays = tensor_arrays(params, [by_name[name] for name in shard.shapes])
-            write_shard(making / shard.name, shard, kind, arrays)
-            say(f"wrote {shard.name}: {len(shard.shapes)} tensors")
+            arrays = hf_arrays(params, [tensors[name] for name in shard.shapes])
+            write_shard(temporary / shard.name, shard, stored_dtype, arrays)
+            emit(f"wrote {shard.name}: {len(shard.shapes)} tensors")
         if len(shards) > 1:
-            write_json(making / INDEX, index_of(shards, kind))
-        said |= {"dtype": dtype, "torch_dtype": dtype, **_length(config)}
-        write_json(making / CONFIG, {**said, **_ids(kept, tokenizer)})
-        _write_tokenizer(making, kept, tokenizer, _length(config)["max_position_embeddings"])
-        before = _logits(config.model, params)
-        layout = jax.tree.map(lambda leaf: leaf.sharding, params)
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-        for leaf in jax.tree.leaves(params):
-            leaf.delete()
-        back = open_published(making, dtype=config.model.dtype)
-        after = _logits(back.config, back.read(shapes, layout))
-        difference = float(np.max(np.abs(before - after)))
-        scale = float(np.max(np.abs(before)))
-        if not difference <= 1e-6 * scale:
-            raise CheckFailed(
-                f"what was written to {out} reads back as another model: logits differ by "
-                f"{difference:.3g} of {scale:.3g}; nothing was kept"
-            )
+            write_json(temporary / INDEX, shard_index(shards, stored_dtype))
+        hf_config |= {"dtype": dtype, "torch_dtype": dtype}
+        hf_config |= {"max_position_embeddings": max_sequence_len}
+        write_json(temporary / CONFIG, {**hf_config, **_token_ids(imported, tokenizer)})
+        if imported is not None:
+            for path in sorted(imported.iterdir()):
+                if path.name != CONFIG:
+                    shutil.copyfile(path, temporary / path.name)
+        elif tokenizer is not None:
+            write_tokenizer_files(temporary, tokenizer, max_sequence_len)
+        return _read_back(config.model, params, temporary, out)
+
+
+def _token_ids(imported: Path | None, tokenizer: Tokenizer | None) -> dict[str, int | None]:
+    """Returns the ids of special tokens in config.json: those of the imported one, if any."""
+    if imported is not None:
+        hf_config = json.loads((imported / CONFIG).read_bytes())
+        return {key: hf_config[key] for key in TOKEN_ID_KEYS if key in hf_config}
+    return {**config_token_ids(tokenizer)} if tokenizer else dict.fromkeys(TOKEN_ID_KEYS)
+
+
+def _read_back(config: ModelConfig, params: Params, folder: Path, out: Path) -> float:
+    """Returns how far the logits of the model in a folder are from those of params, now deleted."""
+    before = _logits(config, params)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, params)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    for leaf in jax.tree.leaves(params):
+        leaf.delete()
+    hf_model = open_hf_model(folder, dtype=config.dtype)
+    after = _logits(hf_model.config, hf_model.read_params(shapes, layout))
+    difference = float(np.max(np.abs(before - after)))
+    scale = float(np.max(np.abs(before)))
+    if not difference <= 1e-6 * scale:
+        raise CheckFailed(
+            f"OUT={out} was removed: the exported model reads back as another model, whose logits "
+            f"differ by {difference:.3g}, the largest being {scale:.3g}"
+        )
     return difference
 
 
 def _logits(config: ModelConfig, params: Params) -> np.ndarray:
-    """Returns the logits of a model for two rows of tokens, the same for each model of its size."""
-    draw = np.random.default_rng(0)
-    tokens_BT = draw.integers(0, config.num_tokens, (2 * jax.device_count(), _ROW), np.int32)
-    positions_BT = np.broadcast_to(np.arange(_ROW, dtype=np.int32), tokens_BT.shape)
+    """Returns the logits of a model on two random sequences per device, the same for each model."""
+    rng = np.random.default_rng(0)
+    shape_BT = (2 * jax.device_count(), _CHECK_LEN)
+    tokens_BT = rng.integers(0, config.num_tokens, shape_BT, np.int32)
+    positions_BT = np.broadcast_to(np.arange(_CHECK_LEN, dtype=np.int32), shape_BT)
     text = jax.tree.map(jnp.asarray, (tokens_BT, positions_BT, np.ones_like(tokens_BT)))
     inputs = Inputs(*text)
     if config.architecture == "encoder_decoder":
@@ -220,49 +267,3 @@ def _logits(config: ModelConfig, params: Params) -> np.ndarray:
         return model.logits(model(inputs))[..., : config.num_tokens]
 
     return np.asarray(run(params, inputs))
-
-
-def _length(config: RunConfig) -> dict[str, Any]:
-    return {"max_position_embeddings": config.model.num_positions or config.data.sequence_len}
-
-
-def _ids(kept: Path | None, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Returns the ids of tokens with a meaning, by their names in config.json.
-
-    Of an imported model they are its own. Our separator both begins and ends a text.
-    """
-    if kept is not None:
-        said = json.loads((kept / CONFIG).read_bytes())
-        return {name: said.get(name) for name in _ID_NAMES if name in said}
-    if tokenizer is None:
-        return dict.fromkeys(_ID_NAMES)
-    end, special = tokenizer.separator, tokenizer.special
-    given = {
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "pad_token_id": special.get("[PAD]", end),
-        "decoder_start_token_id": end,
-        "cls_token_id": special.get("[CLS]"),
-        "sep_token_id": special.get("[SEP]"),
-    }
-    return {name: index for name, index in given.items() if index is not None}
-
-
-def _write_tokenizer(
-    folder: Path, kept: Path | None, tokenizer: Tokenizer | None, longest: int
-) -> None:
-    """Writes the files that an imported model came with, or those of a tokenizer of ours."""
-    if kept is not None:
-        for path in sorted(kept.iterdir()):
-            if path.name != CONFIG:
-                shutil.copyfile(path, folder / path.name)
-    elif tokenizer is not None:
-        if tokenizer.kind == "sentencepiece":
-            (folder / "tokenizer.model").write_bytes(tokenizer.content())
-        content = as_tokenizer_json(tokenizer)
-        if content is not None:
-            (folder / "tokenizer.json").write_bytes(content)
-            said = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest}
-            write_json(
-                folder / "tokenizer_config.json", {**said, **named_tokens(tokenizer, content)}
-            )

@@ -13,7 +13,7 @@ from data.step_ranges import StepRange, merged, range_of, steps_from
 from sharding.rules import sharding
 from train.callbacks import Between
 from train.checkpoints.digest import params_digest
-from train.checkpoints.init_from import InitFrom, branched_progress, check_published, check_source
+from train.checkpoints.init_from import InitFrom, branched_progress, check_hf_model, check_source
 from train.checkpoints.manifest import Manifest, Progress, verify
 from train.checkpoints.recovery import Place, newest_whole
 from train.checkpoints.save_restore import Checkpoints, restore_params, restore_state
@@ -254,7 +254,7 @@ def _branch(run: Run, source: InitFrom, checkpoints: Checkpoints) -> tuple[Train
     """Returns the state that a new run takes over from another one, saved as its own by then."""
     config, like = run.config, abstract_state(run.config, run.mesh)
     if source.step is None:
-        return _begin_with_published(run, source, checkpoints)
+        return _begin_with_hf_model(run, source, checkpoints)
     manifest = check_source(source, config)
     verify(source.checkpoints, source.step, config.checkpoint.verify)
     state, progress = _init(run)
@@ -274,16 +274,16 @@ def _branch(run: Run, source: InitFrom, checkpoints: Checkpoints) -> tuple[Train
     return in_stage_order(state, config, run.mesh), progress
 
 
-def _begin_with_published(
+def _begin_with_hf_model(
     run: Run, source: InitFrom, checkpoints: Checkpoints
 ) -> tuple[TrainState, Progress]:
     """Returns the state of a new run with the weights of a Hugging Face model."""
     config = run.config
-    found = check_published(source, config)
+    found = check_hf_model(source, config)
     state, progress = _init(run)
     like, layout = abstract_state(config, run.mesh).params, state_layout(config, run.mesh).params
     state = state._replace(params=None)  # there may be no room for two
-    state = state._replace(params=found.read(like, layout))
+    state = state._replace(params=found.read_params(like, layout))
     checkpoints.save(state, progress)
     logger.info(f"starting at step 0 with the weights of {source.run} ({found.family.model_type})")
     run.folder.add_event("branched", **source.described())

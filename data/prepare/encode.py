@@ -70,7 +70,7 @@ class Encoder:
         first = [text for _, begins, text in self._waiting if begins]
         later = [text for _, begins, text in self._waiting if not begins]
         first_ids = iter(self._tokenizer.encode_batch(first))
-        later_ids = iter(self._tokenizer.encode_batch(later, within=True))
+        later_ids = iter(self._tokenizer.encode_batch(later, mid_document=True))
         for writer, begins, text in self._waiting:
             if begins:
                 writer.begin(*begins)

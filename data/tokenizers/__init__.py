@@ -1,1 +1,1 @@
-"""Text to token ids and back: bytes, characters, and pieces learned here or elsewhere."""
+"""Text to token ids and back: bytes, characters, and subwords, trained here or elsewhere."""

@@ -1,4 +1,4 @@
-"""Vocabularies that are less than a tokenizer.json: tiktoken's ranks, vocab.json and merges.txt."""
+"""BPE files converted to a tokenizer.json: tiktoken's ranks, and vocab.json with merges.txt."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ from data.tokenizers.special_tokens import END_OF_TEXT
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_PATTERNS = {
+SPLIT_PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "cl100k_base": rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}"
     rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}",
@@ -21,30 +21,29 @@ _PATTERNS = {
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}"
     rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}",
 }
-"""How words are cut by the encodings of tiktoken. Source: tiktoken_ext/openai_public.py."""
-_ENDS_OF_TEXT = {100_256: 100_257, 199_998: 199_999}  # ranks of a file: id of <|endoftext|>
+"""Regular expressions that split text into words. Source: tiktoken_ext/openai_public.py."""
+_ENDS_OF_TEXT = {100_256: 100_257, 199_998: 199_999}  # number of ranks: id of <|endoftext|>
 
 
-def of_tiktoken(content: bytes, config: PrepareConfig) -> bytes:
-    """Returns a tokenizer.json of ranks in tiktoken's format: a token in base64, a space, its rank.
+def from_tiktoken(content: bytes, config: PrepareConfig) -> bytes:
+    """Returns the tokenizer.json of a .tiktoken file, which has a base64 token and its rank a line.
 
-    Text is merged where two neighbours make the token of the lowest rank, whatever they are, as
-    tiktoken does; so every way to cut a token in two becomes a merge. <|endoftext|> has the id that
-    it has there, or else the next free one.
+    tiktoken merges any two neighbours that make up the token of lowest rank, so every split of a
+    token into two becomes a merge. <|endoftext|> has its id in tiktoken, else the next free one.
 
     Raises:
-        ValueError: it is none, or lacks the token of a byte.
+        ValueError: the file does not parse, or lacks the token of a byte.
     """
     lines = [line.split() for line in content.splitlines() if line.strip()]
     ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-    lacking = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if lacking:
-        raise ValueError(f"it has no token for the byte {lacking[0]:#04x}")
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise ValueError(f"it has no token for the byte {missing[0]:#04x}")
     pattern = config.split_pattern
     require(
-        pattern in _PATTERNS or not re.fullmatch(r"[\w-]*", pattern or ""),
-        f"data.split_pattern={pattern} must say how data.tokenizer={config.tokenizer} cuts text "
-        f"into words: {', '.join(_PATTERNS)}, or a regular expression",
+        pattern in SPLIT_PATTERNS or not re.fullmatch(r"[\w-]*", pattern or ""),
+        f"data.split_pattern={pattern} must be {', '.join(SPLIT_PATTERNS)} or a regular "
+        f"expression that splits text into words: data.tokenizer={config.tokenizer} has none",
     )
     merges = [
         (token[:i], token[i:])
@@ -52,10 +51,10 @@ def of_tiktoken(content: bytes, config: PrepareConfig) -> bytes:
         for i in range(1, len(token))
         if token[:i] in ranks and token[i:] in ranks
     ]
-    written = _alphabet()
+    characters = bytes_to_unicode()
 
     def spell(token: bytes) -> str:
-        return "".join(written[byte] for byte in token)
+        return "".join(characters[byte] for byte in token)
 
     vocab = {spell(token): rank for token, rank in ranks.items()}
     vocab.setdefault(END_OF_TEXT[0], _ENDS_OF_TEXT.get(len(ranks), max(ranks.values()) + 1))
@@ -63,12 +62,12 @@ def of_tiktoken(content: bytes, config: PrepareConfig) -> bytes:
     return _tokenizer_json(vocab, spelled, str(config.split_pattern), whole_words=True)
 
 
-def of_vocab(path: Path, config: PrepareConfig) -> bytes:
-    """Returns a tokenizer.json of NAMEvocab.json and NAMEmerges.txt, given either.
+def from_vocab(path: Path, config: PrepareConfig) -> bytes:
+    """Returns the tokenizer.json of NAMEvocab.json and NAMEmerges.txt, given the path of either.
 
     Raises:
-        ValueError: they are none of a byte-level BPE.
-        SettingsError: one is absent, or a tokenizer.json beside them knows more.
+        ValueError: they are not those of a byte-level BPE.
+        SettingsError: one is missing, or a tokenizer.json beside them also has the split pattern.
     """
     names = [path.name.removesuffix("merges.txt"), path.name.removesuffix("vocab.json")]
     vocab_path, merges_path = (
@@ -78,20 +77,20 @@ def of_vocab(path: Path, config: PrepareConfig) -> bytes:
         require(
             each.is_file(),
             f"data.tokenizer={config.tokenizer} must be a vocab.json beside its merges.txt, but "
-            f"{each} is absent; copy both",
+            f"{each} is missing; copy both",
         )
-    whole = path.with_name("tokenizer.json")
+    tokenizer_json = path.with_name("tokenizer.json")
     require(
-        config.split_pattern is not None or not whole.is_file(),
-        f"data.tokenizer={config.tokenizer} does not say how text is cut into words, and {whole} "
-        "does: pass that, or --data.split_pattern",
+        config.split_pattern is not None or not tokenizer_json.is_file(),
+        f"data.tokenizer={config.tokenizer} has no split pattern, and {tokenizer_json} has: pass "
+        "that, or --data.split-pattern",
     )
     vocab = json.loads(vocab_path.read_bytes())
     lines = merges_path.read_text(encoding="utf-8").splitlines()
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"{merges_path} must have two tokens on each line")
-    if not isinstance(vocab, dict) or not set(_alphabet()) <= vocab.keys():
+    if not isinstance(vocab, dict) or not set(bytes_to_unicode()) <= vocab.keys():
         raise ValueError(f"{vocab_path} has no token for each byte")
     merges = [(left, right) for left, right in pairs]
     return _tokenizer_json(vocab, merges, config.split_pattern or "gpt2", whole_words=False)
@@ -104,7 +103,7 @@ def _tokenizer_json(
 
     try:
         model = models.BPE(dict(vocab), merges, ignore_merges=whole_words)
-        split = pre_tokenizers.Split(Regex(_PATTERNS.get(pattern, pattern)), "isolated")
+        split = pre_tokenizers.Split(Regex(SPLIT_PATTERNS.get(pattern, pattern)), "isolated")
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(str(error)) from None
     tokenizer = Tokenizer(model)
@@ -114,8 +113,8 @@ def _tokenizer_json(
     return tokenizer.to_str().encode()
 
 
-def _alphabet() -> list[str]:
-    """Returns the character that stands for each byte. Source: GPT-2's bytes_to_unicode."""
+def bytes_to_unicode() -> list[str]:
+    """Returns the character that stands for each byte. Source: GPT-2's function of this name."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -1,19 +1,19 @@
-"""Tokens that stand for no text: what objectives need, and what other tokenizers call it."""
+"""Special tokens: those that objectives need, and their names in other tokenizers."""
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from configs.data import SpecialTokens
 
-NO_SPECIAL: Mapping[str, int] = MappingProxyType({})
+NO_SPECIAL_TOKENS: Mapping[str, int] = MappingProxyType({})
 
 SEPARATOR = "separator"
-"""Key of the separator among special tokens, where a setting chose another than the usual one."""
+"""Key of the separator among special tokens, if data.separator_token is not the usual one."""
 
 END_OF_TEXT = (
     "<|endoftext|>",
     "<|end_of_text|>",
-    "<eos>",  # before </s>, which Gemma has as a tag of HTML
+    "<eos>",  # before </s>, which is an HTML tag in Gemma's vocabulary
     "</s>",
     "<|eos|>",
     "<EOS>",
@@ -23,7 +23,7 @@ END_OF_TEXT = (
     "<|im_end|>",
     "[SEP]",
 )
-"""What tokenizers call the token that ends a text; the first that one has is its separator."""
+"""Usual names of the end-of-text token; the first one in a vocabulary is its separator."""
 
 _ALIASES: Mapping[SpecialTokens, Mapping[str, tuple[str, ...]]] = {
     "masked": {
@@ -61,7 +61,7 @@ _ALIASES: Mapping[SpecialTokens, Mapping[str, tuple[str, ...]]] = {
 _ROBERTA = {"[CLS]": "<s>", "[SEP]": "</s>"}
 
 
-def special_ids(
+def special_token_ids(
     groups: Iterable[SpecialTokens],
     vocab_size: int,
     id_of: Callable[[str], int | None] = lambda token: None,
@@ -69,15 +69,14 @@ def special_ids(
 ) -> dict[str, int]:
     """Returns the id of each special token of the groups by its canonical name.
 
-    A token that the tokenizer has, under this name or a usual other one, keeps its id; the others
-    get those from vocab_size on. Only [SEP] may be the separator. The order in which groups are
-    named makes no difference.
+    A token that the tokenizer has, under this name or an alias, keeps its id; the others get ids
+    from vocab_size up. Only [SEP] may be the separator. The order of groups makes no difference.
 
     Args:
-        id_of: answers with the id of a token of the tokenizer, None where it has no such token.
-        separator: the id that stands between documents.
+        id_of: returns the id of a token of the tokenizer, None if it has no such token.
+        separator: the id that separates documents.
     """
-    # Elsewhere <s> and </s> are a beginning without an end, or tags of HTML that Gemma knows.
+    # In others <s> begins a text that nothing ends, or both are HTML tags, as in Gemma.
     roberta = separator is not None and id_of("</s>") == separator and id_of("<s>") is not None
     chosen = [names for group, names in _ALIASES.items() if group in groups]
     found, next_id = {}, vocab_size
@@ -94,7 +93,7 @@ def special_ids(
 
 def _first_known(tokens: Iterable[str], id_of: Callable[[str], int | None]) -> int | None:
     for token in tokens:
-        for spelling in (token, "\u2581" + token):  # mT5 and Code Llama put a space before it
+        for spelling in (token, "\u2581" + token):  # mT5 and Code Llama prepend a space
             known = id_of(spelling)
             if known is not None:
                 return known

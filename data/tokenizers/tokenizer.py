@@ -1,4 +1,4 @@
-"""Text to token ids and back. Every tokenizer has one extra id that stands between documents."""
+"""Text to token ids and back. Every tokenizer has one extra id that separates documents."""
 
 import hashlib
 import json
@@ -13,68 +13,72 @@ from configs.check import require
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from data.prepare.text.utf8 import utf8
-from data.tokenizers.bpe_files import of_tiktoken, of_vocab
-from data.tokenizers.special_tokens import NO_SPECIAL, special_ids
-from data.tokenizers.subwords import SubwordTokenizer, open_subwords, read_model
+from data.tokenizers.bpe_files import from_tiktoken, from_vocab
+from data.tokenizers.special_tokens import NO_SPECIAL_TOKENS, special_token_ids
+from data.tokenizers.subword_models import load_subword_model
+from data.tokenizers.subword_tokenizer import SubwordTokenizer, open_subword_tokenizer
 
 
 class Tokenizer(Protocol):
-    """What the rest of the product knows of a tokenizer."""
+    """The interface of all tokenizers."""
 
     kind: str
     """bytes, characters, sentencepiece or huggingface."""
     vocab_size: int
-    """Ids are below it; the separator and special tokens are among them."""
+    """Ids are below it, including the separator and special tokens."""
     separator: int
-    """Begins every document and so ends the one before; never the id of any text."""
+    """Id that begins every document and so ends the one before; never part of encoded text."""
     special: Mapping[str, int]
-    """Ids of the tokens that objectives need, by canonical name; never the ids of any text.
+    """Ids of special tokens by canonical name, such as [MASK]; never part of encoded text.
 
-    "separator" is among them where a setting chose another than the usual one.
+    "separator" is among them if data.separator_token is not the usual one.
     """
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the ids of a text, int32, no separator; SettingsError if it has none for it.
+        """Returns the ids of a text, int32, without separator; the array may be read-only.
 
-        Text that spells a special token is text. The array may be one that cannot be written to.
+        The spelling of a special token is encoded as text.
+
+        Raises:
+            SettingsError: the tokenizer cannot encode the text.
         """
         ...
 
-    def encode_batch(self, texts: Sequence[str], *, within: bool = False) -> list[np.ndarray]:
-        """Returns what `encode` does for each text, perhaps faster.
+    def encode_batch(self, texts: Sequence[str], *, mid_document: bool = False) -> list[np.ndarray]:
+        """Returns what `encode` returns for each text, perhaps faster.
 
         Args:
-            within: the texts go on within documents, so that no space is put before them.
+            mid_document: the texts continue documents, so no space is prepended.
         """
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of ids; separator, special tokens and unknown ids are left out."""
+        """Returns the text of ids; skips the separator, special tokens and ids out of range."""
         ...
 
     def word_starts(self) -> np.ndarray:
-        """Returns for each id, [V], whether a word begins with it, the space before included."""
+        """Returns for each id, [V], whether it begins a word (the space before belongs to it)."""
         ...
 
     def content(self) -> bytes:
-        """Returns what `load_tokenizer` makes the same tokenizer from, given kind and special."""
+        """Returns the bytes from which `load_tokenizer` makes it, given kind and special."""
         ...
 
 
 class ByteTokenizer:
-    """The 256 bytes of UTF-8."""
+    """The 256 byte values, of text in UTF-8."""
 
     kind = "bytes"
     separator = 256
 
-    def __init__(self, special: Mapping[str, int] = NO_SPECIAL):
+    def __init__(self, special: Mapping[str, int] = NO_SPECIAL_TOKENS):
         self.special = special
         self.vocab_size = 257 + len(special)
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
 
-    def encode_batch(self, texts: Sequence[str], *, within: bool = False) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str], *, mid_document: bool = False) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
     def word_starts(self) -> np.ndarray:
@@ -88,11 +92,11 @@ class ByteTokenizer:
 
 
 class CharacterTokenizer:
-    """The characters of a corpus, in the order of their code points."""
+    """The characters of a corpus, in order of code point."""
 
     kind = "characters"
 
-    def __init__(self, alphabet: str, special: Mapping[str, int] = NO_SPECIAL):
+    def __init__(self, alphabet: str, special: Mapping[str, int] = NO_SPECIAL_TOKENS):
         self.alphabet = alphabet
         self.special = special
         self.separator = len(alphabet)
@@ -110,11 +114,11 @@ class CharacterTokenizer:
             character = chr(points[unknown][0])
             raise SettingsError(
                 f"the character {character!r} is not among the {len(self.alphabet)} that the "
-                "tokenizer knows: leave it out, or train with --data.tokenizer bytes"
+                "tokenizer has: remove it, or train with --data.tokenizer bytes"
             )
         return ids.astype(np.int32)
 
-    def encode_batch(self, texts: Sequence[str], *, within: bool = False) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str], *, mid_document: bool = False) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
     def word_starts(self) -> np.ndarray:
@@ -131,7 +135,7 @@ class CharacterTokenizer:
 _FILES = {
     ".model": ("sentencepiece", "SentencePiece model"),
     ".json": ("huggingface", "Hugging Face tokenizer.json"),
-    ".tiktoken": ("huggingface", "file of ranks as tiktoken has it"),
+    ".tiktoken": ("huggingface", "tiktoken file of ranks"),
     "merges.txt": ("huggingface", "vocab.json beside its merges.txt"),
     "vocab.json": ("huggingface", "vocab.json beside its merges.txt"),
 }
@@ -139,7 +143,7 @@ _WITHOUT_PATTERN = (".tiktoken", "merges.txt", "vocab.json")
 
 
 def open_tokenizer(config: PrepareConfig) -> Tokenizer | None:
-    """Returns the tokenizer of the settings, None where it has to be learned from text first.
+    """Returns the tokenizer of the settings, None if it has to be trained first.
 
     Raises:
         SettingsError: the file of data.tokenizer cannot be read, or has no such separator.
@@ -149,13 +153,13 @@ def open_tokenizer(config: PrepareConfig) -> Tokenizer | None:
     require(
         config.split_pattern is None or form in _WITHOUT_PATTERN,
         f"data.split_pattern={config.split_pattern} must not be given with "
-        f"data.tokenizer={config.tokenizer}, which cuts text in a way of its own; leave it out",
+        f"data.tokenizer={config.tokenizer}, which has its own way to split text; leave it out",
     )
     if form is None:
         require(
             config.separator_token is None,
             f"data.separator_token={config.separator_token} must not be given with "
-            f"data.tokenizer={config.tokenizer}, which has a separator of its own; leave it out",
+            f"data.tokenizer={config.tokenizer}, which has its own separator; leave it out",
         )
         require(
             config.tokenizer in ("bytes", "characters", "sentencepiece"),
@@ -164,7 +168,7 @@ def open_tokenizer(config: PrepareConfig) -> Tokenizer | None:
             "one here",
         )
         is_bytes = config.tokenizer == "bytes"
-        return ByteTokenizer(special_ids(config.special_tokens, 257)) if is_bytes else None
+        return ByteTokenizer(special_token_ids(config.special_tokens, 257)) if is_bytes else None
     kind, what = _FILES[form]
     require(
         path.is_file(),
@@ -173,29 +177,29 @@ def open_tokenizer(config: PrepareConfig) -> Tokenizer | None:
     )
     try:
         if form == ".tiktoken":
-            content = of_tiktoken(path.read_bytes(), config)
+            content = from_tiktoken(path.read_bytes(), config)
         else:
-            content = of_vocab(path, config) if form in _WITHOUT_PATTERN else path.read_bytes()
-        model = read_model(kind, content)
+            content = from_vocab(path, config) if form in _WITHOUT_PATTERN else path.read_bytes()
+        model = load_subword_model(kind, content)
     except SettingsError:
         raise
     except ValueError as error:
         raise SettingsError(
             f"data.tokenizer={config.tokenizer} must be a {what}, but does not parse; pass "
-            f"another, or leave it out to train a tokenizer. The library says: {error}"
+            f"another, or leave it out to train a tokenizer. The library reports: {error}"
         ) from None
-    return open_subwords(model, content, config)
+    return open_subword_tokenizer(model, content, config)
 
 
 def load_tokenizer(kind: str, content: bytes, special: Mapping[str, int]) -> Tokenizer:
-    """Returns the tokenizer that had this kind, content and these special tokens."""
+    """Returns the tokenizer with this kind, content and special tokens."""
     match kind:
         case "bytes":
             return ByteTokenizer(special)
         case "characters":
             return CharacterTokenizer(json.loads(content)["alphabet"], special)
         case "sentencepiece" | "huggingface":
-            return SubwordTokenizer(read_model(kind, content), content, special)
+            return SubwordTokenizer(load_subword_model(kind, content), content, special)
     raise ValueError(
         f"tokenizer kind {kind!r} must be bytes, characters, sentencepiece or huggingface"
     )
@@ -207,7 +211,7 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 
 
 def content_digest(kind: str, content: bytes, special: Mapping[str, int]) -> str:
-    """Returns the digest of the tokenizer that `load_tokenizer` would make of these."""
+    """Returns the digest of the tokenizer that `load_tokenizer` makes from these."""
     digest = hashlib.sha256(kind.encode() + b"\0" + content).hexdigest()
     if special:
         digest += json.dumps(dict(special), sort_keys=True)
@@ -215,7 +219,7 @@ def content_digest(kind: str, content: bytes, special: Mapping[str, int]) -> str
     return digest
 
 
-_TRICKY = {
+_ROUND_TRIP_TEXTS = {
     "spaces at the start": "  a",
     "spaces at the end": "a  ",
     "double spaces": "a  b",
@@ -234,17 +238,16 @@ _TRICKY = {
 }
 
 
-def changes_text(tokenizer: Tokenizer) -> list[str]:
-    """Returns names of what does not come back from a tokenizer as it was, such as "upper case".
+def lossy_texts(tokenizer: Tokenizer) -> list[str]:
+    """Returns what does not survive encoding and decoding, such as "upper case".
 
-    A fixed set of texts is tried. Text that the tokenizer refuses is not changed.
+    A fixed set of texts is tried. Text that the tokenizer refuses is not a failure.
     """
-    return [
-        name for name, text in _TRICKY.items() if _comes_back(tokenizer, text) not in (text, None)
-    ]
+    decoded = {name: _decoded(tokenizer, text) for name, text in _ROUND_TRIP_TEXTS.items()}
+    return [name for name, text in decoded.items() if text not in (_ROUND_TRIP_TEXTS[name], None)]
 
 
-def _comes_back(tokenizer: Tokenizer, text: str) -> str | None:
+def _decoded(tokenizer: Tokenizer, text: str) -> str | None:
     try:
         return tokenizer.decode(tokenizer.encode(text))
     except SettingsError:

@@ -1,4 +1,4 @@
-"""`./tessera export RUN OUT`: a folder that `transformers` loads."""
+"""`./tessera export RUN OUT`: writes a Hugging Face folder, which `transformers` loads."""
 
 import json
 import re
@@ -20,20 +20,20 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 @dataclass(frozen=True, kw_only=True)
 class ExportArguments:
-    """Makes a model in the way of Hugging Face of a run."""
+    """Exports a run as the folder of a Hugging Face model."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
     out: Annotated[Path, tyro.conf.Positional]
     """The folder to make."""
     step: int | None = None
-    """Which checkpoint; None is the newest."""
+    """Step of the checkpoint; None is the newest."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of the weights in the files."""
     shard_size: str = "5GB"
-    """The most that a file holds, such as 500MB; a tensor that is larger has a file of its own."""
+    """Largest size of a file, such as 500MB; a larger tensor has a file of its own."""
     json: bool = False
-    """End with one JSON object on one line."""
+    """Print the result as one JSON object, on the last line."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,30 +44,26 @@ def main(arguments: Sequence[str]) -> int:
     return_freed_memory()
 
     from launch.saved_run import fully_sharded, open_run
-    from model.hf.registry import find_family
-    from train.hf import PUBLISHED, check_new, export_model
+    from train.hf import check_export, export_model
     from train.record.run_folder import RunFolder
 
-    check_new(parsed.out, "OUT")
     config = RunFolder(parsed.run).read_config()
-    find_family(config.model)  # refused before weights are read
+    family = check_export(config.model, parsed.out)  # before weights are read
     run = open_run(parsed.run, parsed.step, RUNS / ".data", fully_sharded(config), frugal=True)
-    kept = parsed.run / PUBLISHED
     with run.on_mesh():
         difference = export_model(
             run.config,
             run.params,
             run.tokenizer,
             parsed.out,
-            kept=kept if kept.is_dir() else None,
+            run_dir=parsed.run,
             dtype=parsed.dtype,
             shard_bytes=shard_bytes,
-            say=lambda line: None if parsed.json else print(line),
+            emit=lambda line: None if parsed.json else print(line),
         )
-    family, _ = find_family(run.config.model)
     if parsed.json:
-        said = {"step": run.step, "model_type": family.model_type, "difference": difference}
-        print(json.dumps(said))
+        result = {"step": run.step, "model_type": family.model_type, "difference": difference}
+        print(json.dumps(result))
         return 0
     print(
         f"exported step {run.step} as {family.model_type} to {parsed.out}; read back, its logits "
@@ -80,7 +76,7 @@ def _bytes(size: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(KB|MB|GB)", size.upper())
     require(
         match is not None and float(match[1]) > 0,
-        f"--shard-size={size} must be a number with KB, MB or GB, such as 5GB",
+        f"--shard-size={size} must be a number and KB, MB or GB, such as 5GB",
     )
     assert match is not None
     return int(float(match[1]) * _UNITS[match[2]])

@@ -1,4 +1,4 @@
-"""`./tessera import FOLDER --run-dir RUN`: a run that has the weights of a Hugging Face model."""
+"""`./tessera import FOLDER --run-dir RUN`: makes a run from a Hugging Face model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from configs.check import require
 from launch.arguments import parse_arguments
 from launch.devices import describe_environment, prepare_jax
 from launch.malloc import return_freed_memory
@@ -15,7 +14,7 @@ from launch.malloc import return_freed_memory
 
 @dataclass(frozen=True, kw_only=True)
 class ImportArguments:
-    """Makes a run folder of a model in the way of Hugging Face."""
+    """Imports the folder of a Hugging Face model as a run."""
 
     folder: Annotated[Path, tyro.conf.Positional]
     """Its folder: config.json, weights in safetensors, and its tokenizer."""
@@ -31,26 +30,19 @@ def main(arguments: Sequence[str]) -> int:
     prepare_jax()
     return_freed_memory()
 
-    from data.open_data import given_tokenizer
-    from model.hf.folder import open_published
+    from data.tokenizers.hf_files import find_tokenizer_file
+    from model.hf.folder import open_hf_model
     from sharding.distributed.processes import ALONE
-    from train.hf import import_model, run_of
+    from train.hf import import_model
 
-    found = open_published(parsed.folder.expanduser(), dtype=parsed.dtype)
-    if found.tokenizer is not None:
-        tokenizer = given_tokenizer(run_of(found, str(found.tokenizer)).data)
-        size, num_tokens = tokenizer.vocab_size if tokenizer else 0, found.config.num_tokens
-        require(
-            size <= num_tokens or found.config.architecture != "decoder",
-            f"{found.tokenizer} has {size} tokens, and config.json: vocab_size={num_tokens} must "
-            "be at least that: give the folder its own tokenizer",
-        )
-    num = import_model(found, parsed.run_dir, describe_environment(ALONE))
-    has = "its tokenizer" if found.tokenizer else "no tokenizer that is read here"
+    hf_model = open_hf_model(parsed.folder.expanduser(), dtype=parsed.dtype)
+    num = import_model(hf_model, parsed.run_dir, describe_environment(ALONE))
+    has_tokenizer = find_tokenizer_file(hf_model.path) is not None
     print(
-        f"imported {found.family.model_type}, {num / 1e6:,.1f} M parameters with {has}, to "
+        f"imported {hf_model.family.model_type}, {num / 1e6:,.1f} M parameters "
+        f"{'and its tokenizer' if has_tokenizer else 'without a tokenizer that can be read'}, to "
         f"{parsed.run_dir}\n"
-        f"go on: ./tessera generate {parsed.run_dir} --prompt ...\n"
-        f"       ./tessera train PRESET --data.path TEXT --init-from {parsed.run_dir}"
+        f"next: ./tessera generate {parsed.run_dir} --prompt ...\n"
+        f"      ./tessera train PRESET --data.path TEXT --init-from {parsed.run_dir}"
     )
     return 0

@@ -133,7 +133,7 @@ def _train(
 
     import jax
 
-    from train.checkpoints.init_from import check_published, check_source, find_init_from
+    from train.checkpoints.init_from import check_hf_model, check_source, find_init_from
     from train.loop import train
     from train.record.console import log_to_console, log_to_file, logger
     from train.run_context import Run
@@ -151,7 +151,7 @@ def _train(
     processes.agree("init from", source.described() if source else {}, limit_sec=None)
     config, data, mesh, changed = _checked(parsed, folder, source, processes, spans, console)
     if source is not None:
-        (check_source if source.step is not None else check_published)(source, config)
+        (check_source if source.step is not None else check_hf_model)(source, config)
 
     with folder.held(), durable.held(folder) if durable else contextlib.nullcontext():
         _check_shared(folder, processes)

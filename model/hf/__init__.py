@@ -1,1 +1,1 @@
-"""Hugging Face models: their settings and tensors as Tessera's, and back."""
+"""Hugging Face models: settings and tensors, to Tessera's and back."""

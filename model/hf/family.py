@@ -1,4 +1,4 @@
-"""What a family of Hugging Face models is to us, and what their settings have in common."""
+"""A family of Hugging Face models, and the parts of config.json that families share."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -6,80 +6,82 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.check import require
+from configs.errors import SettingsError
 from configs.model import ModelConfig
-from model.hf.tensors import Tensor
+from model.hf.tensors import HFTensor
 
-Said = Mapping[str, Any]
-"""What a config.json says."""
+HFConfig = Mapping[str, Any]
+"""The content of a config.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Models of one class of Hugging Face, of any size."""
+    """The models of one Hugging Face model_type, of any size."""
 
     model_type: str
-    read: Callable[[Said, Set[str]], dict[str, Any]]
-    """From their settings and the names of their tensors to ours, by field of ModelConfig."""
-    write: Callable[[ModelConfig], dict[str, Any]]
-    """From our settings to theirs, as far as they have a place there; class and type too."""
-    tensors: Callable[[ModelConfig], Iterator[Tensor]]
-    canonical: Callable[[str], str] = lambda name: name
-    """From a name of a tensor in some checkpoint to that in this list."""
-    ignored: tuple[str, ...] = ()
-    """Ends of names of tensors that are computed and not learned."""
-    copies: Mapping[str, str] = field(default_factory=dict)
-    """{a name: another} of tensors that some checkpoints hold twice."""
+    read_config: Callable[[HFConfig, Set[str]], dict[str, Any]]
+    """From config.json and the names of the stored tensors to fields of ModelConfig."""
+    write_config: Callable[[ModelConfig], dict[str, Any]]
+    """From ModelConfig to config.json with architectures and model_type; drops what has no key."""
+    tensors: Callable[[ModelConfig], Iterator[HFTensor]]
+    canonical_name: Callable[[str], str] = lambda name: name
+    """From the name of a tensor in an older or headless checkpoint to that in `tensors`."""
+    ignored_suffixes: tuple[str, ...] = ()
+    """Ends of names of stored buffers, which are computed and not trained."""
+    tied_tensors: Mapping[str, str] = field(default_factory=dict)
+    """{name: the tensor it is tied to}; some checkpoints store both."""
 
 
-GATED = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
-"""Their names of activations, and our names of the MLPs with a gate that have them."""
-UNGATED = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-UNGATED |= {"relu": "relu", "silu": "silu", "swish": "silu"}
+GATED_MLPS = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
+"""{activation in config.json: model.mlp} of gated MLPs."""
+UNGATED_MLPS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+UNGATED_MLPS |= {"relu": "relu", "silu": "silu", "swish": "silu"}
+"""{activation in config.json: model.mlp} of MLPs without a gate."""
 
 
-def kind_of(said: Said, key: str, kinds: Mapping[str, str]) -> str:
-    """Returns our name of an activation; raises SettingsError for one that we have not."""
-    value = said[key]
-    require(value in kinds, f"config.json: {key}={value} must be one of {', '.join(kinds)}")
-    return kinds[value]
+def read_mlp(hf_config: HFConfig, key: str, mlps: Mapping[str, str]) -> str:
+    """Returns model.mlp for the activation under a key; SettingsError if it is not supported."""
+    value = hf_config[key]
+    require(value in mlps, f"config.json: {key}={value} must be one of {', '.join(mlps)}")
+    return mlps[value]
 
 
-def name_of(kind: str, kinds: Mapping[str, str]) -> str:
-    """Returns their name of an activation; where they have not ours, that of another one."""
-    return next((theirs for theirs, ours in kinds.items() if ours == kind), next(iter(kinds)))
+def write_mlp(mlp: str, mlps: Mapping[str, str]) -> str:
+    """Returns the activation of model.mlp in config.json, the first of mlps if it is not there."""
+    return next((hf for hf, tessera in mlps.items() if tessera == mlp), next(iter(mlps)))
 
 
-def refuse(said: Said, **only: Any) -> None:
-    """Raises SettingsError where a setting of theirs is there and not the only one we have."""
-    for key, value in only.items():
-        given = said.get(key, value)
+def require_values(hf_config: HFConfig, **supported: Any) -> None:
+    """Raises SettingsError if config.json has a key with another value than the supported one."""
+    for key, value in supported.items():
+        given = hf_config.get(key, value)
         require(
             given == value or (not given and not value),
-            f"config.json: {key}={given} must be {value}: Tessera has no model with another one",
+            f"config.json: {key}={given} must be {value}: no other value is supported",
         )
 
 
-def read_rope(said: Said) -> dict[str, Any]:
-    """Returns our settings of rotation; theirs are in one of two styles.
+def read_rope(hf_config: HFConfig) -> dict[str, Any]:
+    """Returns the RoPE fields of ModelConfig, from rope_parameters or from rope_theta and scaling.
 
     Raises:
-        SettingsError: a kind of scaling that we do not have.
+        SettingsError: the type of scaling is not supported.
     """
-    rope = dict(said.get("rope_parameters") or {})
-    if "full_attention" in rope:  # one for each kind of layer
+    rope = dict(hf_config.get("rope_parameters") or {})
+    if "full_attention" in rope:  # one for each type of layer
         local = rope.get("sliding_attention") or rope["full_attention"]
-        found = read_rope({**said, "rope_parameters": rope["full_attention"]})
+        found = read_rope({**hf_config, "rope_parameters": rope["full_attention"]})
         if local != rope["full_attention"]:
-            refuse(local, rope_type="default")
+            require_values(local, rope_type="default")
             found["rope_theta_local"] = float(local["rope_theta"])
         return found
     rope = {
-        "rope_theta": said.get("rope_theta", 10_000.0),
-        **(said.get("rope_scaling") or {}),
+        "rope_theta": hf_config.get("rope_theta", 10_000.0),
+        **(hf_config.get("rope_scaling") or {}),
         **rope,
     }
     theta, factor = float(rope["rope_theta"]), float(rope.get("factor", 1.0))
-    length = rope.get("original_max_position_embeddings", said.get("max_position_embeddings"))
+    length = rope.get("original_max_position_embeddings", hf_config.get("max_position_embeddings"))
     match rope.get("rope_type", rope.get("type", "default")):
         case "default":
             return {"rope_theta": theta}
@@ -92,7 +94,7 @@ def read_rope(said: Said) -> dict[str, Any]:
                 "rope_high_frequency": float(rope["high_freq_factor"]),
             }
         case "yarn":
-            refuse(rope, truncate=True)
+            require_values(rope, truncate=True)
             more = {
                 "rope_original_len": length,
                 "rope_beta_fast": float(rope.get("beta_fast") or 32),
@@ -100,17 +102,14 @@ def read_rope(said: Said) -> dict[str, Any]:
                 "rope_attention_factor": _attention_factor(rope, factor),
             }
         case kind:
-            require(
-                False,
-                f"config.json: rope_type={kind} must be default, linear, llama3 or yarn: Tessera "
-                "has no other",
+            raise SettingsError(
+                f"config.json: rope_type={kind} must be default, linear, llama3 or yarn"
             )
-            raise AssertionError
     kind = rope.get("rope_type", rope.get("type"))
     return {"rope_theta": theta, "rope_scaling": kind, "rope_scaling_factor": factor, **more}
 
 
-def _attention_factor(rope: Said, factor: float) -> float:
+def _attention_factor(rope: HFConfig, factor: float) -> float:
     given = rope.get("attention_factor")
     if given is not None:
         return float(given)
@@ -120,15 +119,15 @@ def _attention_factor(rope: Said, factor: float) -> float:
 
 
 def mscale(factor: float, weight: float) -> float:
-    """Returns by how much scores grow with a longer row. Source: arXiv:2309.00071, eq. 22."""
+    """Returns YaRN's factor on queries and keys, sqrt(1/t). Source: arXiv:2309.00071, eq. 22."""
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
-    """Returns their settings of rotation."""
-    said: dict[str, Any] = {"rope_theta": config.rope_theta}
+    """Returns rope_theta and rope_scaling of config.json."""
+    hf_config: dict[str, Any] = {"rope_theta": config.rope_theta}
     if config.rope_scaling == "none":
-        return said
+        return hf_config
     scaling: dict[str, Any] = {
         "rope_type": config.rope_scaling,
         "factor": config.rope_scaling_factor,
@@ -141,17 +140,17 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
     if config.rope_scaling == "yarn":
         scaling["beta_fast"], scaling["beta_slow"] = config.rope_beta_fast, config.rope_beta_slow
         scaling["attention_factor"] = config.rope_attention_factor
-    return {**said, "rope_scaling": scaling}
+    return {**hf_config, "rope_scaling": scaling}
 
 
-def read_layer_types(said: Said, default: Callable[[int], bool]) -> dict[str, Any]:
-    """Returns our pattern of local and global layers.
+def read_layer_types(hf_config: HFConfig, default: Callable[[int], bool]) -> dict[str, Any]:
+    """Returns attention_window and attention_pattern of ModelConfig.
 
     Args:
-        default: whether a layer is local where config.json does not list the kinds.
+        default: whether a layer is local, if config.json has no layer_types.
     """
-    num = said["num_hidden_layers"]
-    kinds = said.get("layer_types")
+    num = hf_config["num_hidden_layers"]
+    kinds = hf_config.get("layer_types")
     if kinds is None:
         local = [default(i) for i in range(num)]
     else:
@@ -162,7 +161,7 @@ def read_layer_types(said: Said, default: Callable[[int], bool]) -> dict[str, An
             "full_attention",
         )
         local = [kind == "sliding_attention" for kind in kinds]
-    window = said.get("sliding_window")
+    window = hf_config.get("sliding_window")
     if window is None or not any(local):
         return {}
     if all(local):
@@ -173,7 +172,7 @@ def read_layer_types(said: Said, default: Callable[[int], bool]) -> dict[str, An
 
 
 def write_layer_types(config: ModelConfig) -> dict[str, Any]:
-    """Returns their list of kinds of layers, and the window of the local ones."""
+    """Returns layer_types and sliding_window of config.json."""
     kinds = [
         "sliding_attention" if config.is_local(i) else "full_attention"
         for i in range(config.num_layers)

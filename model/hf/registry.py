@@ -1,4 +1,4 @@
-"""Which family a checkpoint or a model of ours belongs to."""
+"""All families, and which of them a config.json or a ModelConfig belongs to."""
 
 import dataclasses
 from collections.abc import Set
@@ -21,7 +21,7 @@ from model.hf.families.deepseek import DEEPSEEK_V3
 from model.hf.families.encoder_decoders import MARIAN, T5
 from model.hf.families.encoders import BERT, MODERNBERT
 from model.hf.families.gpt2 import GPT2
-from model.hf.family import Family, Said
+from model.hf.family import Family, HFConfig
 
 FAMILIES = (
     LLAMA,
@@ -40,9 +40,9 @@ FAMILIES = (
     T5,
     MARIAN,
 )
-"""In the order in which a model of ours that fits several is given to one."""
+"""In the order in which an export tries them."""
 
-_OURS_ALONE = (
+_NOT_IN_HF = (
     "dtype",
     "dropout",
     "attention_dropout",
@@ -59,102 +59,97 @@ _OURS_ALONE = (
     "router_bias_rate",
     "mtp_weight",
 )
-"""Settings of ours that say how a model is trained or computed, and not what it is."""
+"""Fields of ModelConfig about training or execution, which no config.json has."""
 
 
-def read_settings(said: Said, names: Set[str], **ours: Any) -> tuple[Family, ModelConfig]:
+def read_hf_config(
+    hf_config: HFConfig, tensor_names: Set[str], **overrides: Any
+) -> tuple[Family, ModelConfig]:
     """Returns the family of a checkpoint and the settings of its model.
 
     Args:
-        said: its config.json.
-        names: of its tensors.
-        ours: settings that a checkpoint does not have, such as dtype.
+        tensor_names: of the stored tensors; empty if only config.json is known.
+        overrides: fields of ModelConfig that config.json does not have, such as dtype.
 
     Raises:
-        SettingsError: the architecture or a setting is none that we have, or one is missing.
+        SettingsError: model_type or a value is not supported, or a key is missing.
     """
-    kind = said.get("model_type")
-    family = next((family for family in FAMILIES if family.model_type == kind), None)
+    model_type = hf_config.get("model_type")
+    family = next((family for family in FAMILIES if family.model_type == model_type), None)
     if family is None:
         supported = ", ".join(sorted(family.model_type for family in FAMILIES))
-        raise SettingsError(
-            f"config.json: model_type={kind} is not supported; models of these types are: "
-            f"{supported}"
-        )
+        raise SettingsError(f"config.json: model_type={model_type} must be one of {supported}")
     try:
-        canonical = {family.canonical(name) for name in names}
-        return family, ModelConfig(**{**family.read(said, canonical), **ours})
+        names = {family.canonical_name(name) for name in tensor_names}
+        return family, ModelConfig(**{**family.read_config(hf_config, names), **overrides})
     except KeyError as error:
         raise SettingsError(
-            f"config.json: {error.args[0]}=None must be given for model_type={kind}"
+            f"config.json: {error.args[0]}=None must be given for model_type={model_type}"
         ) from None
 
 
 def find_family(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
-    """Returns the family that has a model of these settings, and its settings in their words.
+    """Returns the first family that can hold a model, and the content of its config.json.
 
-    A family has it where what it can say, read back, is the same model.
+    A family can hold it if config.json, read back, gives the same effective settings.
 
     Raises:
-        SettingsError: none has; names the settings that stand against the closest one.
+        SettingsError: none can; names the settings in which the closest one differs.
     """
     closest: tuple[str, dict[str, tuple[Any, Any]]] | None = None
     for family in FAMILIES:
-        changes = _lost(family, config)
+        changes = _changes(family, config)
         if changes is None:
             continue
         if not changes:
-            return family, family.write(config)
+            return family, family.write_config(config)
         if "architecture" not in changes and (closest is None or len(changes) < len(closest[1])):
             closest = family.model_type, changes
     if closest is None:
         raise SettingsError(
-            f"no Hugging Face class that is known here has model.architecture={config.architecture}"
+            f"no supported Hugging Face class has model.architecture={config.architecture}"
         )
     name, changes = closest
-    words = ", ".join(
+    differences = ", ".join(
         f"model.{field}={old} (it has {new})" for field, (old, new) in changes.items()
     )
     raise SettingsError(
-        f"no Hugging Face class has a model of these settings; the closest is {name}, but for "
-        f"{words}"
+        f"no Hugging Face class has a model of these settings; the closest is {name}, except for "
+        f"{differences}"
     )
 
 
-def _lost(family: Family, config: ModelConfig) -> dict[str, tuple[Any, Any]] | None:
-    """Returns {setting: (ours, what comes back)} of what a family cannot say; None if nothing."""
+def _changes(family: Family, config: ModelConfig) -> dict[str, tuple[Any, Any]] | None:
+    """Returns {field: (given, read back)} where a family changes a model; None if it cannot try."""
     try:
-        back = ModelConfig(**family.read(family.write(config), frozenset()))
+        back = ModelConfig(**family.read_config(family.write_config(config), frozenset()))
     except (SettingsError, KeyError, TypeError):
         return None
+    given, read_back = effective_settings(config), effective_settings(back)
     return {
-        name: (ours, theirs)
-        for name, ours, theirs in zip(
-            settings_of_model(), meaning(config).values(), meaning(back).values(), strict=True
-        )
-        if ours != theirs
+        name: (given[name], read_back[name]) for name in given if given[name] != read_back[name]
     }
 
 
-def settings_of_model() -> list[str]:
-    """Returns the names of the settings that say what a model is."""
-    return [f.name for f in dataclasses.fields(ModelConfig) if f.name not in _OURS_ALONE]
+def architecture_fields() -> list[str]:
+    """Returns the fields of ModelConfig that define the architecture."""
+    return [f.name for f in dataclasses.fields(ModelConfig) if f.name not in _NOT_IN_HF]
 
 
-def meaning(config: ModelConfig) -> dict[str, Any]:
-    """Returns the settings that say what a model is, None for those that are not read."""
-    unread: dict[str, Any] = {}
+def effective_settings(config: ModelConfig) -> dict[str, Any]:
+    """Returns the architecture fields with defaults resolved, None where a field has no effect."""
+    changed: dict[str, Any] = {}
     if config.attention_scale is None:
         width = config.head_dim + (config.rope_head_dim or 0)
-        unread["attention_scale"] = width**-0.5
+        changed["attention_scale"] = width**-0.5
     if config.position != "rotary":
-        unread |= dict.fromkeys(("rope_theta", "rope_theta_local", "rope_scaling"))
+        changed |= dict.fromkeys(("rope_theta", "rope_theta_local", "rope_scaling"))
     if config.position != "relative":
-        unread |= dict.fromkeys(("num_relative_buckets", "max_relative_distance"))
+        changed |= dict.fromkeys(("num_relative_buckets", "max_relative_distance"))
     if config.rope_theta_local == config.rope_theta and config.rope_scaling == "none":
-        unread["rope_theta_local"] = None
+        changed["rope_theta_local"] = None
     if config.num_experts is None:
-        unread |= dict.fromkeys(("router", "router_normalized", "router_scale"))
+        changed |= dict.fromkeys(("router", "router_normalized", "router_scale"))
     elif config.num_dense_layers == 0:
-        unread |= {"mlp_dim": None, "expert_dim": config.expert_width}
-    return {name: unread.get(name, getattr(config, name)) for name in settings_of_model()}
+        changed |= {"mlp_dim": None, "expert_dim": config.expert_width}
+    return {name: changed.get(name, getattr(config, name)) for name in architecture_fields()}

@@ -1,8 +1,8 @@
-"""The files of a checkpoint in safetensors: read tensor by tensor, written shard by shard.
+"""Checkpoint files in safetensors format: read tensor by tensor, written shard by shard.
 
-The format is eight bytes with the length of a header, the header in JSON and then the tensors. It
-is read and written here, not by its library, because that maps or holds whole files: here no more
-than a tensor is in memory. Source: github.com/huggingface/safetensors, "Format".
+A file is eight bytes with the length of its header, the header in JSON, then the tensors. The
+safetensors library is not used, because it maps or holds whole files; here at most one tensor is in
+memory. Source: github.com/huggingface/safetensors, "Format".
 """
 
 import json
@@ -31,21 +31,21 @@ _DTYPES: Mapping[str, Any] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_MOST_HEADER = 100_000_000
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_MAX_HEADER_BYTES = 100_000_000
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor in a file."""
+class StoredTensor:
+    """Where a tensor is stored."""
 
     file: Path
     dtype: np.dtype
     shape: tuple[int, ...]
     start: int
-    """First byte in the file."""
+    """Offset of its first byte in the file."""
 
     @property
     def num_bytes(self) -> int:
@@ -56,59 +56,62 @@ class Stored:
         """Returns the tensor.
 
         Raises:
-            IntegrityError: the file ends before it.
+            IntegrityError: the file ends inside it.
         """
         with self.file.open("rb") as file:
             file.seek(self.start)
             content = bytearray(self.num_bytes)
             if file.readinto(content) != self.num_bytes:
-                raise IntegrityError(f"{self.file} was cut short while it was read")
+                raise IntegrityError(f"{self.file} was truncated while it was read")
         return np.frombuffer(content, self.dtype).reshape(self.shape)
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Returns all tensors of a checkpoint by name, those of one file after the other.
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Returns all tensors of a checkpoint by name, from the headers of its files.
 
     Raises:
-        SettingsError: the folder has no weights, or none but pickled ones.
-        IntegrityError: a file is missing, cut short, or not what the index says.
+        SettingsError: the folder has no weights, or only pickled ones.
+        IntegrityError: a file is missing, truncated, or does not match the index.
     """
     index = folder / INDEX
     if index.is_file():
         try:
-            places: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+            weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
         except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{index} is not an index of tensors: {error!r}") from None
-        names = sorted(set(places.values()))
+            raise IntegrityError(
+                f"{index} is not an index of safetensors files: {error!r}"
+            ) from None
+        names = sorted(set(weight_map.values()))
         for name in names:
             if Path(name).name != name or not (folder / name).is_file():
-                raise IntegrityError(f"{index} names {name}, which is not in {folder}")
-        found = {key: s for name in names for key, s in _header(folder / name).items()}
-        missing = sorted(places.keys() - found.keys())
+                raise IntegrityError(f"{index} lists {name}, which is not in {folder}")
+        found = {key: s for name in names for key, s in _read_header(folder / name).items()}
+        missing = sorted(weight_map.keys() - found.keys())
         if missing:
             raise IntegrityError(
-                f"{folder / places[missing[0]]} has no {missing[0]}, but {INDEX} places it there"
+                f"{folder / weight_map[missing[0]]} must hold {missing[0]} according to {INDEX}, "
+                "but does not"
             )
         return found
     files = [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
     files = files or sorted(folder.glob("*.safetensors"))
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLE_SUFFIXES)
     require(
         bool(files) or not pickled,
         f"{folder} has its weights in {', '.join(pickled[:3])} and must have them in {WEIGHTS}: "
-        "a pickled file runs code when it is read; save the model with safe_serialization=True",
+        "loading a pickle runs code; save the model again with safe_serialization=True",
     )
-    require(len(files) == 1, f"{folder} must have {WEIGHTS}, or {INDEX} and the files it names")
-    return _header(files[0])
+    require(len(files) == 1, f"{folder} must have {WEIGHTS}, or {INDEX} and the files it lists")
+    return _read_header(files[0])
 
 
-def _header(path: Path) -> dict[str, Stored]:
+def _read_header(path: Path) -> dict[str, StoredTensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(size - 8, _MOST_HEADER):
-            raise IntegrityError(f"{path} is no safetensors file, or is cut short: {size} bytes")
+        if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+            raise IntegrityError(f"{path} is not a safetensors file, or is truncated: {size} bytes")
         content = file.read(length)
     try:
         entries = json.loads(content)
@@ -116,40 +119,42 @@ def _header(path: Path) -> dict[str, Stored]:
         tensors, end = {}, 8 + length
         for name, entry in entries.items():
             first, last = entry["data_offsets"]
-            kind = entry["dtype"]
-            if kind not in _DTYPES:
-                raise IntegrityError(f"{path}: {name} has dtype {kind}, which cannot be read")
-            stored = Stored(
-                path, np.dtype(_DTYPES[kind]), tuple(entry["shape"]), 8 + length + first
+            dtype = entry["dtype"]
+            if dtype not in _DTYPES:
+                raise IntegrityError(f"{path}: {name} has dtype {dtype}, which is not supported")
+            stored = StoredTensor(
+                path, np.dtype(_DTYPES[dtype]), tuple(entry["shape"]), 8 + length + first
             )
             if last - first != stored.num_bytes or first < 0:
-                raise IntegrityError(f"{path}: {name} has {last - first} bytes for its shape")
+                raise IntegrityError(
+                    f"{path}: {name} has {last - first} bytes, its shape {stored.num_bytes}"
+                )
             tensors[name] = stored
             end = max(end, 8 + length + last)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{path} has a header that cannot be read: {error!r}") from None
+        raise IntegrityError(f"{path} has a header that does not parse: {error!r}") from None
     if end != size:
-        raise IntegrityError(f"{path} must have {end} bytes but has {size}: it is cut short")
+        raise IntegrityError(f"{path} must have {end} bytes but has {size}: it is truncated")
     return tensors
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file to be written: its name, and shapes of what is in it, in order."""
+    """A file to write: its name, and the shapes of its tensors by name, in order."""
 
     name: str
     shapes: dict[str, tuple[int, ...]]
 
 
 def plan_shards(
-    shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, most_bytes: int
+    shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, max_bytes: int
 ) -> list[Shard]:
-    """Returns files of most_bytes at most, but for a tensor that is larger by itself."""
+    """Returns files of at most max_bytes; a tensor that is larger has a file of its own."""
     groups: list[dict[str, tuple[int, ...]]] = [{}]
     filled = 0
     for name, shape in shapes.items():
         size = prod(shape) * dtype.itemsize
-        if groups[-1] and filled + size > most_bytes:
+        if groups[-1] and filled + size > max_bytes:
             groups.append({})
             filled = 0
         groups[-1][name] = shape
@@ -163,14 +168,14 @@ def plan_shards(
 
 
 def write_shard(path: Path, shard: Shard, dtype: np.dtype, arrays: Iterable[np.ndarray]) -> None:
-    """Writes a file, of arrays in the order of the shard, each held no longer than it takes."""
-    kind = next(name for name, known in _DTYPES.items() if np.dtype(known) == dtype)
+    """Writes a file from arrays in the order of the shard; takes one at a time."""
+    dtype_name = next(name for name, known in _DTYPES.items() if np.dtype(known) == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
+    begin = 0
     for name, shape in shard.shapes.items():
-        end = at + prod(shape) * dtype.itemsize
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, end]}
-        at = end
+        end = begin + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": dtype_name, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
     content = json.dumps(header, separators=(",", ":")).encode()
     content += b" " * (-len(content) % 8)
     with path.open("wb") as file:
@@ -184,13 +189,13 @@ def write_shard(path: Path, shard: Shard, dtype: np.dtype, arrays: Iterable[np.n
                 file.write(np.ascontiguousarray(piece, dtype).reshape(-1).view(np.uint8).data)
 
 
-def index_of(shards: Iterable[Shard], dtype: np.dtype) -> dict[str, Any]:
-    """Returns what the index of several files says."""
-    places = {name: shard.name for shard in shards for name in shard.shapes}
+def shard_index(shards: Iterable[Shard], dtype: np.dtype) -> dict[str, Any]:
+    """Returns the content of model.safetensors.index.json."""
+    weight_map = {name: shard.name for shard in shards for name in shard.shapes}
     total = sum(prod(shape) for shard in shards for shape in shard.shapes.values())
-    return {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": places}
+    return {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": weight_map}
 
 
-def by_file(tensors: Mapping[str, Stored]) -> Iterator[tuple[str, Stored]]:
-    """Yields tensors in the order in which they lie on disk."""
+def in_disk_order(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
+    """Yields tensors in the order in which they are stored on disk."""
     yield from sorted(tensors.items(), key=lambda item: (item[1].file.name, item[1].start))

@@ -1,4 +1,4 @@
-"""How one tensor of a Hugging Face checkpoint and parts of our parameters make up each other."""
+"""Tensors of a Hugging Face checkpoint as slices of Tessera's parameters, and back."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,111 +7,113 @@ from math import prod
 import numpy as np
 
 Arrays = Sequence[np.ndarray]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Part:
-    """An array of ours, or one layer, or one expert of a layer of it."""
+class ParamSlice:
+    """A parameter of Tessera, or one layer of it, or one expert of a layer."""
 
     path: str
     """Of the parameter, such as layers/attention/query."""
     index: tuple[int, ...] = ()
-    """Which layer, and which expert."""
+    """The layer, and the expert in it; () is the whole parameter."""
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """A tensor of theirs, the parts of ours that are in it, and the way from each to the other."""
+class HFTensor:
+    """A tensor of a Hugging Face checkpoint and the parameter slices that it is made of."""
 
     name: str
-    shape: tuple[int, ...]
-    """Theirs."""
-    parts: tuple[Part, ...]
-    split: Callable[[np.ndarray], Arrays]
-    """From theirs to the parts."""
-    join: Callable[[Arrays], np.ndarray]
-    """From the parts to theirs; gives back every bit of what was split."""
+    shape: Shape
+    """In the checkpoint."""
+    slices: tuple[ParamSlice, ...]
+    to_slices: Callable[[np.ndarray], Arrays]
+    """From the tensor to the values of its slices."""
+    from_slices: Callable[[Arrays], np.ndarray]
+    """The inverse, exact to the bit."""
 
 
-def same(name: str, part: Part, ours: tuple[int, ...], theirs: tuple[int, ...] = ()) -> Tensor:
-    """Returns a tensor whose elements stand in the same order, in the same shape or another."""
-    theirs = theirs or (prod(ours),)
-    return Tensor(
+def reshaped(name: str, param: ParamSlice, tessera_shape: Shape, hf_shape: Shape = ()) -> HFTensor:
+    """Returns a tensor with the elements of the slice in the same order; hf_shape () is flat."""
+    hf_shape = hf_shape or (prod(tessera_shape),)
+    return HFTensor(
         name,
-        theirs,
-        (part,),
-        split=lambda x: [x.reshape(ours)],
-        join=lambda parts: parts[0].reshape(theirs),
+        hf_shape,
+        (param,),
+        to_slices=lambda x: [x.reshape(tessera_shape)],
+        from_slices=lambda values: values[0].reshape(hf_shape),
     )
 
 
-def transposed(name: str, part: Part, ours: tuple[int, ...], num_in: int = 1) -> Tensor:
-    """Returns a linear layer: theirs is [out, in], ours is [in..., out...].
+def transposed(name: str, param: ParamSlice, tessera_shape: Shape, num_in: int = 1) -> HFTensor:
+    """Returns a linear layer: [out, in] in the checkpoint, [in..., out...] in Tessera.
 
     Args:
-        num_in: dims of ours that are the input.
+        num_in: leading dims of tessera_shape that are the input.
     """
-    into, out = prod(ours[:num_in]), prod(ours[num_in:])
-    return Tensor(
+    into, out = prod(tessera_shape[:num_in]), prod(tessera_shape[num_in:])
+    return HFTensor(
         name,
         (out, into),
-        (part,),
-        split=lambda x: [x.T.reshape(ours)],
-        join=lambda parts: parts[0].reshape(into, out).T,
+        (param,),
+        to_slices=lambda x: [x.T.reshape(tessera_shape)],
+        from_slices=lambda values: values[0].reshape(into, out).T,
     )
 
 
-def padded(name: str, tensor: Tensor, num: int, num_padded: int, axis: int = 0) -> Tensor:
-    """Returns a tensor of which theirs has fewer rows than ours, whose others are zero.
+def padded(name: str, tensor: HFTensor, num: int, num_padded: int, axis: int = 0) -> HFTensor:
+    """Returns a tensor with num rows in the checkpoint, zero-padded to num_padded in Tessera.
 
     Args:
-        tensor: with num_padded rows.
-        axis: of theirs, along which the rows are.
+        tensor: the padded one, of num_padded rows.
+        axis: of the checkpoint's tensor, along which the rows are counted.
     """
     shape = list(tensor.shape)
     shape[axis] = num
 
-    def split(x: np.ndarray) -> Arrays:
+    def to_slices(x: np.ndarray) -> Arrays:
         widths = [(0, num_padded - num if i == axis else 0) for i in range(x.ndim)]
-        return tensor.split(np.pad(x, widths))
+        return tensor.to_slices(np.pad(x, widths))
 
-    def join(parts: Arrays) -> np.ndarray:
+    def from_slices(values: Arrays) -> np.ndarray:
         rows = (slice(None),) * axis + (slice(num),)
-        return tensor.join(parts)[rows]
+        return tensor.from_slices(values)[rows]
 
-    return Tensor(name, tuple(shape), tensor.parts, split, join)
+    return HFTensor(name, tuple(shape), tensor.slices, to_slices, from_slices)
 
 
-def together(name: str, tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """Returns one tensor that several make up, one after the other along an axis of theirs."""
+def concatenated(name: str, tensors: Sequence[HFTensor], axis: int = 0) -> HFTensor:
+    """Returns one tensor that holds several, concatenated along an axis in the checkpoint."""
     edges = np.cumsum([tensor.shape[axis] for tensor in tensors])
-    nums = np.cumsum([len(tensor.parts) for tensor in tensors])
+    nums = np.cumsum([len(tensor.slices) for tensor in tensors])
     shape = list(tensors[0].shape)
     shape[axis] = int(edges[-1])
 
-    def split(x: np.ndarray) -> Arrays:
+    def to_slices(x: np.ndarray) -> Arrays:
         pieces = np.split(x, edges[:-1], axis=axis)
         return [
-            part
+            value
             for tensor, piece in zip(tensors, pieces, strict=True)
-            for part in tensor.split(piece)
+            for value in tensor.to_slices(piece)
         ]
 
-    def join(parts: Arrays) -> np.ndarray:
-        groups = [parts[n - len(t.parts) : n] for n, t in zip(nums, tensors, strict=True)]
-        pieces = [tensor.join(group) for tensor, group in zip(tensors, groups, strict=True)]
+    def from_slices(values: Arrays) -> np.ndarray:
+        groups = [values[n - len(t.slices) : n] for n, t in zip(nums, tensors, strict=True)]
+        pieces = [tensor.from_slices(group) for tensor, group in zip(tensors, groups, strict=True)]
         return np.concatenate(pieces, axis=axis)
 
-    return Tensor(name, tuple(shape), tuple(part for t in tensors for part in t.parts), split, join)
+    slices = tuple(param for tensor in tensors for param in tensor.slices)
+    return HFTensor(name, tuple(shape), slices, to_slices, from_slices)
 
 
-def reordered(tensor: Tensor, order: np.ndarray) -> Tensor:
-    """Returns a tensor whose rows, taken in an order, are those of another one."""
-    back = np.argsort(order)
-    return Tensor(
+def reordered(tensor: HFTensor, order: np.ndarray) -> HFTensor:
+    """Returns a tensor whose rows in the checkpoint, taken in this order, are those of tensor."""
+    inverse = np.argsort(order)
+    return HFTensor(
         tensor.name,
         tensor.shape,
-        tensor.parts,
-        split=lambda x: tensor.split(x[order]),
-        join=lambda parts: tensor.join(parts)[back],
+        tensor.slices,
+        to_slices=lambda x: tensor.to_slices(x[order]),
+        from_slices=lambda values: tensor.from_slices(values)[inverse],
     )

@@ -1,4 +1,4 @@
-"""Weights read from a checkpoint straight into sharded arrays, and written from them."""
+"""Weights read from a checkpoint straight into sharded arrays, and back into its tensors."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,8 +9,8 @@ import numpy as np
 from configs.errors import SettingsError
 from configs.model import ModelConfig
 from model.hf.family import Family
-from model.hf.safetensors import Stored, by_file
-from model.hf.tensors import Part, Tensor
+from model.hf.safetensors import StoredTensor, in_disk_order
+from model.hf.tensors import HFTensor, ParamSlice
 from sharding.piecewise import fill, zeros
 from sharding.tree_paths import by_path, nested
 
@@ -19,50 +19,51 @@ Tree = Mapping[str, Any]
 
 
 def match_tensors(
-    family: Family, config: ModelConfig, stored: Mapping[str, Stored]
-) -> list[tuple[Tensor, Stored]]:
-    """Returns what each stored tensor becomes, in the order in which they lie on disk.
+    family: Family, config: ModelConfig, stored: Mapping[str, StoredTensor]
+) -> list[tuple[HFTensor, StoredTensor]]:
+    """Returns each tensor of the family with where it is stored, in the order on disk.
 
     Raises:
-        SettingsError: tensors are missing, are too many, or have other shapes; it names them.
+        SettingsError: tensors are missing, unexpected, or of another shape; it names them.
     """
-    wanted = {tensor.name: tensor for tensor in family.tensors(config)}
-    found: dict[str, tuple[Tensor, Stored]] = {}
-    extra, shapes = [], []
-    for name, there in by_file(stored):
-        canonical = family.canonical(name)
-        tensor = wanted.get(canonical)
+    expected = {tensor.name: tensor for tensor in family.tensors(config)}
+    matched: dict[str, tuple[HFTensor, StoredTensor]] = {}
+    unexpected, wrong_shapes = [], []
+    for stored_name, there in in_disk_order(stored):
+        name = family.canonical_name(stored_name)
+        tensor = expected.get(name)
         if tensor is not None:
-            found[canonical] = (tensor, there)
+            matched[name] = (tensor, there)
             if there.shape != tensor.shape:
-                shapes.append(f"{name} is {there.shape} and must be {tensor.shape}")
-        elif canonical not in family.copies and not canonical.endswith(family.ignored or ("\0",)):
-            extra.append(name)
-    missing = [name for name in wanted if name not in found]
+                wrong_shapes.append(f"{stored_name} is {there.shape} and must be {tensor.shape}")
+        elif name not in family.tied_tensors and not name.endswith(family.ignored_suffixes):
+            unexpected.append(stored_name)
     problems = [
-        f"{words}: {_some(names)}"
-        for words, names in (
-            ("tensors are missing", missing),
-            ("tensors that this model does not have", extra),
-            ("tensors of another shape", shapes),
+        f"{problem}: {_first_of(names)}"
+        for problem, names in (
+            ("missing tensors", [name for name in expected if name not in matched]),
+            ("unexpected tensors", unexpected),
+            ("tensors of another shape", wrong_shapes),
         )
         if names
     ]
     if problems:
         raise SettingsError(
-            f"the weights do not fit config.json (model_type={family.model_type}); "
+            f"the weights do not match config.json (model_type={family.model_type}); "
             + "; ".join(problems)
         )
-    return list(found.values())
+    return list(matched.values())
 
 
-def _some(names: list[str], most: int = 4) -> str:
+def _first_of(names: list[str], most: int = 4) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def read_weights(pairs: list[tuple[Tensor, Stored]], shapes: Tree, layout: Tree) -> dict[str, Any]:
-    """Returns float32 parameters, each filled tensor by tensor where it lies.
+def read_params(
+    matched: list[tuple[HFTensor, StoredTensor]], shapes: Tree, layout: Tree
+) -> dict[str, Any]:
+    """Returns float32 parameters, initialized sharded and filled tensor by tensor.
 
     Args:
         shapes: of all parameters, by path.
@@ -72,20 +73,20 @@ def read_weights(pairs: list[tuple[Tensor, Stored]], shapes: Tree, layout: Tree)
     arrays = {
         path: zeros(leaf.shape, leaf.dtype, flat_layout[path]) for path, leaf in flat_shapes.items()
     }
-    for tensor, stored in pairs:
-        parts = tensor.split(stored.read())
-        for part, value in zip(tensor.parts, parts, strict=True):
-            where = flat_layout[part.path]
-            arrays[part.path] = fill(arrays[part.path], value, where, part.index)
+    for tensor, stored in matched:
+        values = tensor.to_slices(stored.read())
+        for param, value in zip(tensor.slices, values, strict=True):
+            where = flat_layout[param.path]
+            arrays[param.path] = fill(arrays[param.path], value, where, param.index)
     return nested(arrays)
 
 
-def tensor_arrays(params: Tree, tensors: list[Tensor]) -> Iterator[np.ndarray]:
-    """Yields each tensor in their shape, float32, fetched as it is asked for."""
+def hf_arrays(params: Tree, tensors: list[HFTensor]) -> Iterator[np.ndarray]:
+    """Yields the array of each tensor in its Hugging Face shape, float32, one fetched at a time."""
     flat = by_path(params)
     for tensor in tensors:
-        yield tensor.join([_get(flat[part.path], part) for part in tensor.parts])
+        yield tensor.from_slices([_fetch(flat[param.path], param) for param in tensor.slices])
 
 
-def _get(array: jax.Array, part: Part) -> np.ndarray:
-    return np.asarray(array[part.index] if part.index else array)
+def _fetch(array: jax.Array, param: ParamSlice) -> np.ndarray:
+    return np.asarray(array[param.index] if param.index else array)

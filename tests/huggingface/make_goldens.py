@@ -1,4 +1,4 @@
-"""Makes tests/huggingface/*/: tiny random models of `transformers`, and what they say of a text.
+"""Makes tests/huggingface/*/: tiny random models of `transformers`, and their outputs.
 
 Needs an environment of its own with torch, transformers and safetensors, not that of the product:
 

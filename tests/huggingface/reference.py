@@ -1,4 +1,4 @@
-"""What `transformers` and `sentence_transformers` say, for tests that hold us against them.
+"""Outputs of `transformers` and `sentence_transformers`, for tests that compare Tessera's.
 
 Runs in an environment of its own; files go between:
 
@@ -57,8 +57,8 @@ def check(pairs: list[tuple[str, str]]) -> dict[str, Any]:
     """Returns how far the logits of each export are from its golden, over their scale."""
     found = {}
     for export, golden in pairs:
-        said = json.loads((Path(export) / "config.json").read_text())
-        auto = _AUTO.get(said["model_type"], hf.AutoModelForCausalLM)
+        hf_config = json.loads((Path(export) / "config.json").read_text())
+        auto = _AUTO.get(hf_config["model_type"], hf.AutoModelForCausalLM)
         model, info = auto.from_pretrained(
             export, attn_implementation="eager", output_loading_info=True
         )

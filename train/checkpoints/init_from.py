@@ -10,8 +10,8 @@ from configs.run import RunConfig
 from configs.settings import classify, differences, flatten
 from data.mixture import Data
 from data.step_ranges import steps_from
-from model.hf.folder import PublishedModel, is_published, open_published
-from model.hf.registry import meaning, settings_of_model
+from model.hf.folder import HFModel, is_hf_folder, open_hf_model
+from model.hf.registry import architecture_fields, effective_settings
 from train.checkpoints.manifest import Manifest, checkpoint_steps, read_manifest
 from train.record.run_folder import RunFolder
 
@@ -73,7 +73,7 @@ def find_init_from(
     if folder.newest_step() is not None:
         _check_began_with(folder, run, step, with_optimizer=with_optimizer)
         return None
-    if is_published(run):
+    if is_hf_folder(run):
         require(
             not with_optimizer and step is None,
             f"--init-from={words} is a Hugging Face model, which has no optimizer and no steps: "
@@ -109,7 +109,7 @@ def _check_began_with(
     )
 
 
-def check_published(source: InitFrom, config: RunConfig) -> PublishedModel:
+def check_hf_model(source: InitFrom, config: RunConfig) -> HFModel:
     """Returns the Hugging Face model that a run of these settings can begin with.
 
     Raises:
@@ -117,21 +117,21 @@ def check_published(source: InitFrom, config: RunConfig) -> PublishedModel:
         IntegrityError: one of its files is damaged.
     """
     model = config.model
-    found = open_published(source.run, dtype=model.dtype)
-    names = [f"model.{name}" for name in settings_of_model()]
-    theirs, ours = (
-        {f"model.{name}": value for name, value in meaning(m).items()}
-        for m in (found.config, model)
+    hf_model = open_hf_model(source.run, dtype=model.dtype)
+    names = [f"model.{name}" for name in architecture_fields()]
+    hf, tessera = (
+        {f"model.{name}": value for name, value in effective_settings(m).items()}
+        for m in (hf_model.config, model)
     )
-    wrong = {name: theirs[name] for name in names if theirs[name] != ours[name]}
+    wrong = {name: hf[name] for name in names if hf[name] != tessera[name]}
     require(
         not wrong,
         f"--init-from={source.run} is another model: "
-        + "; ".join(f"{name}={value} there, {ours[name]} here" for name, value in wrong.items())
+        + "; ".join(f"{name}={value} there, {tessera[name]} here" for name, value in wrong.items())
         + "; to begin with it add "
         + " ".join(f"--{name} {_typed(value)}" for name, value in wrong.items()),
     )
-    return found
+    return hf_model
 
 
 def _typed(value: Any) -> str:

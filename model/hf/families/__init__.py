@@ -1,1 +1,1 @@
-"""One file for each kind of Hugging Face model."""
+"""The Hugging Face model families: their settings and tensor names."""
