@@ -45,7 +45,7 @@ class Moved:
             self.total += num_bytes
 
 
-MOVED = Moved()
+BYTES_MOVED = Moved()
 """The count of this process, which only ever grows."""
 
 
@@ -56,11 +56,11 @@ def digest_file(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(buffer):
             digest.update(view[:size])
-            MOVED.add(size)
+            BYTES_MOVED.add(size)
     return digest.hexdigest()
 
 
-def retried(work: Callable[[], Result], what: str) -> Result:
+def with_retries(work: Callable[[], Result], what: str) -> Result:
     """Returns work(), which is tried again where the disk or network fails to answer (EIO, ESTALE,
     EACCES, a timeout, ...).
 
@@ -101,7 +101,7 @@ def stays_inside(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a temporary path to write to, which becomes `path` at the end, or nothing does.
 
     A reader, or a restart after a kill, sees all of the file or none. What a killed process left
@@ -112,7 +112,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        with no_space_is_told(path):
+        with explain_full_disk(path):
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -123,7 +123,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -138,12 +138,12 @@ def save_array(path: Path, array: np.ndarray) -> None:
     """Writes an array as .npy, whole or not at all."""
     content = io.BytesIO()
     np.save(content, array)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content.getvalue())  # numpy's own writing hides that a disk is full
 
 
 @contextlib.contextmanager
-def no_space_is_told(path: Path) -> Iterator[None]:
+def explain_full_disk(path: Path) -> Iterator[None]:
     """Turns the errors of a full disk into a SettingsError that names the file."""
     try:
         yield

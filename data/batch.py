@@ -9,7 +9,7 @@ Array = TypeVar("Array")
 Other = TypeVar("Other")
 
 
-class Encoded(NamedTuple, Generic[Array]):
+class EncoderInputs(NamedTuple, Generic[Array]):
     """Texts that are encoded for a decoder to read; all arrays are [B, S]."""
 
     tokens_BS: Array
@@ -41,14 +41,14 @@ class Batch(NamedTuple, Generic[Array]):
     next_BT: Array | None = None
     """At the first token of a pair of texts 1 where the second follows the first in a document and
     2 where it does not; 0 elsewhere; int32."""
-    encoder: Encoded[Array] | None = None
+    encoder: EncoderInputs[Array] | None = None
 
     def map(self, function: Callable[[Array], Other]) -> "Batch[Other]":
         """Returns the batch with a function applied to each array that it has."""
 
         def apply(array: Any) -> Any:
-            if isinstance(array, Encoded):
-                return Encoded(*map(function, array))
+            if isinstance(array, EncoderInputs):
+                return EncoderInputs(*map(function, array))
             return None if array is None else function(array)
 
         return Batch(*map(apply, self))

@@ -11,8 +11,8 @@ from configs.data import DataConfig
 from data.batch import Batch
 from data.batches import TrainRows, batch_digest
 from data.mixture import Data
-from data.prepare.text.sources import record_name
-from data.rows import Rows
+from data.prepare.text.source_files import record_name
+from data.rows import EpochRows
 from data.step_ranges import StepRange
 from data.token_store import TokenStore, TokenStream
 from data.tokenizers.special_tokens import END_OF_TEXT
@@ -63,7 +63,7 @@ class RowReport:
     row: int
     """Row of the epoch, in the order of the packing."""
     num_rows: int
-    """Rows in an epoch of the source."""
+    """EpochRows in an epoch of the source."""
     num_padding: int
     """Positions of the row that hold no token."""
     sha256: str
@@ -85,7 +85,7 @@ class StepReport:
     """Where in the sequence of rows its first one is, counting those that were skipped."""
     batch_sha256: str
     num_rows: int
-    """Rows in the whole batch."""
+    """EpochRows in the whole batch."""
     sequence_len: int
     """Tokens in a row."""
     rows: tuple[RowReport, ...]
@@ -186,7 +186,7 @@ def spelled(ids: np.ndarray, tokenizer: Tokenizer) -> str:
     )
 
 
-def pieces_of_row(rows: Rows, store: TokenStore, row: int) -> list[Piece]:
+def pieces_of_row(rows: EpochRows, store: TokenStore, row: int) -> list[Piece]:
     """Returns the inputs of a row, broken down where documents begin."""
     starts = rows.stream.starts
     pieces = []
@@ -200,7 +200,7 @@ def pieces_of_row(rows: Rows, store: TokenStore, row: int) -> list[Piece]:
 
 
 def _piece(stream: TokenStream, store: TokenStore, begin: int, end: int) -> Piece:
-    place = stream.place(begin)
+    place = stream.locate(begin)
     return Piece(
         name=document_name(store, place.file, place.number),
         document=place.document,

@@ -15,9 +15,9 @@ import numpy as np
 
 from configs.data import DataConfig
 from data.batch import Batch
-from data.mixture import ENDLESS, Data, Schedule
-from data.objectives.objective import ObjectiveMaker, Row, stream_len
-from data.rows import Rows, Windows
+from data.mixture import ENDLESS, Data, MixtureSchedule
+from data.objectives.batch_maker import BatchMaker, RowTokens, stream_len
+from data.rows import EpochRows, Windows
 from data.step_ranges import StepRange
 from data.token_store import TokenStream
 from data.tokenizers.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ _NUM_NEAR = 1000
 """Where an objective wants another row it is one of so many next ones, in shuffled order."""
 
 
-class Address(NamedTuple):
+class RowAddress(NamedTuple):
     """Where a row of a batch comes from."""
 
     source: int
@@ -50,12 +50,14 @@ class TrainRows:
         """Finds the sequence that a range of steps reads, under its settings, not those given."""
         config = steps.data_config(config)
         length = stream_len(config)
-        self.rows = [Rows(source.store.train, length, config.packing) for source in data.sources]
-        self.objective = ObjectiveMaker(config, data.tokenizer)
+        self.rows = [
+            EpochRows(source.store.train, length, config.packing) for source in data.sources
+        ]
+        self.objective = BatchMaker(config, data.tokenizer)
         """What becomes of rows."""
         self._seed = steps.seed
         num_rows = [len(rows) for rows in self.rows]
-        self.schedule = Schedule(
+        self.schedule = MixtureSchedule(
             [(row, weights or num_rows) for row, weights in steps.phases], steps.taken
         )
         orders = [
@@ -69,22 +71,22 @@ class TrainRows:
             rows[0] if is_plain else grain.MapDataset.select_from_datasets(rows, self.schedule)
         )
 
-    def read(self, place: int) -> Row:
+    def read(self, place: int) -> RowTokens:
         """Returns the row at a place in the sequence."""
         key = (self._seed, place)
         others = ()
-        if self.objective.needs_others:
+        if self.objective.needs_other_row:
             distance = 1 + int(np.random.default_rng(key).integers(_NUM_NEAR))
             others = self._spans(place + distance)
-        return Row(self._spans(place), key, others)
+        return RowTokens(self._spans(place), key, others)
 
     def _spans(self, place: int) -> list[np.ndarray]:
         return cast(list[np.ndarray], self._sequence[place])
 
-    def address(self, place: int) -> Address:
+    def address(self, place: int) -> RowAddress:
         """Returns where that row comes from."""
         source, nth = self.schedule[place]
-        return Address(source, nth // len(self.rows[source]), int(self._orders[source][nth]))
+        return RowAddress(source, nth // len(self.rows[source]), int(self._orders[source][nth]))
 
 
 def _seed_of(seed: int, source: int) -> int:
@@ -112,7 +114,7 @@ def train_batches(
     return grain.MapDataset.range(ENDLESS // steps.batch_size).map(read)
 
 
-class Continued(NamedTuple):
+class Continuation(NamedTuple):
     """How the batches of a run go on after a step."""
 
     ranges: tuple[StepRange, ...]
@@ -133,13 +135,13 @@ class Continued(NamedTuple):
         )
 
 
-def continued(
+def continue_ranges(
     ranges: tuple[StepRange, ...],
     new: StepRange,
     data: Data,
     config: DataConfig,
     left: StepRange | None = None,
-) -> Continued:
+) -> Continuation:
     """Returns the ranges of a run that goes on under settings that may be others.
 
     Args:
@@ -147,14 +149,14 @@ def continued(
         left: the range that a rollback comes from; where a sequence begins anew it begins as there.
     """
     if not ranges:
-        return Continued((new,), {})
+        return Continuation((new,), {})
     last = ranges[-1]
     changed = new.changes_from(last)
     if not changed:
-        return Continued(ranges, {})
+        return Continuation(ranges, {})
     kept = tuple(steps for steps in ranges if steps.first_step < new.first_step)
     if _sequence(last, config) == _sequence(new, config):
-        return Continued((*kept, last.going_on(new)), changed)
+        return Continuation((*kept, last.continued_by(new)), changed)
     rows = TrainRows(data, config, last)
     counts = rows.schedule.counts(last.row(new.first_step))
     epochs = [-(-count // len(own)) for count, own in zip(counts, rows.rows, strict=True)]
@@ -166,7 +168,7 @@ def continued(
         (own.stream.num_tokens - 1) * (epoch * len(own) - count) // len(own)
         for own, epoch, count in zip(rows.rows, epochs, counts, strict=True)
     )
-    return Continued((*kept, replace(new, taken=taken)), changed, num_unseen)
+    return Continuation((*kept, replace(new, taken=taken)), changed, num_unseen)
 
 
 def is_one_sequence(one: StepRange, other: StepRange, config: DataConfig) -> bool:
@@ -210,18 +212,18 @@ def validation_batches(
     draws by chance it depends on the row alone, so that evaluations compare.
     """
     wanted = range(batch_size) if rows is None else rows
-    windows = Rows(stream, stream_len(config), "concat")
-    objective = ObjectiveMaker(config, tokenizer)
+    windows = EpochRows(stream, stream_len(config), "concat")
+    objective = BatchMaker(config, tokenizer)
 
     num_rows = num_validation_rows(stream, config, max_tokens)
 
-    def read_row(nth: int) -> Row:
+    def read_row(nth: int) -> RowTokens:
         if nth >= num_rows:
-            return Row()
+            return RowTokens()
         number = nth * len(windows) // num_rows
         other = (number + len(windows) // 2) % len(windows)
-        others = windows.read(other) if objective.needs_others else ()
-        return Row(windows.read(number), (_VALIDATION_SEED, number), others)
+        others = windows.read(other) if objective.needs_other_row else ()
+        return RowTokens(windows.read(number), (_VALIDATION_SEED, number), others)
 
     def read(step: int) -> Batch:
         return objective.batch([read_row(step * batch_size + row) for row in wanted])

@@ -13,7 +13,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from configs.errors import IntegrityError
-from data.atomic_files import ABSENT, MOVED, digest_file, retried
+from data.atomic_files import ABSENT, BYTES_MOVED, digest_file, with_retries
 
 _MAX_READERS = 64
 """Shards that are open at a time, with a file handle each; a shuffle goes through all there are."""
@@ -51,7 +51,7 @@ class Shard:
         """
         ids = self._blocks.get(number)
         if ids is None:
-            ids = retried(lambda: self._read(number), f"{self.path} cannot be read")
+            ids = with_retries(lambda: self._read(number), f"{self.path} cannot be read")
             _keep(self._blocks, number, ids)
         return ids
 
@@ -63,7 +63,7 @@ class Shard:
                 _readers.pop(self, None)  # it would fail for ever
             check_file(self.path, self._said)
             raise OSError(" ".join(str(error).split())) from None
-        MOVED.add(len(content))
+        BYTES_MOVED.add(len(content))
         num_tokens = min(self._block_len, self._said["tokens"] - number * self._block_len)
         if len(content) != num_tokens * self._dtype.itemsize:
             num_found = len(content) / self._dtype.itemsize
@@ -140,10 +140,10 @@ def read_file(path: Path) -> bytes:
         Unavailable: it cannot be read, which may pass.
     """
     try:
-        content = retried(path.read_bytes, f"{path} cannot be read")
+        content = with_retries(path.read_bytes, f"{path} cannot be read")
     except ABSENT as error:
         raise damaged(path, f"cannot be read: {error.strerror}") from None
-    MOVED.add(len(content))
+    BYTES_MOVED.add(len(content))
     return content
 
 

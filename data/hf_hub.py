@@ -8,7 +8,7 @@ from pathlib import Path
 
 from configs.check import require
 from configs.errors import SettingsError
-from data.atomic_files import locked, no_space_is_told
+from data.atomic_files import explain_full_disk, locked
 
 _PREFIX = "hf:"
 
@@ -48,7 +48,7 @@ def fetch_dataset(path: str, cache_dir: Path) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            with no_space_is_told(temporary):
+            with explain_full_disk(temporary):
                 found = datasets.load_dataset(name, config or None, streaming=True)
                 for split, rows in found.items():
                     rows.to_parquet(temporary / f"{split}.parquet")

@@ -29,7 +29,7 @@ class Data:
 
     sources: tuple[Source, ...]
     """What is trained on; each source validates with its own validation split too."""
-    held_out: tuple[tuple[str, TokenStream], ...] = ()
+    extra_validation: tuple[tuple[str, TokenStream], ...] = ()
     """Further validation sets."""
 
     @property
@@ -65,7 +65,7 @@ class Data:
         own = {
             name: store.validation for name, store in self.sources if store.validation.num_tokens
         }
-        return own | dict(self.held_out)
+        return own | dict(self.extra_validation)
 
     def bytes_per_token(self, config: DataConfig) -> float:
         """Returns the bytes of text that a training token stands for, at the first weights."""
@@ -78,7 +78,7 @@ class Data:
         )
 
 
-class Schedule(grain.transforms.DatasetSelectionMap):
+class MixtureSchedule(grain.transforms.DatasetSelectionMap):
     """From a place in the endless sequence of rows to (source, place in the source's own sequence).
 
     Sources alternate as evenly as whole rows allow: of any n rows of a phase, each source has its

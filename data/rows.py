@@ -41,7 +41,7 @@ class Windows:
         return [(start, min(start + self._sequence_len, self._num_inputs))]
 
 
-class Rows:
+class EpochRows:
     """The rows of one epoch of a stream, read at any place."""
 
     def __init__(self, stream: TokenStream, length: int, packing: Literal["concat", "best_fit"]):

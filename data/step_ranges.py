@@ -79,17 +79,19 @@ class StepRange:
 
     def rows(self, step: int) -> list[tuple[int, int]]:
         """Returns the rows (start, stop) of the batch of a step, from 0: one run, or several."""
-        return merged((row, row + 1) for row in (self.row(step, i) for i in range(self.batch_size)))
+        return merge_intervals(
+            (row, row + 1) for row in (self.row(step, i) for i in range(self.batch_size))
+        )
 
     def weights_at(self, row: int) -> tuple[float, ...]:
         """Returns the weights of the phase that a row of the sequence belongs to."""
         return next(weights for first, weights in reversed(self.phases) if first <= row)
 
-    def skipping(self, rows: Iterable[tuple[int, int]]) -> "StepRange":
+    def without_rows(self, rows: Iterable[tuple[int, int]]) -> "StepRange":
         """Returns the range without further rows (start, stop) of the sequence."""
-        return replace(self, skipped=tuple(merged([*self.skipped, *rows])))
+        return replace(self, skipped=tuple(merge_intervals([*self.skipped, *rows])))
 
-    def going_on(self, new: "StepRange") -> "StepRange":
+    def continued_by(self, new: "StepRange") -> "StepRange":
         """Returns a range that begins a sequence as one that reads on in this one instead."""
         first_row = self.row(new.first_step)
         if all(self.settings[name] == new.settings[name] for name in _OF_PHASES):
@@ -158,7 +160,7 @@ def range_of(ranges: tuple[StepRange, ...], step: int) -> StepRange:
     raise LookupError(step)
 
 
-def merged(rows: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def merge_intervals(rows: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Returns rows (start, stop), ascending and disjoint."""
     found: list[tuple[int, int]] = []
     for start, stop in sorted(rows):

@@ -257,7 +257,7 @@ def _samples(store: TokenStore, stream: TokenStream) -> Iterator[Sample]:
     last = len(stream.starts) - 1
     num_samples = min(NUM_SAMPLES, last + 1)
     for document in np.linspace(0, last, num_samples).round().astype(int).tolist():
-        place = stream.place(int(stream.starts[document]))
+        place = stream.locate(int(stream.starts[document]))
         begin = int(stream.starts[document]) + 1
         ends = int(stream.starts[document + 1]) if document < last else stream.num_tokens - 1
         ids = stream.read(begin, min(begin + _SAMPLE_TOKENS, ends))

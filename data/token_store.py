@@ -16,7 +16,7 @@ import numpy as np
 
 from configs.check import require
 from configs.data import PrepareConfig
-from data.atomic_files import MANIFEST, retried
+from data.atomic_files import MANIFEST, with_retries
 from data.block_reader import Shard, check_file, damaged, read_file
 from data.prepare.shards import FORMAT_VERSION, INDEX_DTYPE, token_dtype
 from data.prepare.text.corpus import Split
@@ -30,7 +30,7 @@ _NUM_VERIFIERS = 8  # threads that read files to check their digests
 
 
 @dataclass(frozen=True)
-class Place:
+class DocumentPosition:
     """Where in the corpus a token of the stream comes from."""
 
     document: int
@@ -103,13 +103,13 @@ class TokenStream:
         ]
         return np.concatenate(starts) if starts else np.zeros(0, np.int64)
 
-    def place(self, position: int) -> Place:
+    def locate(self, position: int) -> DocumentPosition:
         """Returns which document a token belongs to; the separator that ends the stream, none."""
         document = int(np.searchsorted(self.starts, position, "right")) - 1
         shard = bisect_right(self._first_document, document) - 1
         entry = self._index(shard)[document - self._first_document[shard]]
         offset = position - int(self.starts[document]) - 1
-        return Place(document, int(entry["file"]), int(entry["number"]), offset)
+        return DocumentPosition(document, int(entry["file"]), int(entry["number"]), offset)
 
     def document(self, number: int) -> np.ndarray:
         """Returns the tokens of a document, without its separator."""
@@ -203,13 +203,13 @@ def open_store(
     folder: Path,
     verify: Literal["digests", "sizes"] = "digests",
     *,
-    part: int = 0,
-    num_parts: int = 1,
+    process: int = 0,
+    num_processes: int = 1,
 ) -> TokenStore:
     """Returns the store in a prepared folder, after checking its files against the manifest.
 
     Args:
-        part: of several parts of the files only this one is looked at.
+        process: index of this process; each of num_processes checks its share of the files.
 
     Raises:
         IntegrityError: a file is missing, or differs from what the manifest says.
@@ -220,7 +220,7 @@ def open_store(
         manifest = json.loads(content)
         if manifest["format_version"] not in READABLE:
             raise ValueError(f"format_version={manifest['format_version']} must be in {READABLE}")
-        _verify(folder, manifest_entries(manifest)[part::num_parts], verify)
+        _verify(folder, manifest_entries(manifest)[process::num_processes], verify)
         return TokenStore(
             folder,
             manifest,
@@ -258,7 +258,7 @@ def stored_tokenizer(folder: Path) -> Tokenizer:
 
 def is_prepared_folder(folder: Path) -> bool:
     """Says whether a folder has been prepared; Unavailable if that cannot be seen now."""
-    return retried((folder / MANIFEST).is_file, f"{folder / MANIFEST} cannot be looked at")
+    return with_retries((folder / MANIFEST).is_file, f"{folder / MANIFEST} cannot be looked at")
 
 
 def is_of_earlier_format(folder: Path) -> bool:
@@ -300,7 +300,7 @@ def _verify(
 ) -> None:
     def check(entry: dict[str, Any]) -> None:
         path = folder / entry["file"]
-        retried(lambda: check_file(path, entry, verify), f"{path} cannot be read")
+        with_retries(lambda: check_file(path, entry, verify), f"{path} cannot be read")
 
     with ThreadPoolExecutor(_NUM_VERIFIERS) as threads:
         list(threads.map(check, entries))

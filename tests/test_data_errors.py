@@ -27,10 +27,10 @@ from small_corpora import (
     zst,
 )
 
-import data.prepare.text.sources
+import data.prepare.text.source_files
 from configs.data import DataConfig
 from configs.errors import SettingsError
-from data.prepare.text.read_report import Reading
+from data.prepare.text.read_report import ReadReport
 from data.token_store import MANIFEST, open_store
 from launch import cli
 
@@ -420,7 +420,7 @@ def test_all_that_is_left_out_is_counted_and_some_of_it_is_shown(tmp_path):
     lines = ["{"] * 30 + ['{"text": "good"}'] + ['{"text": 1}'] * 30
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     (tmp_path / "b.txt").write_bytes(b"\xff\nrest\n\xff\n")
-    reading = Reading(skip=True)
+    reading = ReadReport(skip=True)
     found = [record.text for _, _, record in records_of(corpus_config(tmp_path), reading)]
     assert found == ["good", "rest\n"]
     assert reading.counts == {"a.jsonl": 60, "b.txt": 2}
@@ -467,8 +467,8 @@ def test_a_token_that_is_not_in_the_vocabulary_is_refused(tmp_path, capsys, ids,
 
 
 def test_a_bad_line_found_by_a_worker_process_has_its_place(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(data.prepare.text.sources, "PART_BYTES", 100)
-    monkeypatch.setattr(data.prepare.text.sources, "TASK_BYTES", 400)
+    monkeypatch.setattr(data.prepare.text.source_files, "RANGE_BYTES", 100)
+    monkeypatch.setattr(data.prepare.text.source_files, "TASK_BYTES", 400)
     lines = [json.dumps({"text": "é" * (i % 7)}) for i in range(100)]
     lines[77] = "{"
     (tmp_path / "a.jsonl").write_text("\n".join(lines))

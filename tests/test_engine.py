@@ -22,9 +22,9 @@ from small_prepare import (
 from small_runs import content_of
 
 from configs.errors import SettingsError
-from data.atomic_files import whole_file
+from data.atomic_files import atomic_write
 from data.prepare.engine import Workers
-from data.prepare.prepare import WORK
+from data.prepare.work_folder import WORK
 from data.token_store import MANIFEST
 
 COMMAND = ["prepare", "--data.path", "texts", "--data.tokenizer", "bytes"]
@@ -42,7 +42,7 @@ def refuse(number: int) -> None:
 
 
 def fill(path: str) -> None:
-    with whole_file(Path(path)):
+    with atomic_write(Path(path)):
         raise OSError(28, "No space left on device")
 
 

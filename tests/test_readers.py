@@ -28,11 +28,11 @@ from small_corpora import (
     zst,
 )
 
-import data.prepare.text.lines
-import data.prepare.text.sources
+import data.prepare.text.source_files
 import data.prepare.text.token_files
+import data.prepare.text.txt_jsonl
 from configs.errors import SettingsError
-from data.prepare.text.read_report import Reading
+from data.prepare.text.read_report import ReadReport
 
 TEXTS = ["one\n", "é € 🙂", "\r\ncarriage\rreturns\n", "\0\ufeff\t ", "x" * 5000, "last", '"}\\']
 
@@ -50,9 +50,9 @@ quickly = settings(
 def parts_of(num_bytes: int, line_search: int = 2**20) -> Iterator[None]:
     """Has files read in parts of so many bytes, cut at lines that end within others."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.prepare.text.sources, "PART_BYTES", num_bytes)
-        patch.setattr(data.prepare.text.lines, "PART_BYTES", num_bytes)
-        patch.setattr(data.prepare.text.lines, "_LINE_SEARCH_BYTES", line_search)
+        patch.setattr(data.prepare.text.source_files, "RANGE_BYTES", num_bytes)
+        patch.setattr(data.prepare.text.txt_jsonl, "RANGE_BYTES", num_bytes)
+        patch.setattr(data.prepare.text.txt_jsonl, "_LINE_SEARCH_BYTES", line_search)
         yield
 
 
@@ -209,7 +209,7 @@ def test_a_bad_line_is_named_by_its_number_whatever_the_parts(
         with pytest.raises(SettingsError) as error:
             list(records_of(corpus_config(path)))
         assert f"{tmp_path}/{place}" in str(error.value)
-        reading = Reading(skip=True)
+        reading = ReadReport(skip=True)
         found = [record.text for _, _, record in records_of(corpus_config(path), reading)]
     assert reading.counts == {path.name: 1}
     (example,) = reading.examples
@@ -227,14 +227,14 @@ def test_a_text_begins_a_document_though_its_first_piece_cannot_be_read(tmp_path
     with parts_of(64, line_search=4):
         config = corpus_config(tmp_path, bad_records="skip")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(data.prepare.text.lines, "PART_BYTES", 8)
-            patch.setattr(data.prepare.text.sources, "PART_BYTES", 2**20)
-            assert texts_of(config, Reading(skip=True)) == ["before", "text\n"]
+            patch.setattr(data.prepare.text.txt_jsonl, "RANGE_BYTES", 8)
+            patch.setattr(data.prepare.text.source_files, "RANGE_BYTES", 2**20)
+            assert texts_of(config, ReadReport(skip=True)) == ["before", "text\n"]
 
 
 def test_the_index_of_a_prepared_folder_leads_to_the_lines_of_its_files(tmp_path, monkeypatch):
     """Over parts and tasks, blank lines, and files whose records are not lines."""
-    monkeypatch.setattr(data.prepare.text.sources, "TASK_BYTES", 90)
+    monkeypatch.setattr(data.prepare.text.source_files, "TASK_BYTES", 90)
     folder = tmp_path / "texts"
     folder.mkdir()
     lines = ["", *(json.dumps({"text": f"{i} é" * (i % 5)}) for i in range(40)), "", ""]
@@ -254,7 +254,7 @@ def test_the_index_of_a_prepared_folder_leads_to_the_lines_of_its_files(tmp_path
     assert len(store.manifest["splits"]["train"]["shards"]) > 20
     places = []
     for start in store.train.starts.tolist():
-        place = store.train.place(start)
+        place = store.train.locate(start)
         name = store.files[place.file]["name"]
         line = wanted[name][place.number]
         text = line if name.endswith(".txt") else json.loads(line)["text"]
@@ -291,8 +291,8 @@ import itertools, re, sys
 from pathlib import Path
 from configs.data import PrepareConfig
 from data.prepare.text.corpus import open_corpus
-from data.prepare.text.readers import read_part
-from data.prepare.text.read_report import Reading
+from data.prepare.text.readers import read_range
+from data.prepare.text.read_report import ReadReport
 import pyarrow.parquet
 
 def megabytes():  # not ru_maxrss, which a process inherits from the one that started it
@@ -305,7 +305,7 @@ before = megabytes()
 records = (
     record
     for part in itertools.chain(*corpus.tasks)
-    for record in read_part(part, corpus.files[part.file], config, Reading(skip=False))
+    for record in read_range(part, corpus.files[part.file], config, ReadReport(skip=False))
 )
 print(sum(len(record.text) for record in records), megabytes() - before)
 """

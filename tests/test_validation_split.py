@@ -15,7 +15,7 @@ from small_runs import RUN, call, content_of, tiny_run, write_text
 
 import data.open_data
 import data.prepare.plan
-import data.prepare.prepare
+import data.prepare.preparation
 import data.prepare.text.token_files
 import data.token_store
 from configs.errors import SettingsError
@@ -211,7 +211,7 @@ def test_a_new_run_refuses_a_folder_of_format_2_with_the_command_that_prepares_a
             r"--out NEW_FOLDER$",
             str(error.value),
         )
-    found = open_data(data_config(folder), tmp_path / "other", lambda line: None, moved={})
+    found = open_data(data_config(folder), tmp_path / "other", lambda line: None, known_folders={})
     assert found.sources[0].store.folder == folder
 
 
@@ -220,7 +220,7 @@ def test_a_run_that_began_on_format_2_goes_on_is_evaluated_and_branches(tmp_path
     monkeypatch.chdir(tmp_path)
     path = write_text(tmp_path)
     command = ("train", *tiny_run("--train.num_steps", "5", "--optim.schedule", "constant"))
-    modules = (data.prepare.plan, data.prepare.prepare, data.token_store, data.open_data)
+    modules = (data.prepare.plan, data.prepare.preparation, data.token_store, data.open_data)
     with monkeypatch.context() as earlier:
         for module in modules:
             earlier.setattr(module, "FORMAT_VERSION", 2)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from data.batch import Batch
-from data.objectives.segments import Piece, Segment
+from data.objectives.segments import DocumentSpan, Segment
 
 
 def causal_batch(
@@ -37,7 +37,7 @@ def causal_batch(
     return Batch(tokens_BT, targets_BT, weights_BT, segments_BT, place_T[None] - begin_BT)
 
 
-def causal(pieces: Iterable[Piece], separator: int) -> Iterator[Segment]:
+def causal(pieces: Iterable[DocumentSpan], separator: int) -> Iterator[Segment]:
     """Yields each piece as it is, its separator first."""
     for piece in pieces:
         sequence = whole(piece, separator)
@@ -45,7 +45,7 @@ def causal(pieces: Iterable[Piece], separator: int) -> Iterator[Segment]:
             yield Segment(sequence[:-1], sequence[1:])
 
 
-def whole(piece: Piece, separator: int) -> np.ndarray:
+def whole(piece: DocumentSpan, separator: int) -> np.ndarray:
     """Returns a piece with its separator, if the document begins there, and the token after it."""
     return np.concatenate(([separator] * piece.begins, piece.content, [piece.following])).astype(
         np.int32
@@ -53,7 +53,7 @@ def whole(piece: Piece, separator: int) -> np.ndarray:
 
 
 def prefix(
-    pieces: Iterable[Piece], separator: int, draw: np.random.Generator, *, two_sided: bool
+    pieces: Iterable[DocumentSpan], separator: int, draw: np.random.Generator, *, two_sided: bool
 ) -> Iterator[Segment]:
     """Returns each piece cut at a place by chance: what is before is seen whole.
 
@@ -70,7 +70,7 @@ def prefix(
 
 
 def cut_in_two(
-    pieces: Iterable[Piece], separator: int, choose: Callable[[int], int], *, two_sided: bool
+    pieces: Iterable[DocumentSpan], separator: int, choose: Callable[[int], int], *, two_sided: bool
 ) -> Iterator[Segment]:
     """Yields each piece of two tokens or more, cut behind as many as `choose` says of its length.
 
@@ -103,7 +103,7 @@ def beside(given: np.ndarray, found: np.ndarray, separator: int) -> Segment:
 
 
 def infill(
-    pieces: Iterable[Piece],
+    pieces: Iterable[DocumentSpan],
     separator: int,
     special: dict[str, int],
     draw: np.random.Generator,

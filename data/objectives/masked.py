@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.objectives.segments import Piece, Segment
+from data.objectives.segments import DocumentSpan, Segment
 
 
 class Masking(NamedTuple):
@@ -60,7 +60,10 @@ class Masking(NamedTuple):
 
 
 def masked(
-    pieces: Iterable[Piece], special: dict[str, int], masking: Masking, draw: np.random.Generator
+    pieces: Iterable[DocumentSpan],
+    special: dict[str, int],
+    masking: Masking,
+    draw: np.random.Generator,
 ) -> Iterator[Segment]:
     """Yields each piece with some tokens hidden, [CLS] in place of the separator it begins with."""
     for piece in pieces:
@@ -73,8 +76,8 @@ def masked(
 
 
 def masked_pairs(
-    pieces: Iterable[Piece],
-    others: Sequence[Piece],
+    pieces: Iterable[DocumentSpan],
+    others: Sequence[DocumentSpan],
     special: dict[str, int],
     masking: Masking,
     draw: np.random.Generator,

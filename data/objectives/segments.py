@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.batch import Batch, Encoded
+from data.batch import Batch, EncoderInputs
 
 
 class Segment(NamedTuple):
@@ -25,7 +25,7 @@ class Segment(NamedTuple):
     """The text beside it that is encoded."""
 
 
-class Form(NamedTuple):
+class BatchShape(NamedTuple):
     """The shape of a batch, and which of the fields that not all objectives need it has."""
 
     length: int
@@ -34,7 +34,7 @@ class Form(NamedTuple):
     has_pairs: bool = False
 
 
-class Piece(NamedTuple):
+class DocumentSpan(NamedTuple):
     """Tokens that follow one another in one document."""
 
     begins: bool
@@ -45,7 +45,7 @@ class Piece(NamedTuple):
     """The token after it: a separator where the document ends."""
 
 
-def pieces_of(spans: Sequence[np.ndarray], separator: int) -> Iterator[Piece]:
+def document_spans(spans: Sequence[np.ndarray], separator: int) -> Iterator[DocumentSpan]:
     """Yields the pieces of documents in a row.
 
     Args:
@@ -56,10 +56,10 @@ def pieces_of(spans: Sequence[np.ndarray], separator: int) -> Iterator[Piece]:
         edges = np.unique(np.concatenate(([0], starts, [len(ids) - 1])))
         for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             begins = bool(ids[start] == separator)
-            yield Piece(begins, ids[start + begins : stop], int(ids[stop]))
+            yield DocumentSpan(begins, ids[start + begins : stop], int(ids[stop]))
 
 
-def pack(rows: Sequence[Sequence[Segment]], form: Form) -> Batch[np.ndarray]:
+def pack(rows: Sequence[Sequence[Segment]], form: BatchShape) -> Batch[np.ndarray]:
     """Returns the batch of rows of segments, each row in order from its first column on."""
     shape = (len(rows), form.length)
     ints = [np.zeros(shape, np.int32) for _ in range(6)]
@@ -68,7 +68,7 @@ def pack(rows: Sequence[Sequence[Segment]], form: Form) -> Batch[np.ndarray]:
     encoded = None
     if form.encoded_length is not None:
         shape = (len(rows), form.encoded_length)
-        encoded = Encoded(*(np.zeros(shape, np.int32) for _ in range(3)))
+        encoded = EncoderInputs(*(np.zeros(shape, np.int32) for _ in range(3)))
     for row, segments in enumerate(rows):
         at = encoded_at = 0
         for number, segment in enumerate(segments, 1):

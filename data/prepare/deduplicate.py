@@ -17,7 +17,7 @@ _NUM_EXAMPLES = 5
 _ROOM_BYTES = 2**20
 
 
-def drop_repeats(
+def drop_duplicates(
     plan: Plan, scans: Sequence[dict[str, Any]], first_lines: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
     """Writes down which documents of each task are not tokenized, and takes them off the counts.

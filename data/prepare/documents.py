@@ -12,13 +12,13 @@ import zstandard
 
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.atomic_files import whole_file
-from data.prepare.cleaning.clean import Cleaner
+from data.atomic_files import atomic_write
+from data.prepare.cleaning.cleaner import Cleaner
 from data.prepare.plan import PLAN, Plan, changed_at, read_plan, tokenizer_of
 from data.prepare.text.corpus import open_overlap
-from data.prepare.text.read_report import Reading, Record
-from data.prepare.text.readers import read_part
-from data.prepare.text.sources import SourceFile
+from data.prepare.text.read_report import ReadReport, Record
+from data.prepare.text.readers import read_range
+from data.prepare.text.source_files import SourceFile
 
 
 class Document(NamedTuple):
@@ -47,7 +47,7 @@ def documents_of(plan: Plan, task: int) -> Iterator[Document]:
     if plan.local_steps:
         documents = _kept(clean)
     else:
-        reading = Reading(skip=plan.config.bad_records == "skip")
+        reading = ReadReport(skip=plan.config.bad_records == "skip")
         documents = read_documents(plan, task, reading, [0] * len(plan.corpus.tasks[task]))
     if plan.finds_duplicates:
         kept = zip(documents, np.load(dropped), strict=True)
@@ -68,7 +68,7 @@ def _cut(text: str, num_train: int, earliest: int) -> int:
 
 
 def read_documents(
-    plan: Plan, task: int, reading: Reading, part_lines: list[int]
+    plan: Plan, task: int, reading: ReadReport, part_lines: list[int]
 ) -> Iterator[Document]:
     """Yields what is in the files of a task; a cleaned text that is long is several documents."""
     joins = not plan.config.clean  # a piece may be dropped, and the next must not join another text
@@ -76,7 +76,7 @@ def read_documents(
     for i, part in enumerate(plan.corpus.tasks[task]):
         reading.num_lines = 0
         file = plan.corpus.files[part.file]
-        for record in read_part(part, file, plan.config, reading):
+        for record in read_range(part, file, plan.config, reading):
             # A piece whose beginning could not be read must not join another file's text either.
             is_next = last_file in (None, part.file)
             begins = record.begins or not joins or not is_next
@@ -124,7 +124,7 @@ def cleaned(documents: Iterator[Document], cleaner: Cleaner) -> Iterator[Documen
 
 def keep(documents: Iterator[Document], path: Path) -> Iterator[Document]:
     """Yields documents and writes them down on the way, so that they are cleaned once."""
-    with whole_file(path) as temporary, zstandard.open(temporary, "wt") as file:
+    with atomic_write(path) as temporary, zstandard.open(temporary, "wt") as file:
         for document in documents:
             file.write(json.dumps([document.part, document.number, document.text]) + "\n")
             yield document
@@ -159,5 +159,5 @@ def _overlap_texts(config: PrepareConfig) -> Iterator[str]:
     for path in config.decontaminate_from:
         own, corpus = open_overlap(config, path)
         for part in (part for task in corpus.tasks for part in task):
-            for record in read_part(part, corpus.files[part.file], own, Reading(skip=False)):
+            for record in read_range(part, corpus.files[part.file], own, ReadReport(skip=False)):
                 yield record.text

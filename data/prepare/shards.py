@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data.atomic_files import file_entry, no_space_is_told, save_array
+from data.atomic_files import explain_full_disk, file_entry, save_array
 
 FORMAT_VERSION = 3
 """Of prepared folders; what another version left unfinished is not gone on with.
@@ -66,12 +66,12 @@ class ShardWriter:
             return None
         self._write_pending(BLOCK_LEN * math.ceil(self._num_pending / BLOCK_LEN))
         assert self._writer is not None
-        with no_space_is_told(self._path):
+        with explain_full_disk(self._path):
             self._writer.close()
         self._writer = None
         index_path = self._folder / f"{self._name}.index.npy"
         save_array(index_path, np.array(self._index, INDEX_DTYPE))
-        with self._temporary.open("rb+") as file, no_space_is_told(self._path):
+        with self._temporary.open("rb+") as file, explain_full_disk(self._path):
             os.fsync(file.fileno())
         os.replace(self._temporary, self._path)
         return {**file_entry(self._path), **self.counts, "index": file_entry(index_path)}
@@ -95,7 +95,7 @@ class ShardWriter:
         if not self._pending:
             return
         stream = np.concatenate(self._pending, dtype=self._dtype, casting="unsafe")
-        with no_space_is_told(self._path):
+        with explain_full_disk(self._path):
             writer = self._writer or ArrayRecordWriter(str(self._temporary), _OPTIONS)
             self._writer = writer
             for start in range(0, min(num_tokens, len(stream)), BLOCK_LEN):

@@ -26,7 +26,7 @@ from data.prepare.encode import Encoder
 from data.prepare.plan import Plan, read_plan, tokenizer_of
 from data.prepare.shards import ShardWriter
 from data.prepare.text.corpus import SPLITS, Split
-from data.prepare.text.read_report import Reading
+from data.prepare.text.read_report import ReadReport
 from data.prepare.text.utf8 import utf8_len
 from data.tokenizers.train_tokenizer import lines_of
 
@@ -54,7 +54,7 @@ _TOKEN_BYTES = 4  # of text, where only tokens are known
 def scan(work: str, task: int) -> dict[str, Any]:
     """Reads a task for the first time: cleans it, counts it, and says what could not be read."""
     plan = read_plan(work)
-    reading = Reading(skip=plan.config.bad_records == "skip")
+    reading = ReadReport(skip=plan.config.bad_records == "skip")
     part_lines = [0] * len(plan.corpus.tasks[task])
     counts = dict.fromkeys(
         ("documents", "characters", "bytes", "learnable", "lines", "line_characters"), 0
@@ -155,7 +155,7 @@ def _after(plan: Plan, task: int) -> Iterator[Document]:
     for later, parts in enumerate(plan.corpus.tasks[task + 1 :], task + 1):
         if parts[0].file != last:
             return
-        yield from read_documents(plan, later, Reading(skip=True), [0] * len(parts))
+        yield from read_documents(plan, later, ReadReport(skip=True), [0] * len(parts))
 
 
 def sample(work: str, task: int, first_line: int, stride: int) -> list[str]:

@@ -39,7 +39,7 @@ class _Edge(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Settled:
+class ValidationSplit:
     """How a text is split."""
 
     rule: str
@@ -56,7 +56,7 @@ class Settled:
         return f"validation: {self.rule}; {share:.2%} of the text"
 
 
-def settle_split(plan: Plan, scans: Sequence[dict[str, Any]]) -> Settled:
+def choose_split(plan: Plan, scans: Sequence[dict[str, Any]]) -> ValidationSplit:
     """Writes down for each document how much of it trains.
 
     What no name decides about is split by whole documents. One validates if the digest of
@@ -82,7 +82,9 @@ def settle_split(plan: Plan, scans: Sequence[dict[str, Any]]) -> Settled:
         place["opens"][:1] = edges[task].opens
         save_array(plan.path("split", task, "npy"), place)
         num_train.append(int(np.maximum(place["num_train"], 0).sum()))
-    return Settled(rule, fraction, tuple(num_train), sum(scan["characters"] for scan in scans))
+    return ValidationSplit(
+        rule, fraction, tuple(num_train), sum(scan["characters"] for scan in scans)
+    )
 
 
 def _fraction(config: PrepareConfig, num_bytes: int) -> float:

@@ -16,7 +16,7 @@ from configs.check import require
 from configs.run import RunConfig
 from configs.settings import decides_batches, differences, flatten
 from data.batch_report import Piece, Question, RowReport, StepReport, report_step
-from data.batches import continued
+from data.batches import continue_ranges
 from data.mixture import Data
 from data.open_data import open_data
 from data.step_ranges import StepRange, range_of, steps_from
@@ -78,15 +78,15 @@ def open_run_data(path: Path, cache_dir: Path, *, step: int | None = None) -> Ru
         dataclasses.replace(config.data, verify="sizes"),
         cache_dir,
         lambda line: None,
-        watch=Progress(Console(stderr=True, highlight=False)),
-        moved=progress.data_folders if progress else {},
+        on_progress=Progress(Console(stderr=True, highlight=False)),
+        known_folders=progress.data_folders if progress else {},
     )
     ranges: tuple[StepRange, ...] = ()
     if progress is not None:
         progress.check_data(data.digest, config.data)
         ranges = progress.step_ranges
     new = steps_from(config, progress.step if progress else 0)
-    ranges = continued(ranges, new, data, config.data).ranges
+    ranges = continue_ranges(ranges, new, data, config.data).ranges
     return RunData(path=path, config=config, data=data, step_ranges=ranges)
 
 

@@ -1,9 +1,9 @@
-"""Step "boilerplate_lines": lines that a site puts on every page."""
+"""CleaningStep "boilerplate_lines": lines that a site puts on every page."""
 
 import re
 import unicodedata
 
-from data.prepare.cleaning.word_split import num_unspaced, words
+from data.prepare.cleaning.word_split import num_unspaced, split_words
 
 POLICY_PHRASES = (
     *("terms of use", "privacy policy", "cookie policy"),
@@ -106,4 +106,4 @@ def _is_boilerplate(line: str) -> bool:
 
 def _num_words(line: str) -> float:
     """Returns the words of a line; two letters of a script without spaces count as one."""
-    return len(words(line)) - num_unspaced(line) / 2
+    return len(split_words(line)) - num_unspaced(line) / 2

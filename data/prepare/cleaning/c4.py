@@ -1,10 +1,10 @@
-"""Step "c4": the rules by which the Colossal Clean Crawled Corpus was made."""
+"""CleaningStep "c4": the rules by which the Colossal Clean Crawled Corpus was made."""
 
 import re
 
 from data.prepare.cleaning.boilerplate import POLICY_PHRASES
-from data.prepare.cleaning.verdict import Dropped
-from data.prepare.cleaning.word_split import words
+from data.prepare.cleaning.cleaning_step import Dropped
+from data.prepare.cleaning.word_split import split_words
 
 MIN_SENTENCES = 3
 MIN_WORDS_PER_LINE = 5
@@ -60,4 +60,4 @@ def _is_kept(line: str) -> bool:
     lower = line.lower()
     if "javascript" in lower or any(phrase in lower for phrase in POLICY_PHRASES):
         return False
-    return len(words(line)) >= MIN_WORDS_PER_LINE
+    return len(split_words(line)) >= MIN_WORDS_PER_LINE

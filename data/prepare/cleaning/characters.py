@@ -4,7 +4,7 @@ import re
 import unicodedata
 
 from configs.data import PrepareConfig
-from data.prepare.cleaning.verdict import Dropped, Step
+from data.prepare.cleaning.cleaning_step import CleaningStep, Dropped
 from data.prepare.cleaning.word_split import character_class
 
 _LINE_ENDS = re.compile("\r\n|[\r\x85\u2028\u2029]")
@@ -36,7 +36,7 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFC", _LINE_ENDS.sub("\n", text))
 
 
-def make_control_characters() -> Step:
+def make_control_characters() -> CleaningStep:
     r"""Returns a step that removes the characters which carry no text.
 
     Removed are the categories Cc and Cf (control and format characters: the byte order mark, soft
@@ -66,7 +66,7 @@ def make_control_characters() -> Step:
     return remove_control_characters
 
 
-def make_length(config: PrepareConfig) -> Step:
+def make_length(config: PrepareConfig) -> CleaningStep:
     """Returns a step that drops texts outside data.min_characters to data.max_characters."""
     most = config.max_characters
 

@@ -1,4 +1,4 @@
-"""Step "decontaminate": drops documents that hold a piece of an evaluation text."""
+"""CleaningStep "decontaminate": drops documents that hold a piece of an evaluation text."""
 
 import hashlib
 from collections.abc import Iterable
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from configs.data import PrepareConfig
-from data.prepare.cleaning.verdict import Dropped, Step
-from data.prepare.cleaning.word_split import words
+from data.prepare.cleaning.cleaning_step import CleaningStep, Dropped
+from data.prepare.cleaning.word_split import split_words
 
 MIN_WORDS = 8
 """Words of the shortest evaluation text that is looked for; the least n of GPT-3."""
@@ -16,10 +16,10 @@ MIN_WORDS = 8
 _FACTOR = 0x9E3779B97F4A7C15
 
 
-def make_decontaminate(config: PrepareConfig, overlap_texts: Iterable[str]) -> Step:
+def make_decontaminate(config: PrepareConfig, overlap_texts: Iterable[str]) -> CleaningStep:
     """Returns a step that drops a text with an n-gram of an evaluation text in it.
 
-    Words are those of `words`, in lower case; punctuation and spaces do not count. n is
+    Words are those of `split_words`, in lower case; punctuation and spaces do not count. n is
     data.decontaminate_ngram_len. An evaluation text of fewer words is looked for as a whole; one
     of fewer than MIN_WORDS, and than n, is not, as it would drop whatever has these few words.
 
@@ -32,7 +32,7 @@ def make_decontaminate(config: PrepareConfig, overlap_texts: Iterable[str]) -> S
     number: dict[str, np.uint64] = {}
     by_length: dict[int, list[np.ndarray]] = {}
     for text in overlap_texts:
-        found = words(text.lower())
+        found = split_words(text.lower())
         for word in found:
             if word not in number:
                 number[word] = _number_of(word)
@@ -43,7 +43,7 @@ def make_decontaminate(config: PrepareConfig, overlap_texts: Iterable[str]) -> S
     known = {n: np.unique(np.concatenate(hashes)) for n, hashes in by_length.items()}
 
     def check_overlap(text: str) -> str | Dropped:
-        found = words(text.lower())
+        found = split_words(text.lower())
         unknown = np.uint64(0)
         values = np.fromiter((number.get(word, unknown) for word in found), np.uint64, len(found))
         for n, hashes in known.items():

@@ -1,8 +1,8 @@
-"""Step "html": the text of web pages."""
+"""CleaningStep "html": the text of web pages."""
 
 import re
 
-from data.prepare.cleaning.verdict import Dropped, Step
+from data.prepare.cleaning.cleaning_step import CleaningStep, Dropped
 
 MAX_DEPTH = 2000
 """Elements within one another; the time of extraction grows with the square of it."""
@@ -34,7 +34,7 @@ def is_html(text: str) -> bool:
     return _ELEMENT.match(text, begin) is not None and text.rstrip().endswith(">")
 
 
-def make_html() -> Step:
+def make_html() -> CleaningStep:
     """Returns a step that turns a page into the text of its main content.
 
     Scripts, navigation, side bars, footers, forms and alternative texts are left out; paragraphs

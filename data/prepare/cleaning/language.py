@@ -1,4 +1,4 @@
-"""Step "language": keeps what is written in one of the languages asked for."""
+"""CleaningStep "language": keeps what is written in one of the languages asked for."""
 
 import functools
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from configs.check import require
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.prepare.cleaning.verdict import Dropped, Step
+from data.prepare.cleaning.cleaning_step import CleaningStep, Dropped
 
 SAMPLE_CHARACTERS = 20_000
 """Of a longer text only the beginning is looked at; it is enough to tell a language by."""
 
 
-def make_language(config: PrepareConfig) -> Step:
+def make_language(config: PrepareConfig) -> CleaningStep:
     """Returns a step that drops a text whose most likely language is not in data.languages.
 
     py3langid knows 140 languages by the sequences of bytes in them (naive Bayes), and says "zxx"

@@ -1,4 +1,4 @@
-"""Step "mask_personal": addresses by which a person can be reached."""
+"""CleaningStep "mask_personal": addresses by which a person can be reached."""
 
 import ipaddress
 import re

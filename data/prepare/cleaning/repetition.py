@@ -1,4 +1,4 @@
-"""Step "gopher_repetition": a text that says the same again and again.
+"""CleaningStep "gopher_repetition": a text that says the same again and again.
 
 Source: Rae et al. 2021, Scaling Language Models (Gopher), arXiv:2112.11446, appendix A1.1,
 "Repetition removal", and table A1.
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data.prepare.cleaning.verdict import Dropped
-from data.prepare.cleaning.word_split import num_unspaced, words
+from data.prepare.cleaning.cleaning_step import Dropped
+from data.prepare.cleaning.word_split import num_unspaced, split_words
 
 MAX_DUPLICATE_LINES = 0.30
 MAX_DUPLICATE_LINE_CHARACTERS = 0.20
@@ -44,7 +44,7 @@ def check_repetition(text: str) -> str | Dropped:
         if characters > MAX_DUPLICATE_LINE_CHARACTERS:
             return Dropped(f"characters in duplicate {what}")
 
-    found = words(text)
+    found = split_words(text)
     unspaced = 2 * num_unspaced(text) > len(found)
     scale = LETTERS_PER_WORD if unspaced else 1
     length = np.fromiter(map(len, found), np.int64, len(found))

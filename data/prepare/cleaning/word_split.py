@@ -29,7 +29,7 @@ _UNSPACED_BLOCKS = (
 _PLANES_WITH_WORDS = 0x20000  # above them are Han alone, and selectors that belong to no word
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Returns the words of a text, in order; spaces, punctuation and symbols are in none.
 
     Where a script has spaces between words, a word is a run of letters, digits and their marks

@@ -13,19 +13,19 @@ from typing import Any
 from configs.check import require
 from configs.data import STDLIB, PrepareConfig
 from data.atomic_files import digest_file
+from data.prepare.text.parquet_arrow import has_token_rows
 from data.prepare.text.readers import topic_names
-from data.prepare.text.sources import (
-    Part,
+from data.prepare.text.source_files import (
+    ByteRange,
     SourceFile,
     Split,
     find_files,
-    plan_parts,
+    plan_ranges,
     plan_tasks,
     record_name,
     source_file,
 )
-from data.prepare.text.split_names import by_split
-from data.prepare.text.tables import has_token_rows
+from data.prepare.text.split_names import assign_splits
 from data.prepare.text.token_files import choose_dtype
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -41,7 +41,7 @@ class Corpus:
 
     description: str
     files: tuple[SourceFile, ...]
-    tasks: tuple[tuple[Part, ...], ...]
+    tasks: tuple[tuple[ByteRange, ...], ...]
     is_stdlib: bool
     not_read: dict[str, int]
     """Files beside them that are not read, by suffix."""
@@ -95,7 +95,7 @@ class Corpus:
     def from_json(content: dict[str, Any]) -> "Corpus":
         """Returns the corpus that `to_json` wrote."""
         files = tuple(SourceFile(**file) for file in content["files"])
-        tasks = tuple(tuple(Part(**part) for part in task) for task in content["tasks"])
+        tasks = tuple(tuple(ByteRange(**part) for part in task) for task in content["tasks"])
         return Corpus(**{**content, "files": files, "tasks": tasks, "notes": (*content["notes"],)})
 
 
@@ -121,13 +121,13 @@ def open_corpus(config: PrepareConfig, vocab_size: int | None = None) -> Corpus:
     else:
         root, files, not_read = find_files(config)
         description = str(root)
-        files, notes = by_split(files, config)
+        files, notes = assign_splits(files, config)
         files = _with_tokens(files, config, vocab_size, notes)
         prose = Counter(Path(file.name).suffix for file in files if file.is_prose)
         if prose:
             kinds = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(prose.items()))
             notes.append(f"each of these files is one document: {kinds}")
-    tasks = tuple(map(tuple, plan_tasks(files, plan_parts(files))))
+    tasks = tuple(map(tuple, plan_tasks(files, plan_ranges(files))))
     return Corpus(
         description, tuple(files), tasks, config.path == STDLIB, not_read, notes=tuple(notes)
     )

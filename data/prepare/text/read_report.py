@@ -6,7 +6,7 @@ import numpy as np
 
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.prepare.text.sources import SourceFile
+from data.prepare.text.source_files import SourceFile
 
 NUM_EXAMPLES = 20
 
@@ -25,7 +25,7 @@ class Record:
 
 
 @dataclass
-class Reading:
+class ReadReport:
     """How far a part was read, and what of it could not be.
 
     The first record that cannot be read ends the preparation, or all of them are counted.
@@ -64,7 +64,7 @@ class Reading:
 
 
 def decode(
-    content: bytes, place: str, file: SourceFile, config: PrepareConfig, reading: Reading
+    content: bytes, place: str, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> str | None:
     """Returns text, or None where it is not UTF-8 and the settings do not say to mend it."""
     if config.invalid_utf8 == "replace":

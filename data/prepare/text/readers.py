@@ -8,21 +8,21 @@ from pathlib import Path
 
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.prepare.text.lines import read_jsonl, read_text
-from data.prepare.text.read_report import Reading, Record
-from data.prepare.text.records import read_csv, read_json
-from data.prepare.text.sources import Part, SourceFile
+from data.prepare.text.json_csv import read_csv, read_json
+from data.prepare.text.parquet_arrow import read_arrayrecord, read_table
+from data.prepare.text.read_report import ReadReport, Record
+from data.prepare.text.source_files import ByteRange, SourceFile
 from data.prepare.text.streams import other_encoding
-from data.prepare.text.tables import read_arrayrecord, read_table
 from data.prepare.text.token_files import read_tokens
+from data.prepare.text.txt_jsonl import read_jsonl, read_text
 
 # The last is what numpy says of a damaged header.
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, tokenize.TokenError)
 _UTF8 = ("text", "jsonl", "json", "csv")
 
 
-def read_part(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+def read_range(
+    part: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
     """Yields the records of a part in their order; memory does not grow with the file.
 
@@ -60,7 +60,7 @@ def read_part(
 
 
 def _read_python(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    part: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
     """Reads a source of the standard library; a few test the reading of other encodings."""
     try:
@@ -73,7 +73,7 @@ def _read_python(
 
 
 def _read_topics(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    part: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
     for number, (_, text) in enumerate(_topics()):
         yield Record(number, text)

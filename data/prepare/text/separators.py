@@ -3,13 +3,13 @@
 from typing import IO
 
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import Reading
+from data.prepare.text.read_report import ReadReport
 
 _USUAL = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 _LOOK_BACK_BYTES = 2**16  # more blank lines than stand between documents
 
 
-def count_marks(text: str, config: PrepareConfig, reading: Reading) -> None:
+def count_marks(text: str, config: PrepareConfig, reading: ReadReport) -> None:
     """Counts data.document_separator in a text, or without one what usually is that."""
     separator = config.document_separator
     for mark in _USUAL if separator is None else (separator,):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from configs.data import PrepareConfig
-from data.prepare.text.sources import SourceFile, Split
+from data.prepare.text.source_files import SourceFile, Split
 
 _SPLITS: dict[str, Split | None] = {
     "train": "train",
@@ -29,7 +29,7 @@ def split_word(name: str) -> str | None:
     return next((found[-1] for found in words if found), None)
 
 
-def by_split(
+def assign_splits(
     files: Sequence[SourceFile], config: PrepareConfig
 ) -> tuple[list[SourceFile], list[str]]:
     """Returns the files that are read, with their splits, and in words what their names decided.

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.data import PrepareConfig, template_parts
-from data.prepare.text.read_report import Reading, decode
-from data.prepare.text.sources import SourceFile
+from data.prepare.text.read_report import ReadReport, decode
+from data.prepare.text.source_files import SourceFile
 
 
 @functools.lru_cache
@@ -46,7 +46,7 @@ def text_of(record: Any, config: PrepareConfig) -> str:
 
 
 def field_of(
-    record: Any, place: str, file: SourceFile, config: PrepareConfig, reading: Reading
+    record: Any, place: str, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> str | None:
     """Returns the text of a record, or None where there is none to be had, which is counted."""
     content = b""

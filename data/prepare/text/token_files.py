@@ -8,8 +8,8 @@ import numpy as np
 
 from configs.check import require
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import Reading, Record
-from data.prepare.text.sources import Part, SourceFile
+from data.prepare.text.read_report import ReadReport, Record
+from data.prepare.text.source_files import ByteRange, SourceFile
 
 _LLM_C = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}  # magic number: dtype
 _LLM_C_HEADER_BYTES = 1024
@@ -98,7 +98,7 @@ def _said_dtype(path: Path, head: bytes, given: str | None) -> tuple[str | None,
 
 
 def read_tokens(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    part: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
     """Yields an array of tokens in pieces, as they are."""
     ids = open_tokens(Path(file.path), file.dtype)

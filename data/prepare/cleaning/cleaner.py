@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from configs.data import CleanStep, PrepareConfig
-from data.prepare.cleaning.steps import LOCAL_STEPS, make_step
-from data.prepare.cleaning.verdict import Dropped
+from data.prepare.cleaning.cleaning_step import Dropped
+from data.prepare.cleaning.step_table import LOCAL_STEPS, make_cleaning_step
 
 NOTHING_LEFT = "nothing left"
 """The rule by which a step drops a document of which it leaves only white space."""
@@ -34,7 +34,7 @@ class Cleaner:
 
     def __init__(self, config: PrepareConfig, overlap_texts: Iterable[str] = ()):
         names: list[CleanStep] = [name for name in config.clean if name in LOCAL_STEPS]
-        self._steps = [make_step(name, config, overlap_texts) for name in names]
+        self._steps = [make_cleaning_step(name, config, overlap_texts) for name in names]
         self.report = [_empty_report(name) for name in names]
 
     def anew(self) -> "Cleaner":

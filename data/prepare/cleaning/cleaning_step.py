@@ -12,5 +12,5 @@ class Dropped:
     """Short name of the rule that says so, as a person reads it: "mean word length"."""
 
 
-Step = Callable[[str], str | Dropped]
+CleaningStep = Callable[[str], str | Dropped]
 """Takes a text, returns it cleaned, or says why it is dropped; keeps nothing between texts."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import Reading, Record
-from data.prepare.text.sources import Part, SourceFile
+from data.prepare.text.read_report import ReadReport, Record
+from data.prepare.text.source_files import ByteRange, SourceFile
 from data.prepare.text.streams import open_stream
 from data.prepare.text.text_fields import field_names, field_of
 
@@ -27,7 +27,7 @@ def _open_text(file: SourceFile, config: PrepareConfig) -> IO[str]:
 
 
 def read_json(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    part: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
     """Yields the text of each element of an array: a record, or a string that is the text."""
     with _open_text(file, config) as stream:
@@ -72,7 +72,7 @@ def _elements(stream: IO[str]) -> Iterator[Any]:
 
 
 def read_csv(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    part: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
     """Yields the text of each row; the first row names the fields. Quoted text has any line ends.
 
@@ -100,7 +100,7 @@ def _lines(stream: IO[str]) -> Iterator[str]:
 
 
 def _rows(
-    rows: Iterator[list[str]], file: SourceFile, config: PrepareConfig, reading: Reading
+    rows: Iterator[list[str]], file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
     header, names = next(rows, []), field_names(config)
     if not set(names) <= set(header):

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import Reading, Record, decode
-from data.prepare.text.sources import Part, SourceFile
+from data.prepare.text.read_report import ReadReport, Record, decode
+from data.prepare.text.source_files import ByteRange, SourceFile
 from data.prepare.text.text_fields import field_names, field_of
 
 _TABLE_ROWS = 64  # rows may be whole books
 
 
 def read_table(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    part: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
     """Yields the text of each row of a Parquet or Arrow file that has one, or its token ids."""
     import pyarrow
@@ -116,7 +116,7 @@ def _open_arrow(path: str) -> tuple[Any, Iterator[Any]]:
 
 
 def read_arrayrecord(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    part: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
     """Yields each record of an ArrayRecord file, which are UTF-8."""
     from array_record.python.array_record_module import ArrayRecordReader

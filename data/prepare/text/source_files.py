@@ -56,7 +56,7 @@ _READABLE = (
     ".txt .jsonl .json .csv .tsv (also .gz .zst) .parquet .arrow .arrayrecord .npy .bin, .md or "
     "source code, a folder or a glob of them"
 )
-PART_BYTES = 16 * 2**20
+RANGE_BYTES = 16 * 2**20
 """Bytes of a file that are read in one go, where a file can be entered in the middle."""
 TASK_BYTES = 64 * 2**20
 """Bytes of the parts that one worker prepares in one go."""
@@ -96,7 +96,7 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class Part:
+class ByteRange:
     """Bytes start to stop of a file, as far as its format can be cut there; stop None is the end.
 
     Boundaries move to the next place where a record or a line begins, for both neighbours alike.
@@ -261,20 +261,20 @@ def _kinds_of(given: str, root: Path, paths: list[Path]) -> tuple[list[SourceFil
     return files, dict(sorted(others.items()))
 
 
-def plan_parts(files: list[SourceFile]) -> list[Part]:
+def plan_ranges(files: list[SourceFile]) -> list[ByteRange]:
     """Returns all parts of all files; a compressed file or a table is read as one."""
     parts = []
     for i, file in enumerate(files):
         can_be_cut = file.kind in ("text", "jsonl", "tokens") and file.compression is None
-        starts = range(0, file.num_bytes if can_be_cut else 0, PART_BYTES) or [0]
+        starts = range(0, file.num_bytes if can_be_cut else 0, RANGE_BYTES) or [0]
         stops = [*starts[1:], None]
-        parts += [Part(i, start, stop) for start, stop in zip(starts, stops, strict=True)]
+        parts += [ByteRange(i, start, stop) for start, stop in zip(starts, stops, strict=True)]
     return parts
 
 
-def plan_tasks(files: list[SourceFile], parts: list[Part]) -> list[list[Part]]:
+def plan_tasks(files: list[SourceFile], parts: list[ByteRange]) -> list[list[ByteRange]]:
     """Returns the parts in groups of about TASK_BYTES, which depend on nothing but the files."""
-    tasks: list[list[Part]] = []
+    tasks: list[list[ByteRange]] = []
     num_bytes = TASK_BYTES
     for part in parts:
         if num_bytes >= TASK_BYTES or len(tasks[-1]) >= _TASK_FILES:

@@ -3,15 +3,9 @@
 import contextlib
 import errno
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import fsspec
 
 from configs.errors import SettingsError, TesseraError, Unavailable
-from data.atomic_files import MOVED
 
-_COPIED_BYTES = 2**20
 _MAY_PASS = {
     *("ConnectionError", "TimeoutError", "HTTPClientError", "ClientConnectionError"),
     *("ClientPayloadError", "IncompleteRead", "ResponseParserError", "TransportError"),
@@ -25,30 +19,8 @@ _MAY_PASS_ERRNO = {
 }
 
 
-class Count(fsspec.Callback):
-    """Counts the bytes of a file as they are sent or received."""
-
-    _counted = 0
-
-    def call(self, *args: Any, **kwargs: Any) -> None:
-        """Is called after every change of `value`."""
-        MOVED.add(max(self.value - self._counted, 0))
-        self._counted = self.value
-
-
-def copy_counted(source: Path, target: Path) -> None:
-    """Copies a file within this machine; what is written is counted."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, target.open("wb", buffering=0) as written:
-        while piece := memoryview(read.read(_COPIED_BYTES)):
-            while piece:
-                size = written.write(piece)
-                MOVED.add(size)
-                piece = piece[size:]
-
-
 @contextlib.contextmanager
-def told(url: str, done: str) -> Iterator[None]:
+def explain_store_errors(url: str, done: str) -> Iterator[None]:
     """Turns what goes wrong with a file of a store into one line that names it.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import Reading, Record, decode
+from data.prepare.text.read_report import ReadReport, Record, decode
 from data.prepare.text.separators import (
     before_mark,
     begins_document,
@@ -15,7 +15,7 @@ from data.prepare.text.separators import (
     count_marks,
     split_documents,
 )
-from data.prepare.text.sources import PART_BYTES, Part, SourceFile
+from data.prepare.text.source_files import RANGE_BYTES, ByteRange, SourceFile
 from data.prepare.text.streams import MARK, open_stream
 from data.prepare.text.text_fields import field_of, text_of
 
@@ -47,7 +47,7 @@ def _first_character(content: bytes) -> int:
     return next((i for i, byte in enumerate(content) if byte & 0xC0 != 0x80), 0)
 
 
-def _range(stream: IO[bytes], part: Part, separator: str | None) -> tuple[int, int | None]:
+def _range(stream: IO[bytes], part: ByteRange, separator: str | None) -> tuple[int, int | None]:
     """Returns the bytes of a part after its boundaries have moved, and goes to the first."""
     stop = None if part.stop is None else _boundary(stream, part.stop, separator)
     start = 0 if part.start == 0 else _boundary(stream, part.start, separator)
@@ -58,7 +58,7 @@ def _range(stream: IO[bytes], part: Part, separator: str | None) -> tuple[int, i
     return start, stop
 
 
-def _first_line(stream: IO[bytes], part: Part) -> int | None:
+def _first_line(stream: IO[bytes], part: ByteRange) -> int | None:
     """Returns where the first line of a part begins, where the stream then is; None if none does.
 
     Reads no more than the part, as a line may be that of many parts.
@@ -74,16 +74,16 @@ def _first_line(stream: IO[bytes], part: Part) -> int | None:
 
 
 def read_text(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    part: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
-    """Yields a text in pieces of about PART_BYTES, none of which cuts a character."""
+    """Yields a text in pieces of about RANGE_BYTES, none of which cuts a character."""
     with open_stream(Path(file.path)) as stream:
         separator = config.document_separator
         start, stop = _range(stream, part, separator)
         begins = begins_document(stream, start, separator)
         place, rest, number = start, b"", 0
         while stop is None or place < stop:
-            size = PART_BYTES if stop is None else stop - place
+            size = RANGE_BYTES if stop is None else stop - place
             content = rest + (block := stream.read(size))
             at_end = len(block) < size or (stop is not None and place + len(block) == stop)
             place += len(block)
@@ -117,7 +117,7 @@ def _cut(content: bytes, separator: str | None) -> int:
 
 
 def _text_of(
-    content: bytes, offset: int, file: SourceFile, config: PrepareConfig, reading: Reading
+    content: bytes, offset: int, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> str:
     """Returns the text of a piece; a line of it that is not UTF-8 is left out and counted."""
     try:
@@ -146,7 +146,7 @@ def _line_number(file: SourceFile, offset: int) -> int:
 
 
 def read_jsonl(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    part: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
     """Yields the text of each line of JSON that has one.
 
@@ -179,7 +179,7 @@ def _text_of_line(line: bytes, config: PrepareConfig) -> str | None:
 
 
 def _explain_line(
-    line: bytes, place: str, file: SourceFile, config: PrepareConfig, reading: Reading
+    line: bytes, place: str, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> str | None:
     """Says what is wrong with a line, or mends it where the settings say how."""
     decoded = decode(line, place, file, config, reading)

@@ -12,12 +12,12 @@ from configs.objective import NUM_SENTINELS
 from data.batch import Batch
 from data.objectives.causal import causal, causal_batch, infill, prefix
 from data.objectives.masked import Masking, masked, masked_pairs
-from data.objectives.segments import Form, Piece, Segment, pack, pieces_of
-from data.objectives.span import UL2, Denoiser, corrupt, lengths
+from data.objectives.segments import BatchShape, DocumentSpan, Segment, document_spans, pack
+from data.objectives.span_corruption import UL2, Denoiser, corrupt, lengths
 from data.tokenizers.tokenizer import Tokenizer
 
 
-class Row(NamedTuple):
+class RowTokens(NamedTuple):
     """A row as it is read, before an objective has made something of it."""
 
     spans: Sequence[np.ndarray] = ()
@@ -28,11 +28,13 @@ class Row(NamedTuple):
     """Spans of another row, for an objective that asks for them."""
 
 
-Make = Callable[[Sequence[Piece], Sequence[Piece], np.random.Generator], Sequence[Segment]]
+MakeSegments = Callable[
+    [Sequence[DocumentSpan], Sequence[DocumentSpan], np.random.Generator], Sequence[Segment]
+]
 """From the pieces of a row, those of another one and chance to segments."""
 
 
-class ObjectiveMaker:
+class BatchMaker:
     """Makes batches of rows: a pure function of the rows and their keys."""
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
@@ -53,32 +55,32 @@ class ObjectiveMaker:
         self._makes = [self._make(name, tokenizer) for name, _ in kinds]
         weights = np.array([weight for _, weight in kinds])
         self._shares = np.cumsum(weights / weights.sum())
-        self._form = form_of(config)
+        self._form = batch_shape(config)
 
     @property
-    def needs_others(self) -> bool:
+    def needs_other_row(self) -> bool:
         """Whether a row is to come with another one."""
         return any(name == "masked_pairs" for name, _ in self._config.objectives())
 
-    def batch(self, rows: Sequence[Row]) -> Batch[np.ndarray]:
+    def batch(self, rows: Sequence[RowTokens]) -> Batch[np.ndarray]:
         """Returns the batch [B, T] of rows; one without spans is padding."""
         if self._config.objective == "causal":
             spans = [list(row.spans) for row in rows]
             return causal_batch(spans, self._config.sequence_len, self._separator)
         return pack([self._segments(row) for row in rows], self._form)
 
-    def _segments(self, row: Row) -> Sequence[Segment]:
+    def _segments(self, row: RowTokens) -> Sequence[Segment]:
         if not row.spans:
             return []
         draw = np.random.default_rng(row.key)
         which = 0
         if len(self._makes) > 1:
             which = int(np.searchsorted(self._shares, draw.random(), side="right"))
-        pieces = list(pieces_of(row.spans, self._separator))
-        others = list(pieces_of(row.others, self._separator))
+        pieces = list(document_spans(row.spans, self._separator))
+        others = list(document_spans(row.others, self._separator))
         return self._makes[min(which, len(self._makes) - 1)](pieces, others, draw)
 
-    def _make(self, name: str, tokenizer: Tokenizer) -> Make:
+    def _make(self, name: str, tokenizer: Tokenizer) -> MakeSegments:
         config, separator = self._config, self._separator
         special = dict(tokenizer.special)
         match name:
@@ -105,7 +107,7 @@ class ObjectiveMaker:
         denoisers = denoisers_of(config, name)
 
         def denoise(
-            pieces: Sequence[Piece], _: Sequence[Piece], draw: np.random.Generator
+            pieces: Sequence[DocumentSpan], _: Sequence[DocumentSpan], draw: np.random.Generator
         ) -> Sequence[Segment]:
             denoiser = denoisers[int(draw.integers(len(denoisers)))]
             return list(
@@ -123,11 +125,11 @@ class ObjectiveMaker:
         return denoise
 
 
-def form_of(config: DataConfig) -> Form:
+def batch_shape(config: DataConfig) -> BatchShape:
     """Returns the shape of the batches, the same whatever objective a row has."""
     names = [name for name, _ in config.objectives()]
     two_sided = config.target_len is not None
-    return Form(
+    return BatchShape(
         config.target_len if config.target_len is not None else config.sequence_len,
         config.sequence_len if two_sided else None,
         has_prefix=not two_sided and any(name in ("prefix", "span", "ul2") for name in names),
@@ -139,7 +141,7 @@ def empty_row(config: DataConfig) -> Batch[np.ndarray]:
     """Returns a row of padding: a batch of one, which has the fields of all others."""
     if config.objective == "causal":
         return causal_batch([[]], config.sequence_len, separator=0)
-    return pack([[]], form_of(config))
+    return pack([[]], batch_shape(config))
 
 
 def stream_len(config: DataConfig) -> int:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.objectives.causal import behind, beside, cut_in_two
-from data.objectives.segments import Piece, Segment
+from data.objectives.segments import DocumentSpan, Segment
 
 
 class Denoiser(NamedTuple):
@@ -50,7 +50,7 @@ def lengths(denoiser: Denoiser, length: int) -> tuple[int, int]:
 
 
 def corrupt(
-    pieces: Sequence[Piece],
+    pieces: Sequence[DocumentSpan],
     denoiser: Denoiser,
     separator: int,
     sentinels: np.ndarray,
@@ -98,7 +98,7 @@ def corrupt(
 
 
 def _hide(
-    piece: Piece,
+    piece: DocumentSpan,
     num_spans: int,
     num_hidden: int,
     separator: int,

@@ -1,0 +1,204 @@
+"""Prepared folders and raw text in object stores: fetched into a local cache, and pushed.
+
+A fetched folder is read like any other. A file gets its name when all of its bytes are there, and
+the manifest comes last, in both directions: a folder without one is incomplete. Processes of one
+machine take turns, so each file is fetched once.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from configs.check import require
+from configs.errors import IntegrityError
+from data.atomic_files import MANIFEST, digest_file, locked, stays_inside, with_retries, write_json
+from data.object_store import ObjectStore, in_parallel, is_glob
+
+_PART_LEN = 50 * 2**20  # what s3fs uploads at a time of a file of twice that or more
+
+
+def manifest_files(manifest: Any) -> dict[str, str]:
+    """Returns {name: SHA-256} of all files that a manifest names, wherever in it they stand.
+
+    A file is named by an object that has both "file", relative to the folder, and "sha256".
+
+    Raises:
+        IntegrityError: a name leads out of the folder, or has two digests.
+    """
+    files: dict[str, str] = {}
+    pending = [manifest]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, list):
+            pending += node
+        if isinstance(node, dict):
+            pending += node.values()
+            if "file" in node and "sha256" in node:
+                name, sha256 = node["file"], str(node["sha256"])
+                if not isinstance(name, str) or not stays_inside(name) or name == MANIFEST:
+                    raise IntegrityError(f"a manifest must not name the file {name!r}")
+                if files.setdefault(name, sha256) != sha256:
+                    raise IntegrityError(f"a manifest gives two digests of the file {name!r}")
+    return dict(sorted(files.items()))
+
+
+def is_prepared(url: str) -> bool:
+    """Says whether a prepared folder is at a URL; raises as `ObjectStore` does."""
+    return not is_glob(url) and ObjectStore(url).info(MANIFEST) is not None
+
+
+def fetch_folder(url: str, cache_dir: Path) -> Path:
+    """Returns a local copy of a prepared folder, cache_dir/remote-DIGEST, of the manifest's digest.
+
+    Files that are there already are not fetched again. Of a copy that is whole only that they are
+    there is checked, not their digests: `open_store` does that.
+
+    Raises:
+        SettingsError: the store cannot be read.
+        IntegrityError: a file is not what the manifest says; the copy then has no manifest.
+        Unavailable: the store does not answer, which may pass.
+    """
+    store = ObjectStore(url)
+    content = store.read(MANIFEST)
+    files = _parse(content, store.address(MANIFEST))
+    folder = cache_dir / f"remote-{hashlib.sha256(content).hexdigest()[:16]}"
+    with _workspace(cache_dir, folder.name) as parts:
+        is_whole = (folder / MANIFEST).is_file()
+
+        def fetch(name: str) -> None:
+            path = folder / name
+            if not path.is_file() or not (is_whole or _digest(path) == files[name]):
+                with store.fetching(name, parts, path) as part:
+                    _verify(part, store.address(name), files[name])
+
+        in_parallel(fetch, files)
+        folder.mkdir(exist_ok=True)
+        (parts / MANIFEST).write_bytes(content)
+        os.replace(parts / MANIFEST, folder / MANIFEST)
+    return folder
+
+
+def push_folder(folder: Path, url: str) -> None:
+    """Copies a prepared folder into an object store: the files of its manifest, which comes last.
+
+    A file that is there is left out if the store's MD5 says that it is the same.
+
+    Raises:
+        SettingsError: there is no manifest, the store cannot be written, or another prepared folder
+            is there.
+        IntegrityError: a file is not what the manifest says, or has another size once uploaded.
+        Unavailable: the store does not answer, which may pass.
+    """
+    path = folder / MANIFEST
+    require(path.is_file(), f"{folder} must be a prepared folder, but has no {MANIFEST}")
+    content = with_retries(path.read_bytes, f"{path} cannot be read")
+    files = _parse(content, str(path))
+    store = ObjectStore(url)
+    is_free = store.read_if_there(MANIFEST) in (None, content)
+    require(is_free, f"{url} has another prepared folder; push this one to a place of its own")
+
+    def push(name: str) -> None:
+        _verify(folder / name, str(folder / name), files[name])
+        there = store.info(name)
+        if there is None or not _is_known_to_be(there, folder / name):
+            store.put(name, folder / name)
+
+    in_parallel(push, files)
+    store.put(MANIFEST, path)
+
+
+def fetch_files(url: str, cache_dir: Path) -> Path:
+    """Returns a local folder with the files of a remote file, folder or glob, and no others.
+
+    Names are relative to the folder, to the parent of the file, or to the last folder of a glob
+    without a wildcard. A file is kept from an earlier call if its size and its ETag (or time, where
+    the store has none) are still the same, and the copy is as it was.
+
+    Raises:
+        SettingsError: the store cannot be read, or there is no file.
+        Unavailable: the store does not answer, which may pass.
+    """
+    store = ObjectStore(url)
+    home = cache_dir / f"files-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    folder, index_path = home / "files", home / "index.json"
+    with _workspace(cache_dir, home.name) as parts:
+        found = store.find()
+        index = json.loads(index_path.read_bytes()) if index_path.is_file() else {}
+
+        def fetch(name: str) -> dict[str, Any]:
+            path, version = folder / name, found[name]
+            if path.is_file() and version["etag"] is not None:
+                listed = {**version, "sha256": _digest(path)}
+                # What a killed call left is not in the index, but may be known all the same.
+                if index.get(name) == listed or _is_known_to_be(version, path):
+                    return listed
+            with store.fetching(name, parts, path) as part:
+                return {**version, "sha256": _digest(part)}
+
+        _remove_others(folder, found)
+        write_json(index_path, dict(zip(found, in_parallel(fetch, found), strict=True)))
+    return folder
+
+
+@contextlib.contextmanager
+def _workspace(cache_dir: Path, name: str) -> Iterator[Path]:
+    """Yields an empty folder for files in the making, to one process at a time; then removes it."""
+    with locked(cache_dir, name):
+        parts = cache_dir / f"{name}.parts"
+        shutil.rmtree(parts, ignore_errors=True)  # what a killed process left
+        parts.mkdir()
+        try:
+            yield parts
+        finally:
+            shutil.rmtree(parts)
+
+
+def _parse(content: bytes, where: str) -> dict[str, str]:
+    try:
+        return manifest_files(json.loads(content))
+    except (ValueError, RecursionError, IntegrityError) as error:
+        raise IntegrityError(f"{where} is not a manifest: {error}") from None
+
+
+def _verify(path: Path, where: str, sha256: str) -> None:
+    found = _digest(path) if path.is_file() else "of no file"
+    if found != sha256:
+        raise IntegrityError(f"{where} has sha256 {found[:12]}, the manifest says {sha256[:12]}")
+
+
+def _digest(path: Path) -> str:
+    return with_retries(lambda: digest_file(path), f"{path} cannot be read")
+
+
+def _remove_others(folder: Path, names: Iterable[str]) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in names:
+            path.unlink()
+
+
+def _is_known_to_be(version: dict[str, Any], path: Path) -> bool:
+    """Says whether an object is sure to have the bytes of a file, by its size and MD5.
+
+    An ETag is the MD5 of an object or, if it was uploaded in parts, the MD5 of their MD5s and their
+    number; under encryption by KMS, and in other stores, it is something else, equal to neither.
+    Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
+    """
+    etag = str(version["etag"]).strip('"')
+    if version["size"] != path.stat().st_size or not re.fullmatch(r"[0-9a-f]{32}(-\d+)?", etag):
+        return False
+    md5 = functools.partial(hashlib.md5, usedforsecurity=False)
+    with path.open("rb") as file:
+        if "-" not in etag:
+            return hashlib.file_digest(file, md5).hexdigest() == etag
+        parts = [md5(part).digest() for part in iter(lambda: file.read(_PART_LEN), b"")]
+    return f"{md5(b''.join(parts)).hexdigest()}-{len(parts)}" == etag
