@@ -73,8 +73,8 @@ def open_data(
     for name in paths:
         require(
             name not in extra_validation,
-            f"data.validation={name}={extra_validation.get(name)} must have another name: {name} is that "
-            f"of data.path={paths[name]}",
+            f"data.validation={name}={extra_validation.get(name)} must have another name: "
+            f"data.path={paths[name]} is named {name}",
         )
     plain = PrepareConfig(
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(PrepareConfig)}
@@ -111,8 +111,8 @@ def open_data(
     for name in paths:
         require(
             stores[name].train.num_tokens > 1,
-            f"data.mixture or data.path has {name}={paths[name]}, which has no training split; name "
-            "it in data.validation instead",
+            f"data.mixture or data.path has {name}={paths[name]}, which has no training split; "
+            "name it in data.validation instead",
         )
     return Data(
         sources=tuple(Source(name, stores[name]) for name in paths),

@@ -174,8 +174,8 @@ def test_the_language_step_says_which_package_it_needs():
     )
     done = subprocess.run((sys.executable, "-c", code), cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == (
-        "configs.errors.SettingsError: data.clean=language must have the package py3langid; "
-        "install it by .venv/bin/pip install -c constraints.txt py3langid"
+        "configs.errors.SettingsError: data.clean=language needs the package py3langid: "
+        "run .venv/bin/pip install -c constraints.txt py3langid"
     )
 
 

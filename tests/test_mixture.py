@@ -74,10 +74,10 @@ def data(folder, mixture) -> Data:
     """Split as before whole documents validated, so that the golden is that of the same tokens."""
 
     def at_one_place(plan: Plan, tails: list[int], *cut: Any) -> Iterator[np.ndarray]:
-        return validation_split._cut_places(plan, len(tails), *cut)
+        return validation_split._split_at_end(plan, len(tails), *cut)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(validation_split, "_whole_places", at_one_place)
+        monkeypatch.setattr(validation_split, "_split_by_digest", at_one_place)
         return open_quietly(mixed(mixture), folder / "cache")
 
 

@@ -561,7 +561,7 @@ def test_a_copy_is_counted_before_it_has_ended(tmp_path):
 def test_a_missing_package_is_said_with_how_to_install_it(tmp_path, scheme, way_out):
     code = (
         "import sys, pathlib; sys.modules['s3fs'] = sys.modules['gcsfs'] = None\n"
-        "from data.remote import fetch_folder\n"
+        "from data.remote_folders import fetch_folder\n"
         "try: fetch_folder(sys.argv[1], pathlib.Path(sys.argv[2]))\n"
         "except ValueError as error: print(type(error).__name__, error, end='')\n"
     )

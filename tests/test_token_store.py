@@ -74,7 +74,7 @@ def test_a_text_of_several_parts_is_one_document_at_every_cut(tmp_path, monkeypa
     """Also where train ends just with a part, a task or a piece; it moves to a line end."""
     small_sizes(monkeypatch, part_bytes=6, task_bytes=12, block_len=3)
     monkeypatch.setattr(data.prepare.text.txt_jsonl, "_LINE_SEARCH_BYTES", 4)
-    monkeypatch.setattr(data.prepare.encode, "_PIECE_CHARACTERS", piece)
+    monkeypatch.setattr(data.prepare.encode, "_CHUNK_CHARACTERS", piece)
     (tmp_path / "a.txt").write_text(text)
     for num_validation in range(len(text)):
         fraction = num_validation / len(text)
@@ -104,7 +104,7 @@ def test_a_text_encoded_in_pieces_is_that_encoded_whole(tmp_path, monkeypatch, k
     to write a line that are exactly as good, sixteen spaces and four or four and sixteen, it may
     take the other one. So its tokens are compared line by line, in any order.
     """
-    monkeypatch.setattr(data.prepare.encode, "_PIECE_CHARACTERS", 200)
+    monkeypatch.setattr(data.prepare.encode, "_CHUNK_CHARACTERS", 200)
     text = "\n\n  ".join([*sentences(100), *TEXTS]) + "\n" * 500
     (tmp_path / "a.txt").write_text(text)
     settings = {"tokenizer": "sentencepiece", "vocab_size": 500, "sentencepiece_model": kind}

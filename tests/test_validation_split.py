@@ -20,7 +20,7 @@ import data.prepare.text.token_files
 import data.token_store
 from configs.errors import SettingsError
 from data.open_data import open_data
-from data.prepare.validation_split import _fraction
+from data.prepare.validation_split import validation_fraction
 from data.token_store import MANIFEST, open_store
 
 NUM_DOCUMENTS, NUM_TOPICS = 10_000, 5
@@ -188,8 +188,10 @@ def test_a_single_text_is_cut_after_the_last_line_before_its_last_tenth(tmp_path
 
 def test_no_more_than_100_megabytes_validate_unless_it_is_wished():
     for num_bytes, fraction in ((10**6, 0.1), (10**9, 0.1), (10**10, 0.01), (10**13, 1e-5)):
-        assert _fraction(corpus_config("a.txt"), num_bytes) == fraction
-        assert _fraction(corpus_config("a.txt", validation_fraction=0.2), num_bytes) == 0.2
+        assert validation_fraction(corpus_config("a.txt"), num_bytes) == fraction
+        assert (
+            validation_fraction(corpus_config("a.txt", validation_fraction=0.2), num_bytes) == 0.2
+        )
 
 
 def as_before(folder: Path) -> None:

@@ -1,9 +1,9 @@
 """Turns a corpus into a prepared folder: a tokenizer, shards of tokens, and a manifest.
 
-Three passes over the tasks of the corpus, each in parallel: scan (clean and count), sample (lines to
-train a tokenizer on) and write. Each result on disk is complete or absent, so a killed preparation
-resumes where it stopped, and the result does not depend on which process ran which task. The
-manifest is written last: a folder without one is unfinished.
+Three passes over the tasks of the corpus, each in parallel: scan (clean and count), sample (lines
+to train a tokenizer on) and write. Each result on disk is complete or absent, so a killed
+preparation resumes where it stopped, and the result does not depend on which process ran which
+task. The manifest is written last: a folder without one is unfinished.
 """
 
 from collections import Counter

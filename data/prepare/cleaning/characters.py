@@ -1,4 +1,4 @@
-"""Steps "unicode", "control_characters" and "length": the characters of a text."""
+"""Steps "unicode", "control_characters" and "length": normalisation, removal and counting."""
 
 import re
 import unicodedata
@@ -26,10 +26,10 @@ _NONCHARACTERS = {
 
 
 def normalise(text: str) -> str:
-    r"""Returns the text in Unicode normalisation form C, every line ended by \n alone.
+    r"""Returns the text in Unicode normalisation form C, with \n as the only line end.
 
-    CR LF, CR, NEL, LS and PS become \n, for all later steps look at lines. NFC joins letters with
-    their accents and changes no letter for a like one, as NFKC would do (x², ㎏, ﬁ).
+    CR LF, CR, NEL, LS and PS become \n, as all later steps read lines. NFC joins letters with their
+    accents and replaces no letter by a similar one, as NFKC does (x², ㎏, ﬁ).
 
     Source: Unicode Standard Annex 15, and Unicode Standard 5.8, Newline Guidelines.
     """
@@ -37,7 +37,7 @@ def normalise(text: str) -> str:
 
 
 def make_control_characters() -> CleaningStep:
-    r"""Returns a step that removes the characters which carry no text.
+    r"""Returns a step that removes characters that carry no text.
 
     Removed are the categories Cc and Cf (control and format characters: the byte order mark, soft
     hyphens, zero-width spaces, direction marks), noncharacters, and the colour codes of terminals
@@ -49,8 +49,8 @@ def make_control_characters() -> CleaningStep:
     planes = (*range(0x20000), *range(0xE0000, 0xE1000))
     removed = {c for c in planes if unicodedata.category(chr(c)) in ("Cc", "Cf")}
     removed = (removed | _NONCHARACTERS) - _KEPT
-    # A character of plane 0 is found by one look, one beyond by a walk through ranges: so first the
-    # question whether it is beyond.
+    # "re" finds a character of plane 0 by one look-up, one beyond by a scan of ranges: so the
+    # pattern first tests whether the character is beyond.
     plane_0, beyond = (
         character_class(c for c in removed if (c < 0x10000) == low) for low in (True, False)
     )

@@ -1,4 +1,4 @@
-"""What a step of cleaning is: one text in, one text or a reason out."""
+"""The type of a cleaning step: takes a text, returns a text or the reason to drop it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Dropped:
-    """A step's answer that the document is to be left out."""
+    """Returned by a step to drop the document."""
 
     rule: str
-    """Short name of the rule that says so, as a person reads it: "mean word length"."""
+    """Short name of the rule that drops it, for people: "mean word length"."""
 
 
 CleaningStep = Callable[[str], str | Dropped]
-"""Takes a text, returns it cleaned, or says why it is dropped; keeps nothing between texts."""
+"""Takes a text, returns it cleaned or Dropped; keeps no state between texts."""

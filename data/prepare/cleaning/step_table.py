@@ -1,4 +1,4 @@
-"""The table of steps that look at one document."""
+"""The table of cleaning steps that read one document at a time."""
 
 from collections.abc import Callable, Iterable
 
@@ -35,10 +35,10 @@ LOCAL_STEPS: tuple[CleanStep, ...] = tuple(_MAKERS)
 def make_cleaning_step(
     name: CleanStep, config: PrepareConfig, overlap_texts: Iterable[str] = ()
 ) -> CleaningStep:
-    """Returns the step of a name; overlap_texts are read by "decontaminate" alone.
+    """Returns the step of a name; only "decontaminate" reads overlap_texts.
 
     Raises:
         KeyError: the name is none of LOCAL_STEPS.
-        SettingsError: a step cannot work as it is set.
+        SettingsError: the settings of the step cannot be used.
     """
     return _MAKERS[name](config, overlap_texts)

@@ -1,4 +1,4 @@
-"""Text and lines of JSON, which can be entered in the middle of a file."""
+"""Reads .txt and .jsonl from any offset of a file."""
 
 import functools
 import json
@@ -9,24 +9,23 @@ from typing import IO
 from configs.data import PrepareConfig
 from data.prepare.text.read_report import ReadReport, Record, decode
 from data.prepare.text.separators import (
-    before_mark,
+    after_separator,
+    before_separator,
     begins_document,
-    behind_mark,
-    count_marks,
+    count_separators,
     split_documents,
 )
 from data.prepare.text.source_files import RANGE_BYTES, ByteRange, SourceFile
-from data.prepare.text.streams import MARK, open_stream
+from data.prepare.text.streams import BYTE_ORDER_MARK, open_stream
 from data.prepare.text.text_fields import field_of, text_of
 
-_LINE_SEARCH_BYTES = 2**20  # how far a text is searched for the end of a line to be cut there
+_LINE_SEARCH_BYTES = 2**20  # how far to search for a line end to cut a text at
 
 
 def _boundary(stream: IO[bytes], offset: int, separator: str | None) -> int:
-    """Returns where the first line begins at or after an offset.
+    """Returns the start of the first line at or after an offset.
 
-    Where no line ends near, the first character that begins there will do, if it is not within a
-    mark between documents.
+    If no line ends near, the start of the next character that is not within a separator.
     """
     if offset == 0:
         return 0
@@ -38,35 +37,39 @@ def _boundary(stream: IO[bytes], offset: int, separator: str | None) -> int:
         place += len(block)
         if place - offset >= _LINE_SEARCH_BYTES - 1:
             stream.seek(offset)
-            return behind_mark(stream, offset + _first_character(stream.read(4)), separator)
+            return after_separator(stream, offset + _first_character(stream.read(4)), separator)
     return place
 
 
 def _first_character(content: bytes) -> int:
-    """Returns the first place where a character of UTF-8 may begin."""
+    """Returns the index of the first byte that may begin a character in UTF-8."""
     return next((i for i, byte in enumerate(content) if byte & 0xC0 != 0x80), 0)
 
 
-def _range(stream: IO[bytes], part: ByteRange, separator: str | None) -> tuple[int, int | None]:
-    """Returns the bytes of a part after its boundaries have moved, and goes to the first."""
-    stop = None if part.stop is None else _boundary(stream, part.stop, separator)
-    start = 0 if part.start == 0 else _boundary(stream, part.start, separator)
-    if part.start:
+def _range(
+    stream: IO[bytes], byte_range: ByteRange, separator: str | None
+) -> tuple[int, int | None]:
+    """Returns a byte range with its boundaries moved to lines, and seeks to its start."""
+    stop = None if byte_range.stop is None else _boundary(stream, byte_range.stop, separator)
+    start = 0 if byte_range.start == 0 else _boundary(stream, byte_range.start, separator)
+    if byte_range.start:
         stream.seek(start)
-    elif part.stop is not None:
+    elif byte_range.stop is not None:
         stream.seek(0)
     return start, stop
 
 
-def _first_line(stream: IO[bytes], part: ByteRange) -> int | None:
-    """Returns where the first line of a part begins, where the stream then is; None if none does.
+def _first_line(stream: IO[bytes], byte_range: ByteRange) -> int | None:
+    """Returns the start of the first line that begins in a byte range, and seeks to it; or None.
 
-    Reads no more than the part, as a line may be that of many parts.
+    Reads no more than the range, as a line may be longer than many ranges.
     """
-    if part.start == 0:
+    if byte_range.start == 0:
         return 0
-    place = stream.seek(part.start - 1)
-    while (part.stop is None or place < part.stop) and (block := stream.read(_LINE_SEARCH_BYTES)):
+    place = stream.seek(byte_range.start - 1)
+    while (byte_range.stop is None or place < byte_range.stop) and (
+        block := stream.read(_LINE_SEARCH_BYTES)
+    ):
         if (end := block.find(b"\n")) >= 0:
             return stream.seek(place + end + 1)
         place += len(block)
@@ -74,12 +77,12 @@ def _first_line(stream: IO[bytes], part: ByteRange) -> int | None:
 
 
 def read_text(
-    part: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
+    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
-    """Yields a text in pieces of about RANGE_BYTES, none of which cuts a character."""
+    """Yields a text in chunks of about RANGE_BYTES that never cut a character."""
     with open_stream(Path(file.path)) as stream:
         separator = config.document_separator
-        start, stop = _range(stream, part, separator)
+        start, stop = _range(stream, byte_range, separator)
         begins = begins_document(stream, start, separator)
         place, rest, number = start, b"", 0
         while stop is None or place < stop:
@@ -91,9 +94,9 @@ def read_text(
             content, rest = content[:cut], content[cut:]
             offset = place - len(rest) - len(content)
             text = _text_of(content, offset, file, config, reading)
-            text = text.removeprefix(MARK) if offset == 0 else text
+            text = text.removeprefix(BYTE_ORDER_MARK) if offset == 0 else text
             if not file.is_prose:
-                count_marks(text, config, reading)
+                count_separators(text, config, reading)
             for i, document in enumerate(split_documents(text, separator)):
                 begins = begins or i > 0
                 is_blank = separator and begins and not document.strip()
@@ -106,27 +109,27 @@ def read_text(
 
 
 def _cut(content: bytes, separator: str | None) -> int:
-    """Returns where a long text is cut: after its last line, else before a character or a mark."""
+    """Returns where to cut a long text: after a line, else before a character or separator."""
     newline = content.rfind(b"\n", len(content) - _LINE_SEARCH_BYTES)
     if newline >= 0:
         return newline + 1
     end = len(content) - 1
     while end > len(content) - 4 and content[end] & 0xC0 == 0x80:
         end -= 1
-    return before_mark(content, end, separator)
+    return before_separator(content, end, separator)
 
 
 def _text_of(
     content: bytes, offset: int, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> str:
-    """Returns the text of a piece; a line of it that is not UTF-8 is left out and counted."""
+    """Returns the text of a chunk; a line that is not UTF-8 is skipped and counted."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
         if config.invalid_utf8 == "replace":
             return content.decode("utf-8", errors="replace")
     lines = []
-    number = _line_number(file, offset) if reading.wants_places else 0
+    number = _line_number(file, offset) if reading.needs_line_numbers else 0
     for line in content.splitlines(keepends=True):
         if (text := decode(line, f", line {number}", file, config, reading)) is not None:
             lines.append(text)
@@ -136,7 +139,7 @@ def _text_of(
 
 @functools.lru_cache(maxsize=4)
 def _line_number(file: SourceFile, offset: int) -> int:
-    """Returns the number of the line, from 1, at an offset; reads all before it, so only if bad."""
+    """Returns the line number, from 1, at an offset; reads all before it, so only on errors."""
     number = 1
     with open_stream(Path(file.path)) as stream:
         while offset > 0 and (block := stream.read(min(offset, 2**20))):
@@ -146,24 +149,24 @@ def _line_number(file: SourceFile, offset: int) -> int:
 
 
 def read_jsonl(
-    part: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
+    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
-    """Yields the text of each line of JSON that has one.
+    """Yields the text of each line of JSON.
 
-    A line is in memory three times over: its bytes, their characters, and the text in it.
+    A line is in memory three times: its bytes, its characters, and the text in it.
     """
     with open_stream(Path(file.path)) as stream:
-        number, place = -1, _first_line(stream, part)
+        number, place = -1, _first_line(stream, byte_range)
         if (start := place) is None:
             return
-        while (part.stop is None or place < part.stop) and (line := stream.readline()):
+        while (byte_range.stop is None or place < byte_range.stop) and (line := stream.readline()):
             number += 1
             place += len(line)
             reading.num_lines = number + 1
             text = _text_of_line(line, config)
             if text is None and line.strip():
-                # Only a bad line pays for counting the lines before its part.
-                first = _line_number(file, start) if reading.wants_places else 0
+                # Only a bad line pays for counting the lines before its range.
+                first = _line_number(file, start) if reading.needs_line_numbers else 0
                 where = f", line {first + number}"
                 text = _explain_line(line, where, file, config, reading)
             if text:
@@ -171,7 +174,7 @@ def read_jsonl(
 
 
 def _text_of_line(line: bytes, config: PrepareConfig) -> str | None:
-    """Returns the text of a good line, None for any other."""
+    """Returns the text of a valid line, else None."""
     try:
         return text_of(json.loads(line.decode("utf-8")), config)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError):
@@ -181,12 +184,12 @@ def _text_of_line(line: bytes, config: PrepareConfig) -> str | None:
 def _explain_line(
     line: bytes, place: str, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> str | None:
-    """Says what is wrong with a line, or mends it where the settings say how."""
+    """Reports what is wrong with a line; returns its text if data.invalid_utf8 is replace."""
     decoded = decode(line, place, file, config, reading)
     if decoded is None:
         return None
     try:
-        record = json.loads(decoded.removeprefix(MARK))
+        record = json.loads(decoded.removeprefix(BYTE_ORDER_MARK))
     except (ValueError, RecursionError) as error:
         is_syntax = isinstance(error, json.JSONDecodeError)
         why = f"{error.msg}: character {error.pos + 1}" if is_syntax else error
