@@ -1,4 +1,4 @@
-"""Object stores (s3:// gs:// ...) through fsspec: files below a URL, by relative name."""
+"""Reads and writes files in object stores (s3:// gs:// ...) or folders, through fsspec."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from data.atomic_files import BYTES_MOVED, explain_full_disk, stays_inside
 from data.prepare.text.source_files import before_wildcard
 from data.store_errors import explain_store_errors
 
-_NUM_STREAMS = 4  # files at a time; s3fs splits a large one into parts besides
+_NUM_STREAMS = 4  # files at a time; s3fs also splits large files into parts
 _COPIED_BYTES = 2**20
 _PIP = "run .venv/bin/pip install -c constraints.txt"
 _INSTALL = {"s3": f"{_PIP} s3fs", "gs": f"{_PIP} gcsfs"}
@@ -25,25 +25,25 @@ _MAGIC = re.compile(r"[*?[]")
 
 
 def is_remote(path: str) -> bool:
-    """Says whether a path is a URL, SCHEME://..., of a scheme other than file."""
+    """Returns whether a path is a URL, SCHEME://..., with a scheme other than file."""
     return re.match(r"(?!file:)[a-z][a-z0-9+.-]*://", path, re.IGNORECASE) is not None
 
 
 def is_glob(url: str) -> bool:
-    """Says whether a URL has a wildcard."""
+    """Returns whether a URL has a wildcard."""
     return _MAGIC.search(url) is not None
 
 
 class ObjectStore:
-    """What is below a URL or a folder, by relative name.
+    """The files below a URL or a folder, by relative name.
 
-    What goes wrong is a SettingsError of one line, or Unavailable where it may pass. A file that is
-    written is there whole or not at all. What is sent and received is counted in BYTES_MOVED.
+    Errors are SettingsError, or Unavailable if a retry may help. Writes are atomic. Bytes sent and
+    received are counted in BYTES_MOVED.
     """
 
     def __init__(self, url: str):
-        # No caches: another process may have changed what is there, and the endpoint is read from
-        # the environment when a file system is made.
+        # No caches: another process may change files, and the endpoint is read from the
+        # environment when a file system is created.
         options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
         self._is_local = not is_remote(url)
         if self._is_local:
@@ -55,7 +55,7 @@ class ObjectStore:
             raise SettingsError(f"{url} cannot be opened: {error}; {way_out}") from None
 
     def address(self, name: str) -> str:
-        """Returns the whole URL of a file."""
+        """Returns the full URL of a file."""
         return self._fs.unstrip_protocol(f"{self._root}/{name}")
 
     def read(self, name: str) -> bytes:
@@ -63,8 +63,8 @@ class ObjectStore:
         with explain_store_errors(self.address(name), "read"):
             return self._fs.cat_file(f"{self._root}/{name}")
 
-    def read_if_there(self, name: str) -> bytes | None:
-        """Returns the bytes of a file; None if it is not there."""
+    def read_if_exists(self, name: str) -> bytes | None:
+        """Returns the bytes of a file; None if it is absent."""
         with (
             explain_store_errors(self.address(name), "read"),
             contextlib.suppress(FileNotFoundError),
@@ -73,7 +73,7 @@ class ObjectStore:
         return None
 
     def info(self, name: str) -> dict[str, Any] | None:
-        """Returns the version of a file, its size and ETag; None if it is not there."""
+        """Returns the version of a file, its size and ETag; None if it is absent."""
         with (
             explain_store_errors(self.address(name), "read"),
             contextlib.suppress(FileNotFoundError),
@@ -82,24 +82,24 @@ class ObjectStore:
             return _version(info) if info["type"] == "file" else None
 
     @contextlib.contextmanager
-    def fetching(self, name: str, parts: Path, path: Path) -> Iterator[Path]:
-        """Yields a copy of a file below `parts`, to be checked, and then moves it to `path`."""
-        part = parts / name
-        with explain_store_errors(self.address(name), "fetched"), explain_full_disk(part):
+    def fetching(self, name: str, temporary: Path, path: Path) -> Iterator[Path]:
+        """Yields a copy of a file below `temporary` to check, then moves it to `path`."""
+        copy = temporary / name
+        with explain_store_errors(self.address(name), "fetched"), explain_full_disk(copy):
             version = self.info(name)
-            part.parent.mkdir(parents=True, exist_ok=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)
             if self._is_local:
-                copy_counted(Path(f"{self._root}/{name}"), part)
+                copy_counted(Path(f"{self._root}/{name}"), copy)
             else:
-                self._fs.get_file(f"{self._root}/{name}", str(part), callback=Count())
-            changed = f"{self.address(name)} changed while it was read; start again"
+                self._fs.get_file(f"{self._root}/{name}", str(copy), callback=TransferCallback())
+            changed = f"{self.address(name)} changed while it was read; run the command again"
             require(self.info(name) == version, changed)
-            yield part
+            yield copy
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part, path)
+            os.replace(copy, path)
 
     def names(self, below: str) -> list[str]:
-        """Returns the names of all files below a folder; none if it is not there."""
+        """Returns the names of all files below a folder; none if it is absent."""
         with (
             explain_store_errors(self.address(below), "read"),
             contextlib.suppress(FileNotFoundError),
@@ -109,7 +109,7 @@ class ObjectStore:
         return []
 
     def remove(self, name: str) -> None:
-        """Removes a file, if it is there."""
+        """Removes a file, if it exists."""
         with (
             explain_store_errors(self.address(name), "removed"),
             contextlib.suppress(FileNotFoundError),
@@ -117,42 +117,43 @@ class ObjectStore:
             self._fs.rm_file(f"{self._root}/{name}")
 
     def move(self, name: str, to: str) -> None:
-        """Gives a file another name."""
+        """Renames a file."""
         with explain_store_errors(self.address(name), "moved"):
             self._fs.mv(f"{self._root}/{name}", f"{self._root}/{to}")
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a small file."""
-        with self._writing(name) as there:
-            self._fs.pipe_file(there, content)
+        with self._writing(name) as target:
+            self._fs.pipe_file(target, content)
             BYTES_MOVED.add(len(content))
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[str]:
-        """Yields where to write a file: an object appears at its end, a local file is renamed."""
+        """Yields the path to write to; a local file is renamed at the end (objects are atomic)."""
         with explain_store_errors(self.address(name), "written"):
-            there = f"{self._root}/{name}"
+            path = f"{self._root}/{name}"
             if not self._is_local:
-                yield there
+                yield path
                 return
-            yield f"{there}.tmp"
-            os.replace(f"{there}.tmp", there)
+            yield f"{path}.tmp"
+            os.replace(f"{path}.tmp", path)
 
     def put(self, name: str, path: Path) -> None:
         """Copies a local file into the store."""
-        with self._writing(name) as there:
+        with self._writing(name) as target:
             if self._is_local:
-                copy_counted(path, Path(there))
+                copy_counted(path, Path(target))
             else:
-                self._fs.put_file(str(path), there, callback=Count())
+                self._fs.put_file(str(path), target, callback=TransferCallback())
         size, found = path.stat().st_size, (self.info(name) or {"size": 0})["size"]
         if found != size:
-            raise IntegrityError(f"{self.address(name)} has {found} bytes of {size}; push again")
+            raise IntegrityError(f"{self.address(name)} has {found} bytes of {size}; push it again")
 
     def find(self) -> dict[str, dict[str, Any]]:
-        """Returns {name: version} of the files that the URL, maybe a glob, stands for.
+        """Returns {name: version} of the files that the URL, maybe a glob, names.
 
-        From then on names are relative as `fetch_files` says.
+        Makes names relative to the folder, to the parent of the file, or to the last folder of a
+        glob without a wildcard.
         """
         root, url = self._root, self._fs.unstrip_protocol(self._root)
         with explain_store_errors(url, "read"):
@@ -168,42 +169,43 @@ class ObjectStore:
         files = {
             path.removeprefix(f"{self._root}/"): _version(info)
             for path, info in sorted(found.items())
-            if info["type"] == "file" and not path.endswith("/")  # some tools write folders so
+            if info["type"] == "file"
+            and not path.endswith("/")  # some tools create folders as such objects
         }
-        require(bool(files), f"{url} has no files; give a file, a folder or a glob that has")
+        require(bool(files), f"{url} has no files; give a file, a folder or a glob with files")
         for name in files:
-            require(stays_inside(name), f"{url} must not have a file of the name {name!r}")
+            require(stays_inside(name), f"{url} must not have a file named {name!r}")
         return files
 
 
 def in_parallel(work: Callable[[str], Any], names: Iterable[str]) -> list[Any]:
-    """Returns work(name) of each, some at a time; after an error none is begun any more."""
+    """Returns work(name) of each name, some in parallel; after an error no other starts."""
     with ThreadPoolExecutor(_NUM_STREAMS) as pool:
         return list(pool.map(work, names))
 
 
 def _version(info: dict[str, Any]) -> dict[str, Any]:
-    said = (str(info[key]) for key in _VERSION_KEYS if info.get(key) is not None)
-    return {"size": info.get("size"), "etag": next(said, None)}
+    found = (str(info[key]) for key in _VERSION_KEYS if info.get(key) is not None)
+    return {"size": info.get("size"), "etag": next(found, None)}
 
 
-class Count(fsspec.Callback):
+class TransferCallback(fsspec.Callback):
     """Counts the bytes of a file as they are sent or received."""
 
     _counted = 0
 
     def call(self, *args: Any, **kwargs: Any) -> None:
-        """Is called after every change of `value`."""
+        """Counts the change of `value`; fsspec calls it after each."""
         BYTES_MOVED.add(max(self.value - self._counted, 0))
         self._counted = self.value
 
 
 def copy_counted(source: Path, target: Path) -> None:
-    """Copies a file within this machine; what is written is counted."""
+    """Copies a local file and counts its bytes in BYTES_MOVED."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as read, target.open("wb", buffering=0) as written:
-        while piece := memoryview(read.read(_COPIED_BYTES)):
-            while piece:
-                size = written.write(piece)
+        while block := memoryview(read.read(_COPIED_BYTES)):
+            while block:
+                size = written.write(block)
                 BYTES_MOVED.add(size)
-                piece = piece[size:]
+                block = block[size:]

@@ -1,8 +1,7 @@
-"""Prepared folders and raw text in object stores: fetched into a local cache, and pushed.
+"""Fetches prepared folders and raw text from object stores into a cache, and pushes folders.
 
-A fetched folder is read like any other. A file gets its name when all of its bytes are there, and
-the manifest comes last, in both directions: a folder without one is incomplete. Processes of one
-machine take turns, so each file is fetched once.
+A file gets its name when it is complete, and the manifest comes last, in both directions: a folder
+without one is incomplete. Processes of one machine take turns, so each file is fetched once.
 """
 
 import contextlib
@@ -21,13 +20,13 @@ from configs.errors import IntegrityError
 from data.atomic_files import MANIFEST, digest_file, locked, stays_inside, with_retries, write_json
 from data.object_store import ObjectStore, in_parallel, is_glob
 
-_PART_LEN = 50 * 2**20  # what s3fs uploads at a time of a file of twice that or more
+_PART_BYTES = 50 * 2**20  # of a multipart upload by s3fs, for files of twice that or more
 
 
 def manifest_files(manifest: Any) -> dict[str, str]:
-    """Returns {name: SHA-256} of all files that a manifest names, wherever in it they stand.
+    """Returns {name: SHA-256} of all files that a manifest names, at any depth.
 
-    A file is named by an object that has both "file", relative to the folder, and "sha256".
+    An object with both "file", relative to the folder, and "sha256" names a file.
 
     Raises:
         IntegrityError: a name leads out of the folder, or has two digests.
@@ -50,64 +49,64 @@ def manifest_files(manifest: Any) -> dict[str, str]:
 
 
 def is_prepared(url: str) -> bool:
-    """Says whether a prepared folder is at a URL; raises as `ObjectStore` does."""
+    """Returns whether a URL has a prepared folder; raises as `ObjectStore` does."""
     return not is_glob(url) and ObjectStore(url).info(MANIFEST) is not None
 
 
 def fetch_folder(url: str, cache_dir: Path) -> Path:
-    """Returns a local copy of a prepared folder, cache_dir/remote-DIGEST, of the manifest's digest.
+    """Returns a local copy of a prepared folder, cache_dir/remote-DIGEST, by the manifest's digest.
 
-    Files that are there already are not fetched again. Of a copy that is whole only that they are
-    there is checked, not their digests: `open_store` does that.
+    Existing files are not fetched again. Of a complete copy only their existence is checked;
+    `open_store` checks the digests.
 
     Raises:
         SettingsError: the store cannot be read.
-        IntegrityError: a file is not what the manifest says; the copy then has no manifest.
-        Unavailable: the store does not answer, which may pass.
+        IntegrityError: a file does not match the manifest; the copy then has no manifest.
+        Unavailable: the store does not respond; a retry may help.
     """
     store = ObjectStore(url)
     content = store.read(MANIFEST)
     files = _parse(content, store.address(MANIFEST))
     folder = cache_dir / f"remote-{hashlib.sha256(content).hexdigest()[:16]}"
-    with _workspace(cache_dir, folder.name) as parts:
-        is_whole = (folder / MANIFEST).is_file()
+    with _workspace(cache_dir, folder.name) as temporary:
+        is_complete = (folder / MANIFEST).is_file()
 
         def fetch(name: str) -> None:
             path = folder / name
-            if not path.is_file() or not (is_whole or _digest(path) == files[name]):
-                with store.fetching(name, parts, path) as part:
-                    _verify(part, store.address(name), files[name])
+            if not path.is_file() or not (is_complete or _digest(path) == files[name]):
+                with store.fetching(name, temporary, path) as copy:
+                    _verify(copy, store.address(name), files[name])
 
         in_parallel(fetch, files)
         folder.mkdir(exist_ok=True)
-        (parts / MANIFEST).write_bytes(content)
-        os.replace(parts / MANIFEST, folder / MANIFEST)
+        (temporary / MANIFEST).write_bytes(content)
+        os.replace(temporary / MANIFEST, folder / MANIFEST)
     return folder
 
 
 def push_folder(folder: Path, url: str) -> None:
-    """Copies a prepared folder into an object store: the files of its manifest, which comes last.
+    """Uploads a prepared folder to an object store: the files of its manifest, then the manifest.
 
-    A file that is there is left out if the store's MD5 says that it is the same.
+    A file is skipped if the store has one with the same MD5.
 
     Raises:
-        SettingsError: there is no manifest, the store cannot be written, or another prepared folder
-            is there.
-        IntegrityError: a file is not what the manifest says, or has another size once uploaded.
-        Unavailable: the store does not answer, which may pass.
+        SettingsError: there is no manifest, the store cannot be written, or the URL has another
+            prepared folder.
+        IntegrityError: a file does not match the manifest, or has another size once uploaded.
+        Unavailable: the store does not respond; a retry may help.
     """
     path = folder / MANIFEST
     require(path.is_file(), f"{folder} must be a prepared folder, but has no {MANIFEST}")
     content = with_retries(path.read_bytes, f"{path} cannot be read")
     files = _parse(content, str(path))
     store = ObjectStore(url)
-    is_free = store.read_if_there(MANIFEST) in (None, content)
-    require(is_free, f"{url} has another prepared folder; push this one to a place of its own")
+    is_free = store.read_if_exists(MANIFEST) in (None, content)
+    require(is_free, f"{url} has another prepared folder; push this one to another URL")
 
     def push(name: str) -> None:
         _verify(folder / name, str(folder / name), files[name])
-        there = store.info(name)
-        if there is None or not _is_known_to_be(there, folder / name):
+        version = store.info(name)
+        if version is None or not _has_same_md5(version, folder / name):
             store.put(name, folder / name)
 
     in_parallel(push, files)
@@ -115,20 +114,19 @@ def push_folder(folder: Path, url: str) -> None:
 
 
 def fetch_files(url: str, cache_dir: Path) -> Path:
-    """Returns a local folder with the files of a remote file, folder or glob, and no others.
+    """Returns a local folder with exactly the files of a remote file, folder or glob.
 
-    Names are relative to the folder, to the parent of the file, or to the last folder of a glob
-    without a wildcard. A file is kept from an earlier call if its size and its ETag (or time, where
-    the store has none) are still the same, and the copy is as it was.
+    Names are those of `ObjectStore.find`. A file of an earlier call is kept if its size and its
+    ETag (or time, if the store has none) are unchanged, and so is the copy.
 
     Raises:
-        SettingsError: the store cannot be read, or there is no file.
-        Unavailable: the store does not answer, which may pass.
+        SettingsError: the store cannot be read, or has no such file.
+        Unavailable: the store does not respond; a retry may help.
     """
     store = ObjectStore(url)
     home = cache_dir / f"files-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     folder, index_path = home / "files", home / "index.json"
-    with _workspace(cache_dir, home.name) as parts:
+    with _workspace(cache_dir, home.name) as temporary:
         found = store.find()
         index = json.loads(index_path.read_bytes()) if index_path.is_file() else {}
 
@@ -136,11 +134,11 @@ def fetch_files(url: str, cache_dir: Path) -> Path:
             path, version = folder / name, found[name]
             if path.is_file() and version["etag"] is not None:
                 listed = {**version, "sha256": _digest(path)}
-                # What a killed call left is not in the index, but may be known all the same.
-                if index.get(name) == listed or _is_known_to_be(version, path):
+                # A file of a killed call is not in the index, but its MD5 may be the same.
+                if index.get(name) == listed or _has_same_md5(version, path):
                     return listed
-            with store.fetching(name, parts, path) as part:
-                return {**version, "sha256": _digest(part)}
+            with store.fetching(name, temporary, path) as copy:
+                return {**version, "sha256": _digest(copy)}
 
         _remove_others(folder, found)
         write_json(index_path, dict(zip(found, in_parallel(fetch, found), strict=True)))
@@ -149,15 +147,15 @@ def fetch_files(url: str, cache_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def _workspace(cache_dir: Path, name: str) -> Iterator[Path]:
-    """Yields an empty folder for files in the making, to one process at a time; then removes it."""
+    """Yields an empty folder for temporary files, to one process at a time; then removes it."""
     with locked(cache_dir, name):
-        parts = cache_dir / f"{name}.parts"
-        shutil.rmtree(parts, ignore_errors=True)  # what a killed process left
-        parts.mkdir()
+        temporary = cache_dir / f"{name}.parts"
+        shutil.rmtree(temporary, ignore_errors=True)  # files of a killed process
+        temporary.mkdir()
         try:
-            yield parts
+            yield temporary
         finally:
-            shutil.rmtree(parts)
+            shutil.rmtree(temporary)
 
 
 def _parse(content: bytes, where: str) -> dict[str, str]:
@@ -186,11 +184,11 @@ def _remove_others(folder: Path, names: Iterable[str]) -> None:
             path.unlink()
 
 
-def _is_known_to_be(version: dict[str, Any], path: Path) -> bool:
-    """Says whether an object is sure to have the bytes of a file, by its size and MD5.
+def _has_same_md5(version: dict[str, Any], path: Path) -> bool:
+    """Returns whether the size and ETag of an object prove that it has the bytes of a file.
 
-    An ETag is the MD5 of an object or, if it was uploaded in parts, the MD5 of their MD5s and their
-    number; under encryption by KMS, and in other stores, it is something else, equal to neither.
+    An ETag is the MD5 of an object or, after a multipart upload, the MD5 of the MD5s of its parts
+    and their number; under encryption by KMS, and in other stores, it is something else.
     Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
     """
     etag = str(version["etag"]).strip('"')
@@ -200,5 +198,5 @@ def _is_known_to_be(version: dict[str, Any], path: Path) -> bool:
     with path.open("rb") as file:
         if "-" not in etag:
             return hashlib.file_digest(file, md5).hexdigest() == etag
-        parts = [md5(part).digest() for part in iter(lambda: file.read(_PART_LEN), b"")]
+        parts = [md5(part).digest() for part in iter(lambda: file.read(_PART_BYTES), b"")]
     return f"{md5(b''.join(parts)).hexdigest()}-{len(parts)}" == etag

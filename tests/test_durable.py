@@ -353,8 +353,8 @@ import time
 from data.object_store import ObjectStore
 from train.checkpoints.durable import DurableTier
 from train.record.run_folder import RunFolder
-read = ObjectStore.read_if_there
-ObjectStore.read_if_there = lambda s, n: time.sleep(99) if n == "events.jsonl" else read(s, n)
+read = ObjectStore.read_if_exists
+ObjectStore.read_if_exists = lambda s, n: time.sleep(99) if n == "events.jsonl" else read(s, n)
 DurableTier(str(arguments[0])).fetch_small(RunFolder(arguments[1]))
 """
 

@@ -120,7 +120,7 @@ def test_ids_of_32_bits_are_read_as_such_or_refused(tmp_path):
     path = tmp_path / "a.bin"
     WIDE.tofile(path)
     message = refusal(corpus_config(path))
-    assert "every other of these is 0" in message
+    assert "every other value is 0" in message
     assert "pass --data.token_dtype uint32, or uint16" in message
     by_setting = ids_of(corpus_config(path, token_dtype="uint32"))
     assert by_setting == (
@@ -310,8 +310,8 @@ def write_empty(folder: Path) -> Path:
     [
         ('[{"text": "a"}, {"text": "b"', "element 2 is not JSON"),
         ('[{"text": "a"}, {"text": b}]', "element 2 is not JSON"),
-        ('[{"text": "a"}', "it ends without the ] of the array"),
-        ('[{"text": "a"}] []', "more follows after the ] of the array"),
+        ('[{"text": "a"}', "the array has no closing ]"),
+        ('[{"text": "a"}] []', "text follows the closing ] of the array"),
         ('[{"text": "a"}, 7]', "element 2 has no data.text_field=text, but has: int"),
         ('[{"text": "a"}, ' + "[" * 100_000, "element 2 is not JSON"),
     ],
@@ -333,9 +333,7 @@ def test_an_element_without_an_end_is_refused_before_it_fills_the_memory(tmp_pat
 
 def test_rows_of_csv_that_cannot_be_read_are_told(tmp_path):
     (tmp_path / "a.csv").write_text('id,text\n1,"two\nlines, one field"\n2\n\n3,"x"y\n4,last\n')
-    assert "a.csv, row 2 has 1 fields, but the first row names 2" in refusal(
-        corpus_config(tmp_path)
-    )
+    assert "a.csv, row 2 has 1 fields, but the header has 2" in refusal(corpus_config(tmp_path))
     reading = ReadReport(skip=True)
     found = texts_of(corpus_config(tmp_path, bad_records="skip"), reading)
     assert (found, reading.counts) == (["two\nlines, one field"], {"a.csv": 2})

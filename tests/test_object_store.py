@@ -375,7 +375,7 @@ def test_a_raw_file_that_is_written_while_it_is_read_is_not_taken(
 
     s3.put(f"{bucket}/texts/a.txt", b"one")
     monkeypatch.setattr(S3FileSystem, "_get_file", get_file_and_write)
-    with pytest.raises(SettingsError, match=r"a\.txt changed while it was read; start again"):
+    with pytest.raises(SettingsError, match=r"a\.txt changed while it was read; run the command"):
         fetch_files(f"{bucket}/texts", tmp_path)
     monkeypatch.undo()
     assert contents_of(fetch_files(f"{bucket}/texts", tmp_path)) == {"a.txt": b"two"}

@@ -141,7 +141,7 @@ def test_a_glob_without_a_match_is_refused(tmp_path):
 def test_a_folder_without_anything_to_read_is_refused_with_what_is_read(tmp_path, pattern):
     touch(tmp_path / "some", *NOT_READ)
     message = refusal(f"{tmp_path}/some/{pattern}")
-    assert message.startswith(f"data.path={tmp_path}/some/{pattern} holds nothing that is read: ")
+    assert message.startswith(f"data.path={tmp_path}/some/{pattern} has no file that can be read: ")
     assert ".txt .jsonl .json .csv .tsv (also .gz .zst) .parquet" in message
 
 
@@ -186,7 +186,7 @@ def test_hidden_folders_are_not_read(tmp_path):
 def test_a_link_that_leads_nowhere_is_refused(tmp_path):
     touch(tmp_path, "a.txt")
     (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
-    assert f"has a link that leads nowhere: {tmp_path}/b.txt" in refusal(tmp_path)
+    assert f"has a broken link: {tmp_path}/b.txt" in refusal(tmp_path)
 
 
 def test_suffixes_are_known_in_any_case(tmp_path):
@@ -200,7 +200,7 @@ def test_a_saved_dataset_that_was_not_copied_whole_is_refused(tmp_path):
     assert len(json.loads((path / "state.json").read_text())["_data_files"]) == 2
     (path / "data-00001-of-00002.arrow").unlink()
     message = refusal(path)
-    assert "is a saved dataset without its data-00001-of-00002.arrow; copy it whole" in message
+    assert "is a saved dataset without its data-00001-of-00002.arrow; copy it again" in message
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"_data_files": 3}'])

@@ -128,7 +128,7 @@ def test_a_second_array_is_found_behind_any_space(tmp_path, monkeypatch, space):
     first = json.dumps([{"text": "a"}])
     monkeypatch.setattr(data.prepare.text.json_csv, "_BLOCK_CHARACTERS", len(first) - 1)
     (tmp_path / "a.json").write_text(first + "\n" * space + first)
-    assert "more follows after the ] of the array" in refusal(tmp_path)
+    assert "text follows the closing ] of the array" in refusal(tmp_path)
 
 
 def test_two_columns_of_the_name_that_is_read_are_refused(tmp_path):

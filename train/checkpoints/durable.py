@@ -73,7 +73,7 @@ class DurableTier:
         step = int(checkpoint.name)
         manifest = verify(checkpoint.parent, step)
         content = (checkpoint / MANIFEST).read_bytes()
-        if self._store.read_if_there(_file(step, MANIFEST)) == content:
+        if self._store.read_if_exists(_file(step, MANIFEST)) == content:
             return
 
         def put(name: str) -> None:
@@ -155,7 +155,7 @@ class DurableTier:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.fetching.touch()
         for path in folder.small_files:  # the settings last: they make it a run
-            content = self._store.read_if_there(path.name)
+            content = self._store.read_if_exists(path.name)
             if content is not None:
                 with atomic_write(path) as temporary:
                     temporary.write_bytes(content)
@@ -192,7 +192,7 @@ class DurableTier:
 
     def _check_same_run(self, folder: RunFolder) -> None:
         """Raises SettingsError unless the events here begin as those of the run do."""
-        there = self._store.read_if_there(folder.events.name)
+        there = self._store.read_if_exists(folder.events.name)
         if there is None or not folder.events.exists():
             return
         here = folder.events.read_bytes()

@@ -108,7 +108,7 @@ class Lease:
                 continue
 
     def _read(self) -> dict[str, Any] | None:
-        content = self._store.read_if_there(_NAME)
+        content = self._store.read_if_exists(_NAME)
         if content is None:
             return None
         try:
