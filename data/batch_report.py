@@ -64,7 +64,7 @@ class RowReport:
     row: int
     """Row of the epoch, in the order of the packing."""
     num_rows: int
-    """EpochRows in an epoch of the source."""
+    """Rows in an epoch of the source."""
     num_padding: int
     """Positions of the row that hold no token."""
     sha256: str
@@ -96,7 +96,7 @@ class StepReport:
     """Index of its first row in the sequence of rows, counting skipped rows."""
     batch_sha256: str
     num_rows: int
-    """EpochRows in the whole batch."""
+    """Rows in the whole batch."""
     sequence_len: int
     """Tokens in a row."""
     rows: tuple[RowReport, ...]

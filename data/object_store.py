@@ -1,6 +1,7 @@
 """Reads and writes files in object stores (s3:// gs:// ...) or folders, through fsspec."""
 
 import contextlib
+import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -21,17 +22,11 @@ _COPIED_BYTES = 2**20
 _PIP = "run .venv/bin/pip install -c constraints.txt"
 _INSTALL = {"s3": f"{_PIP} s3fs", "gs": f"{_PIP} gcsfs"}
 _VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")
-_MAGIC = re.compile(r"[*?[]")
 
 
 def is_remote(path: str) -> bool:
     """Returns whether a path is a URL, SCHEME://..., with a scheme other than file."""
     return re.match(r"(?!file:)[a-z][a-z0-9+.-]*://", path, re.IGNORECASE) is not None
-
-
-def is_glob(url: str) -> bool:
-    """Returns whether a URL has a wildcard."""
-    return _MAGIC.search(url) is not None
 
 
 class ObjectStore:
@@ -157,14 +152,12 @@ class ObjectStore:
         """
         root, url = self._root, self._fs.unstrip_protocol(self._root)
         with explain_store_errors(url, "read"):
-            has_wildcard = is_glob(root)
-            found = (
-                self._fs.glob(root, detail=True) if has_wildcard else {root: self._fs.info(root)}
-            )
+            is_glob = glob.has_magic(root)
+            found = self._fs.glob(root, detail=True) if is_glob else {root: self._fs.info(root)}
             for path, info in list(found.items()):
                 if info["type"] == "directory":
                     found |= self._fs.find(path, detail=True)
-        is_folder = not has_wildcard and found[root]["type"] == "directory"
+        is_folder = not is_glob and found[root]["type"] == "directory"
         self._root = root if is_folder else before_wildcard(root).rpartition("/")[0]
         files = {
             path.removeprefix(f"{self._root}/"): _version(info)

@@ -149,13 +149,13 @@ class _OpenRows:
 
     def take(self, length: int) -> tuple[int, np.ndarray | None]:
         """Removes the oldest rows of the least space that fits a length; None if none fits."""
-        place = bisect.bisect_left(self._ascending, length)
-        if place == len(self._ascending):
+        index = bisect.bisect_left(self._ascending, length)
+        if index == len(self._ascending):
             return 0, None
-        space = self._ascending[place]
+        space = self._ascending[index]
         rows = self._queues[space].popleft()
         if not self._queues[space]:
-            del self._ascending[place]
+            del self._ascending[index]
         return space, rows
 
     def put(self, rows: np.ndarray, space: int) -> None:

@@ -6,6 +6,7 @@ without one is incomplete. Processes of one machine take turns, so each file is 
 
 import contextlib
 import functools
+import glob
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 from configs.check import require
 from configs.errors import IntegrityError
 from data.atomic_files import MANIFEST, digest_file, locked, stays_inside, with_retries, write_json
-from data.object_store import ObjectStore, in_parallel, is_glob
+from data.object_store import ObjectStore, in_parallel
 
 _PART_BYTES = 50 * 2**20  # of a multipart upload by s3fs, for files of twice that or more
 
@@ -50,7 +51,7 @@ def manifest_files(manifest: Any) -> dict[str, str]:
 
 def is_prepared(url: str) -> bool:
     """Returns whether a URL has a prepared folder; raises as `ObjectStore` does."""
-    return not is_glob(url) and ObjectStore(url).info(MANIFEST) is not None
+    return not glob.has_magic(url) and ObjectStore(url).info(MANIFEST) is not None
 
 
 def fetch_folder(url: str, cache_dir: Path) -> Path:

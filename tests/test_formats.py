@@ -58,7 +58,7 @@ def test_files_named_as_splits_train_validate_or_are_left_out(tmp_path, layout):
     assert stored_documents(store, "train") == [f"{train} {i}" for i in range(9)]
     assert stored_documents(store, "validation") == [f"{validation} {i}" for i in range(9)]
     (note,) = store.report["notes"]
-    for said in (f"({train}) to train on", f"({validation}) to validate on", f"({test}) left out"):
+    for said in (f"({train}) to train on", f"({validation}) to validate on", f"({test}) excluded"):
         assert said in note
     alike = corpus_config(tmp_path / "texts", split_files="ignore")
     assert len(texts_of(alike)) == 27

@@ -1,4 +1,4 @@
-"""EpochRows of the causal objective, by eye, and that an epoch of them leaves nothing out."""
+"""Rows of the causal objective, by eye, and that an epoch of them leaves nothing out."""
 
 import itertools
 

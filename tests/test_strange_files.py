@@ -142,4 +142,4 @@ def test_files_named_train_that_validate_are_said_to(tmp_path):
         (tmp_path / name).write_text(name)
     corpus = open_corpus(corpus_config(tmp_path, validation_fraction=1))
     assert [file.name for file in corpus.files] == ["train.txt"]
-    assert "1 (train.txt) to validate on, 1 (test.txt) left out" in corpus.notes[0]
+    assert "1 (train.txt) to validate on, 1 (test.txt) excluded" in corpus.notes[0]

@@ -70,10 +70,7 @@ def _cut(text: str, num_train: int, earliest: int) -> int:
 def read_documents(
     plan: Plan, task: int, reading: ReadReport, num_lines: list[int]
 ) -> Iterator[Document]:
-    """Yields the documents of a task as read, and sets the lines of each of its byte ranges.
-
-    With cleaning, each chunk of a long text is a document.
-    """
+    """Yields the documents of a task as read; sets num_lines to the lines of its byte ranges."""
     joins = not plan.config.clean  # a chunk may be dropped, and the next must not join another text
     last_file = None
     for i, byte_range in enumerate(plan.corpus.tasks[task]):

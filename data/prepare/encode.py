@@ -102,9 +102,9 @@ def _cut(text: str, start: int, stop: int) -> int:
 
     Word tokenizers begin a word with such a space, so both sides have the ids of the whole text.
     """
-    place = stop
-    while (place := text.rfind(" ", start + 1, place)) > 0:
-        if not (text[place - 1].isspace() or text[place + 1].isspace()):
-            return place
+    cut = stop
+    while (cut := text.rfind(" ", start + 1, cut)) > 0:
+        if not (text[cut - 1].isspace() or text[cut + 1].isspace()):
+            return cut
     end = text.rfind("\n", start, stop) + 1
     return end if end > start else stop

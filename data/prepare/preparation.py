@@ -110,11 +110,11 @@ class Preparation:
             f"{self.config.path}, but does not; remove the setting",
         )
         return [
-            f"text has {number:,} {mark}, each of which ends a document"
+            f"text has {number:,} {name}, each of which ends a document"
             if separator
-            else f"text has {number:,} {mark}, read as ordinary text; to end documents there, pass "
-            f"--data.document-separator '{mark}'"
-            for mark, number in sorted(found.items())
+            else f"text has {number:,} {name}, read as ordinary text; to end documents there, pass "
+            f"--data.document-separator '{name}'"
+            for name, number in sorted(found.items())
         ]
 
     @property
@@ -163,19 +163,17 @@ class Preparation:
                 "split; give more text, or another --data.validation-fraction",
             )
         write_json(self.folder / REPORT, {**self._report(), "learning": notes})
-        write_json(
-            self.folder / FILES,
-            [
-                {
-                    "name": file.name,
-                    "kind": file.kind,
-                    "size": file.num_bytes,
-                    "split": file.split,
-                    "dtype": file.dtype,
-                }
-                for file in self.corpus.files
-            ],
-        )
+        files = [
+            {
+                "name": f.name,
+                "kind": f.kind,
+                "size": f.num_bytes,
+                "split": f.split,
+                "dtype": f.dtype,
+            }
+            for f in self.corpus.files
+        ]
+        write_json(self.folder / FILES, files)
         manifest = {
             "format_version": FORMAT_VERSION,
             "block_len": BLOCK_LEN,

@@ -15,15 +15,7 @@ from data.token_store import FILES, MANIFEST, REPORT
 from data.tokenizers.tokenizer import Tokenizer
 
 WORK = ".work"
-_OURS = (
-    WORK,
-    "train-*",
-    "validation-*",
-    "tokenizer*",
-    f"{REPORT}*",
-    f"{FILES}*",
-    f"{MANIFEST}.tmp-*",
-)
+_OURS = f"{WORK} train-* validation-* tokenizer* {REPORT}* {FILES}* {MANIFEST}.tmp-*".split()
 
 OnProgress = Callable[[str, int, int], None]
 """Takes (stage, finished bytes of text, all bytes) while a preparation runs."""

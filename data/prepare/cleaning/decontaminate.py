@@ -75,5 +75,5 @@ def _has_any(values: np.ndarray, n: int, hashes: np.ndarray) -> bool:
     if not is_known.any():
         return False
     candidates = _hash_ngrams(values, n)[is_known]
-    place = np.searchsorted(hashes, candidates)
-    return bool((hashes[np.minimum(place, len(hashes) - 1)] == candidates).any())
+    index = np.searchsorted(hashes, candidates)
+    return bool((hashes[np.minimum(index, len(hashes) - 1)] == candidates).any())

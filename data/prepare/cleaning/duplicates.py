@@ -140,10 +140,10 @@ def _mark_near(
     # All keys are read before the first group is yielded, so only exact duplicates are known.
     chunks = _band_keys(files, earlier, threshold)
     for documents, first in group_by_key(chunks, len(earlier) * num_bands, folder):
-        place = np.arange(len(documents))
+        index = np.arange(len(documents))
         for k in range(MAX_COMPARED):
             # The group's document k against all later ones of it, in every group at once.
-            later = np.flatnonzero(place > first + k)
+            later = np.flatnonzero(index > first + k)
             one, other = documents[later], documents[first[later] + k]
             known = earlier[one]
             new = (known == KEPT) | (known > other)

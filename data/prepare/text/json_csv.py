@@ -43,32 +43,32 @@ def _elements(stream: IO[str]) -> Iterator[Any]:
     parse = json.JSONDecoder().raw_decode
     while stream.read(1) not in ("[", ""):
         pass
-    buffer, place, number, is_last = "", 0, 1, False
+    buffer, index, number, is_last = "", 0, 1, False
     while True:
-        between = _BETWEEN.match(buffer, place)
-        place = between.end() if between else place
-        if buffer.startswith("]", place):
-            rest = buffer[place + 1 :]
+        between = _BETWEEN.match(buffer, index)
+        index = between.end() if between else index
+        if buffer.startswith("]", index):
+            rest = buffer[index + 1 :]
             while not rest.strip() and (rest := stream.read(_BLOCK_CHARACTERS)):
                 pass
             if rest.strip():
                 raise ValueError(f"text follows the closing ] of the array, element {number - 1}")
             return
         try:
-            record, end = parse(buffer, place)
+            record, end = parse(buffer, index)
         except (json.JSONDecodeError, RecursionError) as error:
             reason = f"element {number} is not JSON ({error})"
         else:
             reason = f"element {number} is too long"
             if end < len(buffer) or is_last:  # the next block may continue a number
                 yield record
-                place, number = end, number + 1
+                index, number = end, number + 1
                 continue
-        buffer = buffer[place:]
+        buffer = buffer[index:]
         if is_last or len(buffer) > _RECORD_CHARACTERS:
             raise ValueError(reason if buffer.strip() else "the array has no closing ]")
         block = stream.read(max(_BLOCK_CHARACTERS, len(buffer)))
-        buffer, place, is_last = buffer + block, 0, not block
+        buffer, index, is_last = buffer + block, 0, not block
 
 
 def read_csv(

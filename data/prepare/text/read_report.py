@@ -45,26 +45,26 @@ class ReadReport:
         """Whether the next error message names its line; counting lines costs a read."""
         return not self.skip or len(self.examples) < NUM_EXAMPLES
 
-    def add(self, file: SourceFile, place: str, what: str, way_out: str = "repair it") -> None:
+    def add(self, file: SourceFile, location: str, what: str, way_out: str = "repair it") -> None:
         """Counts a skipped record; raises SettingsError unless data.bad_records is skip."""
-        where = f"{file.path}{place}"
+        where = f"{file.path}{location}"
         what = " ".join(what.split())  # a name of a field may have line ends in it
         if not self.skip:
             raise SettingsError(
                 f"data.path: {where} {what}; {way_out}, or pass --data.bad-records skip to skip "
                 "and count what cannot be read"
             )
-        self.count_skipped(file, place, what)
+        self.count_skipped(file, location, what)
 
-    def count_skipped(self, file: SourceFile, place: str, what: str) -> None:
+    def count_skipped(self, file: SourceFile, location: str, what: str) -> None:
         """Counts a skipped record, whatever data.bad_records is."""
         self.counts[file.name] = self.counts.get(file.name, 0) + 1
         if len(self.examples) < NUM_EXAMPLES:
-            self.examples.append(f"{file.name}{place} {what}")
+            self.examples.append(f"{file.name}{location} {what}")
 
 
 def decode(
-    content: bytes, place: str, file: SourceFile, config: PrepareConfig, reading: ReadReport
+    content: bytes, location: str, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> str | None:
     """Returns the text; None, counted, if it is not UTF-8 and data.invalid_utf8 is refuse."""
     if config.invalid_utf8 == "replace":
@@ -74,7 +74,7 @@ def decode(
     except UnicodeDecodeError as error:
         reading.add(
             file,
-            place,
+            location,
             f"is not UTF-8 (byte {content[error.start]:#04x} at offset {error.start})",
             "convert it, pass --data.invalid-utf8 replace to put U+FFFD there",
         )

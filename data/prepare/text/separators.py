@@ -34,8 +34,8 @@ def after_separator(stream: IO[bytes], offset: int, separator: str | None) -> in
         return offset
     size = len(encoded := separator.encode())
     first = stream.seek(max(0, offset - size + 1))
-    place = stream.read(offset - first + size - 1).find(encoded)
-    return offset if place < 0 else first + place + size
+    index = stream.read(offset - first + size - 1).find(encoded)
+    return offset if index < 0 else first + index + size
 
 
 def before_separator(content: bytes, stop: int, separator: str | None) -> int:

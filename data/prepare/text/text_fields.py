@@ -46,7 +46,7 @@ def text_of(record: Any, config: PrepareConfig) -> str:
 
 
 def field_of(
-    record: Any, place: str, file: SourceFile, config: PrepareConfig, reading: ReadReport
+    record: Any, location: str, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> str | None:
     """Returns the text of a record; None, counted, if it has no text."""
     content = b""
@@ -70,9 +70,9 @@ def field_of(
                 continue
             kind = "null" if value is None else type(value).__name__
             what = f"has {kind} in {where}, not text"
-        reading.add(file, place, what, "name the field that holds the text")
+        reading.add(file, location, what, "name the field that holds the text")
         return None
-    return decode(content, place, file, config, reading)
+    return decode(content, location, file, config, reading)
 
 
 def _written(value: Any) -> str:

@@ -30,15 +30,15 @@ def _boundary(stream: IO[bytes], offset: int, separator: str | None) -> int:
     if offset == 0:
         return 0
     stream.seek(offset - 1)
-    place = offset - 1
+    position = offset - 1
     while block := stream.read(_LINE_SEARCH_BYTES):
         if (end := block.find(b"\n")) >= 0:
-            return place + end + 1
-        place += len(block)
-        if place - offset >= _LINE_SEARCH_BYTES - 1:
+            return position + end + 1
+        position += len(block)
+        if position - offset >= _LINE_SEARCH_BYTES - 1:
             stream.seek(offset)
             return after_separator(stream, offset + _first_character(stream.read(4)), separator)
-    return place
+    return position
 
 
 def _first_character(content: bytes) -> int:
@@ -66,13 +66,13 @@ def _first_line(stream: IO[bytes], byte_range: ByteRange) -> int | None:
     """
     if byte_range.start == 0:
         return 0
-    place = stream.seek(byte_range.start - 1)
-    while (byte_range.stop is None or place < byte_range.stop) and (
+    position = stream.seek(byte_range.start - 1)
+    while (byte_range.stop is None or position < byte_range.stop) and (
         block := stream.read(_LINE_SEARCH_BYTES)
     ):
         if (end := block.find(b"\n")) >= 0:
-            return stream.seek(place + end + 1)
-        place += len(block)
+            return stream.seek(position + end + 1)
+        position += len(block)
     return None
 
 
@@ -84,15 +84,15 @@ def read_text(
         separator = config.document_separator
         start, stop = _range(stream, byte_range, separator)
         begins = begins_document(stream, start, separator)
-        place, rest, number = start, b"", 0
-        while stop is None or place < stop:
-            size = RANGE_BYTES if stop is None else stop - place
+        position, rest, number = start, b"", 0
+        while stop is None or position < stop:
+            size = RANGE_BYTES if stop is None else stop - position
             content = rest + (block := stream.read(size))
-            at_end = len(block) < size or (stop is not None and place + len(block) == stop)
-            place += len(block)
+            at_end = len(block) < size or (stop is not None and position + len(block) == stop)
+            position += len(block)
             cut = len(content) if at_end else _cut(content, separator)
             content, rest = content[:cut], content[cut:]
-            offset = place - len(rest) - len(content)
+            offset = position - len(rest) - len(content)
             text = _text_of(content, offset, file, config, reading)
             text = text.removeprefix(BYTE_ORDER_MARK) if offset == 0 else text
             if not file.is_prose:
@@ -156,12 +156,14 @@ def read_jsonl(
     A line is in memory three times: its bytes, its characters, and the text in it.
     """
     with open_stream(Path(file.path)) as stream:
-        number, place = -1, _first_line(stream, byte_range)
-        if (start := place) is None:
+        number, position = -1, _first_line(stream, byte_range)
+        if (start := position) is None:
             return
-        while (byte_range.stop is None or place < byte_range.stop) and (line := stream.readline()):
+        while (byte_range.stop is None or position < byte_range.stop) and (
+            line := stream.readline()
+        ):
             number += 1
-            place += len(line)
+            position += len(line)
             reading.num_lines = number + 1
             text = _text_of_line(line, config)
             if text is None and line.strip():
@@ -182,10 +184,10 @@ def _text_of_line(line: bytes, config: PrepareConfig) -> str | None:
 
 
 def _explain_line(
-    line: bytes, place: str, file: SourceFile, config: PrepareConfig, reading: ReadReport
+    line: bytes, location: str, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> str | None:
     """Reports what is wrong with a line; returns its text if data.invalid_utf8 is replace."""
-    decoded = decode(line, place, file, config, reading)
+    decoded = decode(line, location, file, config, reading)
     if decoded is None:
         return None
     try:
@@ -193,6 +195,6 @@ def _explain_line(
     except (ValueError, RecursionError) as error:
         is_syntax = isinstance(error, json.JSONDecodeError)
         why = f"{error.msg}: character {error.pos + 1}" if is_syntax else error
-        reading.add(file, place, f"is not JSON ({why})")
+        reading.add(file, location, f"is not JSON ({why})")
         return None
-    return field_of(record, place, file, config, reading)
+    return field_of(record, location, file, config, reading)
