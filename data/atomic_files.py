@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, their digests, and a disk that is full."""
+"""Atomic writes, digests and locks of files, retries, and errors of a full disk."""
 
 import contextlib
 import errno
@@ -21,55 +21,53 @@ from configs.errors import SettingsError, Unavailable
 Result = TypeVar("Result")
 
 MANIFEST = "manifest.json"
-"""Says what belongs to a prepared folder; written last, so a folder without one is not whole."""
+"""The list of files of a prepared folder; written last, so a folder without one is incomplete."""
 
 
 _BUFFER_BYTES = 1 << 20
 _WAITS_SEC = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Before an operation that failed by an I/O error is tried again."""
+"""Waits before the retries of an operation that failed with an I/O error."""
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-"""Errors that say what is there, and not that a disk or network has failed to answer."""
+"""Errors about what exists, rather than of a disk or network that does not respond."""
 
 
-class Moved:
-    """Bytes that this process has read, hashed, sent or received, of which a watchdog can see that
-    something long is still going on."""
+class ByteCounter:
+    """Counts bytes that this process reads, hashes, sends or receives, for the watchdog."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.total = 0
 
     def add(self, num_bytes: int) -> None:
-        """Counts bytes; any thread may call it."""
+        """Adds bytes; thread-safe."""
         with self._lock:
             self.total += num_bytes
 
 
-MOVED = Moved()
-"""The count of this process, which only ever grows."""
+BYTES_MOVED = ByteCounter()
+"""The counter of this process; it only grows."""
 
 
 def digest_file(path: Path) -> str:
-    """Returns the SHA-256 of the bytes of a file, read in parts."""
+    """Returns the SHA-256 of the bytes of a file, read in blocks."""
     digest, buffer = hashlib.sha256(), bytearray(_BUFFER_BYTES)
     view = memoryview(buffer)
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(buffer):
             digest.update(view[:size])
-            MOVED.add(size)
+            BYTES_MOVED.add(size)
     return digest.hexdigest()
 
 
-def retried(work: Callable[[], Result], what: str) -> Result:
-    """Returns work(), which is tried again where the disk or network fails to answer (EIO, ESTALE,
-    EACCES, a timeout, ...).
+def with_retries(work: Callable[[], Result], what: str) -> Result:
+    """Returns work(), retried if the disk or network does not respond (EIO, ESTALE, EACCES, ...).
 
     Args:
-        what: a path or URL and what is done to it, such as "x/manifest.json cannot be read".
+        what: the failure for the message, such as "x/manifest.json cannot be read".
 
     Raises:
-        FileNotFoundError: it is absent, or a folder; trying again would not help.
-        Unavailable: it did not pass.
+        FileNotFoundError: the file is absent, or a folder; a retry would not help.
+        Unavailable: every try failed.
     """
     for wait_sec in (*_WAITS_SEC, None):
         try:
@@ -80,8 +78,8 @@ def retried(work: Callable[[], Result], what: str) -> Result:
             cause = error.strerror or str(error)
             if wait_sec is None:
                 raise Unavailable(
-                    f"{what}: {cause}, at {len(_WAITS_SEC) + 1} tries within "
-                    f"{sum(_WAITS_SEC):.0f} s. Nothing was changed; see to the disk or network, "
+                    f"{what}: {cause}, in {len(_WAITS_SEC) + 1} tries within "
+                    f"{sum(_WAITS_SEC):.0f} s. Nothing was changed; check the disk or network, "
                     "then start again"
                 ) from None
         time.sleep(wait_sec)
@@ -89,30 +87,30 @@ def retried(work: Callable[[], Result], what: str) -> Result:
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Returns what a manifest says of a file."""
+    """Returns the entry of a file in a manifest."""
     return {"file": path.name, "sha256": digest_file(path), "size": path.stat().st_size}
 
 
 def stays_inside(name: str) -> bool:
-    """Says whether a name is that of a file below a folder, spelled in the one way there is."""
+    """Returns whether a name is a normalised relative path that stays below its folder."""
     path = PurePosixPath(name)
     is_plain = str(path) == name != "." and "\0" not in name
     return is_plain and not path.is_absolute() and ".." not in path.parts
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, which becomes `path` at the end, or nothing does.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to, and renames it to `path` if no error occurs.
 
-    A reader, or a restart after a kill, sees all of the file or none. What a killed process left
-    behind is named PATH.tmp-PID.
+    A reader, or a restart after a kill, sees the complete file or none. A killed process leaves
+    PATH.tmp-PID behind.
 
     Raises:
         SettingsError: the disk is full.
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        with no_space_is_told(path):
+        with explain_full_disk(path):
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -122,28 +120,28 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    with whole_file(path) as temporary:
+    """Writes a JSON file atomically."""
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a small text, whole or not at all, without waiting for the disk."""
+    """Writes a small text atomically, without waiting for the disk."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Writes an array as .npy, whole or not at all."""
+    """Writes an array as .npy atomically."""
     content = io.BytesIO()
     np.save(content, array)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(content.getvalue())  # numpy's own writing hides that a disk is full
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.getvalue())  # np.save to a file hides that a disk is full
 
 
 @contextlib.contextmanager
-def no_space_is_told(path: Path) -> Iterator[None]:
+def explain_full_disk(path: Path) -> Iterator[None]:
     """Turns the errors of a full disk into a SettingsError that names the file."""
     try:
         yield
@@ -155,9 +153,9 @@ def no_space_is_told(path: Path) -> Iterator[None]:
 
 
 def require_space(folder: Path, num_bytes: int) -> None:
-    """Raises SettingsError unless a disk has room for what cannot say that it has none.
+    """Raises SettingsError unless a disk has room for writes that do not report a full disk.
 
-    A mapped file ends the process where the disk is full, and numpy writes less than it says.
+    On a full disk a memory-mapped file kills the process, and numpy writes less without an error.
     """
     if shutil.disk_usage(folder).free < num_bytes:
         raise _no_space(folder)
@@ -165,27 +163,27 @@ def require_space(folder: Path, num_bytes: int) -> None:
 
 def _no_space(path: Path) -> SettingsError:
     return SettingsError(
-        f"no space is left on the disk while writing {path}: free some and give the same "
-        "command again, which goes on where it stopped, or write to another place"
+        f"no space is left on the disk while writing {path}: free some and run the same command "
+        "again to resume, or write to another disk"
     )
 
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What `flock` fails with on a file system that has no locks."""
+"""Errors of `flock` on a file system without locks."""
 
 
 def lock_error(path: Path, error: OSError) -> SettingsError:
-    """Returns what to say where a file system has no locks, by one of NO_LOCKS."""
+    """Returns the error for a file system without locks (NO_LOCKS)."""
     return SettingsError(
         f"{path} cannot be locked ({error.strerror}), so two processes could write to "
         f"{path.parent} at once: mount its file system with locks (Lustre with -o flock, NFS with "
-        "its lock service), or work in a folder of another one"
+        "its lock service), or use a folder on another file system"
     )
 
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
-    """Holds FOLDER/NAME.lock, for which other processes of this machine wait.
+    """Holds FOLDER/NAME.lock; other processes of this machine wait for it.
 
     Raises:
         SettingsError: the file system has no locks.

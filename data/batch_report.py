@@ -1,8 +1,9 @@
-"""What a step saw: the rows of its batch, and the pieces of documents that they are made of."""
+"""A report of the batch of a step: its rows, the document spans in them, and their targets."""
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +12,8 @@ from configs.data import DataConfig
 from data.batch import Batch
 from data.batches import TrainRows, batch_digest
 from data.mixture import Data
-from data.prepare.text.sources import record_name
-from data.rows import Rows
+from data.prepare.text.source_files import record_name
+from data.rows import EpochRows
 from data.step_ranges import StepRange
 from data.token_store import TokenStore, TokenStream
 from data.tokenizers.special_tokens import END_OF_TEXT
@@ -20,35 +21,35 @@ from data.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Tokens that follow one another in one document."""
+class SpanReport:
+    """Consecutive tokens of one document within a row."""
 
     name: str
-    """File of the document, with its line or row from 1 where a file has many."""
+    """File of the document, with its line or row from 1 if the file has many."""
     document: int
     """Number of the document in its split, from 0."""
     start: int
-    """Tokens of the document before the piece; its separator is not counted."""
+    """Tokens of the document before the span, its separator not counted."""
     stop: int
-    """Tokens of the document up to the end of the piece."""
+    """Tokens of the document up to the end of the span."""
     begins: bool
-    """Whether the piece has the separator before its tokens, as the document begins in it."""
+    """Whether the document begins here, so that its separator precedes the tokens."""
     num_tokens: int
-    """Tokens of the row that it fills, the separator among them."""
+    """Tokens of the span in the row, with the separator."""
     text: str
-    """Decoded; a character that is cut in two by the edge of a row is U+FFFD."""
+    """Decoded; a character that the edge of a row cuts in two is U+FFFD."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """What the model reads of a segment of a row and what it is to find, special tokens by name."""
+class SegmentReport:
+    """Inputs and targets of a segment of a row, special tokens by name."""
 
-    reads: str
-    """Of a model with an encoder what that reads."""
-    finds: str
-    """The targets that count; "..." stands between those that are not neighbours."""
-    follows: bool | None
-    """Whether the second text is what follows the first; None where nobody asks."""
+    inputs: str
+    """Of a model with an encoder, the inputs of the encoder."""
+    targets: str
+    """The targets that count in the loss; "..." separates those that are not adjacent."""
+    is_next: bool | None
+    """Whether the second text follows the first; None without next-sentence prediction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class RowReport:
     """Row of the batch, from 0."""
     source: str
     epoch: int
-    """How often the source was gone through before, from 0."""
+    """Completed passes over the source before this one."""
     row: int
     """Row of the epoch, in the order of the packing."""
     num_rows: int
@@ -68,11 +69,21 @@ class RowReport:
     """Positions of the row that hold no token."""
     sha256: str
     """Digest of the row in all arrays of the batch."""
-    pieces: tuple[Piece, ...]
+    spans: tuple[SpanReport, ...]
     """What was read, in order. For the causal objective these are the inputs; the last target is
-    the token that would come next, or a separator."""
-    questions: tuple[Question, ...]
-    """What another objective made of that; none for the causal one."""
+    the next token of the stream, or a separator."""
+    segments: tuple[SegmentReport, ...]
+    """Inputs and targets of other objectives; empty for the causal one."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as JSON, under the keys of `./tessera inspect --json`."""
+        content = asdict(self)
+        content["pieces"] = content.pop("spans")
+        content["questions"] = [
+            {"reads": segment["inputs"], "finds": segment["targets"], "follows": segment["is_next"]}
+            for segment in content.pop("segments")
+        ]
+        return content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +93,18 @@ class StepReport:
     step: int
     """From 1, as in metrics.jsonl."""
     first_row: int
-    """Where in the sequence of rows its first one is, counting those that were skipped."""
+    """Index of its first row in the sequence of rows, counting skipped rows."""
     batch_sha256: str
     num_rows: int
     """Rows in the whole batch."""
     sequence_len: int
     """Tokens in a row."""
     rows: tuple[RowReport, ...]
-    """Those that were asked for."""
+    """The requested ones."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as JSON, under the keys of `./tessera inspect --json`."""
+        return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
 
 
 def report_step(
@@ -100,16 +115,16 @@ def report_step(
     *,
     rows: Sequence[int] | None = None,
 ) -> StepReport:
-    """Returns what the step-th step of a run took; any step costs the same.
+    """Returns the report of the batch of a step; any step costs the same.
 
     Args:
         steps: the range of steps that it belongs to.
         step: from 1.
-        rows: which rows of the batch to report; None reports all.
+        rows: rows of the batch to report; None reports all.
 
     Raises:
         SettingsError: the batch has no such row.
-        IntegrityError: a shard is not as it was written.
+        IntegrityError: a shard does not match the manifest.
     """
     batch_size, config = steps.batch_size, steps.data_config(config)
     wanted = range(batch_size) if rows is None else rows
@@ -120,15 +135,15 @@ def report_step(
             f"{batch_size - 1}",
         )
     sequence = TrainRows(data, config, steps)
-    places = [steps.row(step - 1, row) for row in range(batch_size)]
-    batch = sequence.objective.batch([sequence.read(place) for place in places])
+    indices = [steps.row(step - 1, row) for row in range(batch_size)]
+    batch = sequence.batch_maker.batch([sequence.read(index) for index in indices])
     return StepReport(
         step=step,
-        first_row=places[0],
+        first_row=indices[0],
         batch_sha256=batch_digest(batch),
         num_rows=batch_size,
         sequence_len=config.sequence_len,
-        rows=tuple(_report_row(data, config, sequence, places[row], row, batch) for row in wanted),
+        rows=tuple(_report_row(data, config, sequence, indices[row], row, batch) for row in wanted),
     )
 
 
@@ -136,14 +151,13 @@ def _report_row(
     data: Data,
     config: DataConfig,
     sequence: TrainRows,
-    place: int,
+    sequence_index: int,
     index: int,
     batch: Batch[np.ndarray],
 ) -> RowReport:
-    address = sequence.address(place)
+    address = sequence.address(sequence_index)
     source, rows = data.sources[address.source], sequence.rows[address.source]
     own = batch.map(lambda array: array[index : index + 1])
-    pieces = pieces_of_row(rows, source.store, address.row)
     is_causal = config.objective == "causal"
     return RowReport(
         index=index,
@@ -153,31 +167,31 @@ def _report_row(
         num_rows=len(rows),
         num_padding=int(np.sum(own.segments_BT == 0)),
         sha256=batch_digest(own),
-        pieces=tuple(pieces),
-        questions=() if is_causal else tuple(questions_of_row(own, source.store.tokenizer)),
+        spans=tuple(span_reports(rows, source.store, address.row)),
+        segments=() if is_causal else tuple(segment_reports(own, source.store.tokenizer)),
     )
 
 
-def questions_of_row(row: Batch[np.ndarray], tokenizer: Tokenizer) -> Iterator[Question]:
-    """Yields what is asked of each segment of a batch of one row."""
+def segment_reports(row: Batch[np.ndarray], tokenizer: Tokenizer) -> Iterator[SegmentReport]:
+    """Yields the report of each segment of a batch of one row."""
     for segment in range(1, int(row.segments_BT.max()) + 1):
         here = row.segments_BT[0] == segment
-        reads = row.tokens_BT[0][here]
+        inputs = row.tokens_BT[0][here]
         if row.encoder is not None:
-            reads = row.encoder.tokens_BS[0][row.encoder.segments_BS[0] == segment]
+            inputs = row.encoder.tokens_BS[0][row.encoder.segments_BS[0] == segment]
         counts, targets = row.weights_BT[0][here] > 0, row.targets_BT[0][here]
         edges = np.flatnonzero(np.diff(counts)) + 1
         parts = zip(np.split(targets, edges), np.split(counts, edges), strict=True)
-        answer = 0 if row.next_BT is None else int(row.next_BT[0][here].max())
-        yield Question(
-            reads=spelled(reads, tokenizer),
-            finds=" ... ".join(spelled(part, tokenizer) for part, count in parts if count.any()),
-            follows=None if answer == 0 else answer == 1,
+        is_next = 0 if row.next_BT is None else int(row.next_BT[0][here].max())
+        yield SegmentReport(
+            inputs=text_of(inputs, tokenizer),
+            targets=" ... ".join(text_of(part, tokenizer) for part, count in parts if count.any()),
+            is_next=None if is_next == 0 else is_next == 1,
         )
 
 
-def spelled(ids: np.ndarray, tokenizer: Tokenizer) -> str:
-    """Returns the text of tokens, those that stand for no text by their names."""
+def text_of(ids: np.ndarray, tokenizer: Tokenizer) -> str:
+    """Returns the text of tokens, special tokens by name."""
     names = {i: name for name, i in tokenizer.special.items()}
     names.setdefault(tokenizer.separator, END_OF_TEXT[0])
     return "".join(
@@ -186,33 +200,33 @@ def spelled(ids: np.ndarray, tokenizer: Tokenizer) -> str:
     )
 
 
-def pieces_of_row(rows: Rows, store: TokenStore, row: int) -> list[Piece]:
-    """Returns the inputs of a row, broken down where documents begin."""
+def span_reports(rows: EpochRows, store: TokenStore, row: int) -> list[SpanReport]:
+    """Returns the reports of the document spans of a row."""
     starts = rows.stream.starts
-    pieces = []
+    reports = []
     for start, stop in rows.packing.spans(row):
         inner = starts[np.searchsorted(starts, start, "right") : np.searchsorted(starts, stop)]
         edges = [start, *inner.tolist(), stop]
-        pieces += [
-            _piece(rows.stream, store, begin, end) for begin, end in itertools.pairwise(edges)
+        reports += [
+            _report_span(rows.stream, store, begin, end) for begin, end in itertools.pairwise(edges)
         ]
-    return pieces
+    return reports
 
 
-def _piece(stream: TokenStream, store: TokenStore, begin: int, end: int) -> Piece:
-    place = stream.place(begin)
-    return Piece(
-        name=document_name(store, place.file, place.number),
-        document=place.document,
-        start=max(place.offset, 0),
-        stop=place.offset + end - begin,
-        begins=place.offset < 0,
+def _report_span(stream: TokenStream, store: TokenStore, begin: int, end: int) -> SpanReport:
+    position = stream.locate(begin)
+    return SpanReport(
+        name=document_name(store, position.file, position.number),
+        document=position.document,
+        start=max(position.offset, 0),
+        stop=position.offset + end - begin,
+        begins=position.offset < 0,
         num_tokens=end - begin,
         text=store.tokenizer.decode(stream.read(begin, end).tolist()),
     )
 
 
 def document_name(store: TokenStore, file: int, number: int) -> str:
-    """Returns the file of a document, with its line or row from 1 where a file has many."""
+    """Returns the file of a document, with its line or row from 1 if the file has many."""
     entry = store.files[file]
     return record_name(entry["name"], entry["kind"], number)

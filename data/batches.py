@@ -1,8 +1,8 @@
 """The batch of step N: a pure function of (seed, data manifest, skipped rows, N).
 
-Where the settings that decide it changed on the way, so is it of what they were from which step on.
-It does not depend on how many processes read it, on what was read before, or on a buffer. A process
-asks for the rows that its devices hold, and gets just those, in global order.
+If settings that decide it changed during the run, it also depends on their values at step N.
+It does not depend on the number of processes, on what was read before, or on a buffer. A process
+reads only the rows that its devices hold, in global order.
 """
 
 import hashlib
@@ -15,47 +15,48 @@ import numpy as np
 
 from configs.data import DataConfig
 from data.batch import Batch
-from data.mixture import ENDLESS, Data, Schedule
-from data.objectives.objective import ObjectiveMaker, Row, stream_len
-from data.rows import Rows, Windows
+from data.mixture import ENDLESS, Data, MixtureSchedule
+from data.objectives.batch_maker import BatchMaker, RowTokens, stream_len
+from data.rows import EpochRows, Windows
 from data.step_ranges import StepRange
 from data.token_store import TokenStream
 from data.tokenizers.tokenizer import Tokenizer
 
 _VALIDATION_SEED = 0
 _NUM_NEAR = 1000
-"""Where an objective wants another row it is one of so many next ones, in shuffled order."""
+"""The other row for next-sentence prediction is one of so many next rows, in shuffled order."""
 
 
-class Address(NamedTuple):
-    """Where a row of a batch comes from."""
+class RowAddress(NamedTuple):
+    """The source, epoch and row that a row of a batch comes from."""
 
     source: int
     """Index in the mixture."""
     epoch: int
-    """How often the source was gone through before, from 0."""
+    """Completed passes over the source before this one."""
     row: int
-    """Row of an epoch of the source, which the packing numbers."""
+    """Row of an epoch of the source, as numbered by the packing."""
 
 
 class TrainRows:
-    """The endless sequence of training rows, of which a batch is the next train.batch_size.
+    """The endless sequence of training rows; a batch is the next train.batch_size of them.
 
     The rows of an epoch of a source are shuffled, each epoch in another order, and its epochs
-    follow one another without a gap. Sources take turns by data.weights. The order is an
-    interface: `tests/test_batches.py` holds it to a golden.
+    follow one another without a gap. Sources alternate by data.weights. The order is an
+    interface: `tests/test_batches.py` compares it to a golden.
     """
 
     def __init__(self, data: Data, config: DataConfig, steps: StepRange):
-        """Finds the sequence that a range of steps reads, under its settings, not those given."""
+        """Opens the sequence of a range of steps; the settings of the range override the config."""
         config = steps.data_config(config)
         length = stream_len(config)
-        self.rows = [Rows(source.store.train, length, config.packing) for source in data.sources]
-        self.objective = ObjectiveMaker(config, data.tokenizer)
-        """What becomes of rows."""
+        self.rows = [
+            EpochRows(source.store.train, length, config.packing) for source in data.sources
+        ]
+        self.batch_maker = BatchMaker(config, data.tokenizer)
         self._seed = steps.seed
         num_rows = [len(rows) for rows in self.rows]
-        self.schedule = Schedule(
+        self.schedule = MixtureSchedule(
             [(row, weights or num_rows) for row, weights in steps.phases], steps.taken
         )
         orders = [
@@ -69,26 +70,26 @@ class TrainRows:
             rows[0] if is_plain else grain.MapDataset.select_from_datasets(rows, self.schedule)
         )
 
-    def read(self, place: int) -> Row:
-        """Returns the row at a place in the sequence."""
-        key = (self._seed, place)
+    def read(self, index: int) -> RowTokens:
+        """Returns the tokens of the row at an index of the sequence."""
+        key = (self._seed, index)
         others = ()
-        if self.objective.needs_others:
+        if self.batch_maker.needs_other_row:
             distance = 1 + int(np.random.default_rng(key).integers(_NUM_NEAR))
-            others = self._spans(place + distance)
-        return Row(self._spans(place), key, others)
+            others = self._spans(index + distance)
+        return RowTokens(self._spans(index), key, others)
 
-    def _spans(self, place: int) -> list[np.ndarray]:
-        return cast(list[np.ndarray], self._sequence[place])
+    def _spans(self, index: int) -> list[np.ndarray]:
+        return cast(list[np.ndarray], self._sequence[index])
 
-    def address(self, place: int) -> Address:
-        """Returns where that row comes from."""
-        source, nth = self.schedule[place]
-        return Address(source, nth // len(self.rows[source]), int(self._orders[source][nth]))
+    def address(self, index: int) -> RowAddress:
+        """Returns where the row at an index comes from."""
+        source, nth = self.schedule[index]
+        return RowAddress(source, nth // len(self.rows[source]), int(self._orders[source][nth]))
 
 
 def _seed_of(seed: int, source: int) -> int:
-    """Returns the seed of a source's order; the first has that of the run."""
+    """Returns the seed of the order of a source; the first source has that of the run."""
     if source == 0:
         return seed
     return int(np.random.SeedSequence([seed, source]).generate_state(1)[0])
@@ -97,64 +98,64 @@ def _seed_of(seed: int, source: int) -> int:
 def train_batches(
     data: Data, config: DataConfig, steps: StepRange, *, rows: Sequence[int] | None = None
 ) -> grain.MapDataset[Batch]:
-    """Returns a dataset whose item N is the batch of step N, without end; any item costs the same.
+    """Returns an endless dataset whose item N is the batch of step N; any item costs the same.
 
     Args:
-        steps: the range of steps; items before it are none.
-        rows: which rows of the global batch to read, in this order; None reads all.
+        steps: the range of steps; earlier items are meaningless.
+        rows: rows of the global batch to read, in this order; None reads all.
     """
     wanted = range(steps.batch_size) if rows is None else rows
     sequence = TrainRows(data, config, steps)
 
     def read(step: int) -> Batch:
-        return sequence.objective.batch([sequence.read(steps.row(step, row)) for row in wanted])
+        return sequence.batch_maker.batch([sequence.read(steps.row(step, row)) for row in wanted])
 
     return grain.MapDataset.range(ENDLESS // steps.batch_size).map(read)
 
 
-class Continued(NamedTuple):
-    """How the batches of a run go on after a step."""
+class Continuation(NamedTuple):
+    """The step ranges of a resumed run, and what changed."""
 
     ranges: tuple[StepRange, ...]
     changed: dict[str, tuple]
-    """{setting: (old, new)} of those that decide batches and were changed; none if nothing is."""
+    """{setting: (old, new)} of the changed settings that decide batches; empty if none changed."""
     num_unseen: int = 0
-    """About how many tokens of the epochs that were broken off no step has seen."""
+    """Approximate number of unread tokens of the epochs that end early."""
 
     def message(self) -> str:
-        """Returns what a person should know of a change."""
+        """Returns a line about the changed settings and their effect."""
         steps = self.ranges[-1]
         what = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in self.changed.items())
         if steps.first_row:
             return f"{what}: step {steps.first_step + 1} takes the next row, row {steps.first_row}"
         return (
-            f"{what}: step {steps.first_step + 1} begins a fresh epoch of every source; about "
-            f"{self.num_unseen:,} tokens of the epoch before were not seen"
+            f"{what}: step {steps.first_step + 1} begins a new epoch of every source; about "
+            f"{self.num_unseen:,} tokens of the previous epoch remain unread"
         )
 
 
-def continued(
+def continue_ranges(
     ranges: tuple[StepRange, ...],
     new: StepRange,
     data: Data,
     config: DataConfig,
     left: StepRange | None = None,
-) -> Continued:
-    """Returns the ranges of a run that goes on under settings that may be others.
+) -> Continuation:
+    """Returns the step ranges of a run that resumes, perhaps under changed settings.
 
     Args:
-        new: the range that would begin with the next step, were it the first one.
-        left: the range that a rollback comes from; where a sequence begins anew it begins as there.
+        new: the range that begins at the next step, as in a new run.
+        left: the range that a rollback leaves; a new sequence begins as it did there.
     """
     if not ranges:
-        return Continued((new,), {})
+        return Continuation((new,), {})
     last = ranges[-1]
     changed = new.changes_from(last)
     if not changed:
-        return Continued(ranges, {})
+        return Continuation(ranges, {})
     kept = tuple(steps for steps in ranges if steps.first_step < new.first_step)
     if _sequence(last, config) == _sequence(new, config):
-        return Continued((*kept, last.going_on(new)), changed)
+        return Continuation((*kept, last.continued_by(new)), changed)
     rows = TrainRows(data, config, last)
     counts = rows.schedule.counts(last.row(new.first_step))
     epochs = [-(-count // len(own)) for count, own in zip(counts, rows.rows, strict=True)]
@@ -166,16 +167,16 @@ def continued(
         (own.stream.num_tokens - 1) * (epoch * len(own) - count) // len(own)
         for own, epoch, count in zip(rows.rows, epochs, counts, strict=True)
     )
-    return Continued((*kept, replace(new, taken=taken)), changed, num_unseen)
+    return Continuation((*kept, replace(new, taken=taken)), changed, num_unseen)
 
 
 def is_one_sequence(one: StepRange, other: StepRange, config: DataConfig) -> bool:
-    """Says whether two ranges number the same rows in the same way."""
+    """Returns whether two ranges number the same rows in the same way."""
     return one.taken == other.taken and _sequence(one, config) == _sequence(other, config)
 
 
 def _sequence(steps: StepRange, config: DataConfig) -> tuple:
-    """Returns what decides the rows that the sources of a range have, and their orders."""
+    """Returns the settings that decide the rows of the sources and their order."""
     own = steps.data_config(config)
     return steps.seed, stream_len(own), own.packing
 
@@ -204,27 +205,25 @@ def validation_batches(
 ) -> grain.MapDataset[Batch]:
     """Returns a split once, in order, its last batch filled with padding rows.
 
-    Of a split of more than max_tokens it returns rows that are spread evenly over it, at least one.
-
-    Its rows are disjoint windows, whatever the packing of the training rows. Where an objective
-    draws by chance it depends on the row alone, so that evaluations compare.
+    Of a split of more than max_tokens it returns rows at even distances, at least one. Rows are
+    disjoint windows, whatever the packing of the training rows. Random choices of an objective
+    depend on the row alone, so that evaluations are comparable.
     """
     wanted = range(batch_size) if rows is None else rows
-    windows = Rows(stream, stream_len(config), "concat")
-    objective = ObjectiveMaker(config, tokenizer)
-
+    windows = EpochRows(stream, stream_len(config), "concat")
+    maker = BatchMaker(config, tokenizer)
     num_rows = num_validation_rows(stream, config, max_tokens)
 
-    def read_row(nth: int) -> Row:
+    def read_row(nth: int) -> RowTokens:
         if nth >= num_rows:
-            return Row()
+            return RowTokens()
         number = nth * len(windows) // num_rows
         other = (number + len(windows) // 2) % len(windows)
-        others = windows.read(other) if objective.needs_others else ()
-        return Row(windows.read(number), (_VALIDATION_SEED, number), others)
+        others = windows.read(other) if maker.needs_other_row else ()
+        return RowTokens(windows.read(number), (_VALIDATION_SEED, number), others)
 
     def read(step: int) -> Batch:
-        return objective.batch([read_row(step * batch_size + row) for row in wanted])
+        return maker.batch([read_row(step * batch_size + row) for row in wanted])
 
     return grain.MapDataset.range(-(-num_rows // batch_size)).map(read)
 

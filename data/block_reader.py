@@ -1,7 +1,7 @@
-"""The blocks of all shards that a process reads: few files open at a time, few bytes kept.
+"""Reads blocks of tokens from shards, with bounded open files and a bounded cache.
 
-What a shard cannot give is damage only where the file is absent or has other bytes than its
-manifest says. Everything else, whatever its text, may pass.
+A failed read is damage only if the file is absent or differs from its manifest. Any other error is
+retried, whatever its message.
 """
 
 import threading
@@ -13,46 +13,46 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from configs.errors import IntegrityError
-from data.atomic_files import ABSENT, MOVED, digest_file, retried
+from data.atomic_files import ABSENT, BYTES_MOVED, digest_file, with_retries
 
 _MAX_READERS = 64
-"""Shards that are open at a time, with a file handle each; a shuffle goes through all there are."""
+"""Most open shards, with a file handle each; a shuffle reads all shards."""
 _MAX_BYTES = 2**30
-"""Of blocks that are kept, over all shards; a corpus that is smaller takes less."""
+"""Most bytes of cached blocks, over all shards."""
 _OPTIONS = "readahead_buffer_size:0"  # blocks are read in any order
 _BUFFER_BYTES = 2**15
 
-_lock = threading.Lock()  # of what the shards of this process share
-_readers: "OrderedDict[Shard, ArrayRecordReader]" = OrderedDict()
-_kept: deque[tuple[dict[int, np.ndarray], int, int]] = deque()
-_num_kept_bytes = 0
+_lock = threading.Lock()  # of the state that all shards of this process share
+_readers: "OrderedDict[ShardReader, ArrayRecordReader]" = OrderedDict()
+_cached: deque[tuple[dict[int, np.ndarray], int, int]] = deque()
+_num_cached_bytes = 0
 
 
-class Shard:
-    """The blocks of an ArrayRecord file, which is opened when one is read; any thread may.
+class ShardReader:
+    """Reads the blocks of an ArrayRecord file, opened on first use; thread-safe.
 
     Args:
-        said: what the manifest says of the file.
+        entry: of the file in the manifest.
         block_len: tokens in a block; only the last may have fewer.
     """
 
-    def __init__(self, folder: Path, said: dict[str, Any], block_len: int, dtype: np.dtype):
-        self.path = folder / said["file"]
-        self.num_blocks = -(-said["tokens"] // block_len)
-        self._said, self._block_len, self._dtype = said, block_len, dtype
+    def __init__(self, folder: Path, entry: dict[str, Any], block_len: int, dtype: np.dtype):
+        self.path = folder / entry["file"]
+        self.num_blocks = -(-entry["tokens"] // block_len)
+        self._entry, self._block_len, self._dtype = entry, block_len, dtype
         self._blocks: dict[int, np.ndarray] = {}
 
     def block(self, number: int) -> np.ndarray:
-        """Returns the tokens of a block, which cannot be written to.
+        """Returns the tokens of a block, read-only.
 
         Raises:
-            IntegrityError: the file is not as it was written.
-            Unavailable: it cannot be read, which may pass.
+            IntegrityError: the file does not match the manifest.
+            Unavailable: the file cannot be read now.
         """
         ids = self._blocks.get(number)
         if ids is None:
-            ids = retried(lambda: self._read(number), f"{self.path} cannot be read")
-            _keep(self._blocks, number, ids)
+            ids = with_retries(lambda: self._read(number), f"{self.path} cannot be read")
+            _cache(self._blocks, number, ids)
         return ids
 
     def _read(self, number: int) -> np.ndarray:
@@ -60,11 +60,11 @@ class Shard:
             (content,) = self._reader().read([number])
         except (RuntimeError, OSError) as error:
             with _lock:
-                _readers.pop(self, None)  # it would fail for ever
-            check_file(self.path, self._said)
+                _readers.pop(self, None)  # it would fail forever
+            check_file(self.path, self._entry)
             raise OSError(" ".join(str(error).split())) from None
-        MOVED.add(len(content))
-        num_tokens = min(self._block_len, self._said["tokens"] - number * self._block_len)
+        BYTES_MOVED.add(len(content))
+        num_tokens = min(self._block_len, self._entry["tokens"] - number * self._block_len)
         if len(content) != num_tokens * self._dtype.itemsize:
             num_found = len(content) / self._dtype.itemsize
             raise damaged(
@@ -75,7 +75,7 @@ class Shard:
         return np.frombuffer(content, self._dtype)
 
     def _reader(self) -> ArrayRecordReader:
-        """Returns the open file. One that is no longer among them closes when nobody reads it."""
+        """Returns the open file; an evicted one closes after its last use."""
         with _lock:
             reader = _readers.get(self)
         if reader is None:
@@ -83,7 +83,7 @@ class Shard:
                 str(self.path), options=_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES
             )
             if not reader.ok():
-                reader.read([0])  # raises what opening it did not
+                reader.read([0])  # raises the error that opening did not
             if reader.num_records() != self.num_blocks:
                 raise damaged(
                     self.path,
@@ -93,60 +93,60 @@ class Shard:
             reader = _readers.setdefault(self, reader)
             _readers.move_to_end(self)
             closing = _readers.popitem(last=False) if len(_readers) > _MAX_READERS else None
-        del closing  # here, for it takes a while
+        del closing  # outside the lock, as closing takes a while
         return reader
 
 
-def _keep(blocks: dict[int, np.ndarray], number: int, ids: np.ndarray) -> None:
-    """Keeps a block, and lets go of those that came first where all would be too many bytes."""
-    global _num_kept_bytes
+def _cache(blocks: dict[int, np.ndarray], number: int, ids: np.ndarray) -> None:
+    """Caches a block, and evicts the oldest blocks above _MAX_BYTES."""
+    global _num_cached_bytes
     with _lock:
         if number in blocks:  # another thread has read it meanwhile
             return
         blocks[number] = ids
-        _kept.append((blocks, number, ids.nbytes))
-        _num_kept_bytes += ids.nbytes
-        while _num_kept_bytes > _MAX_BYTES:
-            others, oldest, num_bytes = _kept.popleft()
+        _cached.append((blocks, number, ids.nbytes))
+        _num_cached_bytes += ids.nbytes
+        while _num_cached_bytes > _MAX_BYTES:
+            others, oldest, num_bytes = _cached.popleft()
             del others[oldest]
-            _num_kept_bytes -= num_bytes
+            _num_cached_bytes -= num_bytes
 
 
 def check_file(
-    path: Path, said: dict[str, Any], verify: Literal["digests", "sizes"] = "digests"
+    path: Path, entry: dict[str, Any], verify: Literal["digests", "sizes"] = "digests"
 ) -> None:
-    """Returns if a file is as a manifest says.
+    """Checks a file against its entry in the manifest.
 
     Raises:
-        IntegrityError: it is absent, or has another size or other bytes.
-        OSError: it cannot be read, which says nothing of what it holds.
+        IntegrityError: the file is absent, or has another size or digest.
+        OSError: the file cannot be read; its content is unknown.
     """
     try:
         size = path.stat().st_size
-        found = digest_file(path) if verify == "digests" and size == said["size"] else None
+        found = digest_file(path) if verify == "digests" and size == entry["size"] else None
     except ABSENT as error:
         raise damaged(path, f"cannot be read: {error.strerror}") from None
-    if size != said["size"]:
-        raise damaged(path, f"has {size} bytes, the manifest says {said['size']}")
-    if found not in (None, said["sha256"]):
-        raise damaged(path, f"has sha256 {found[:12]}, the manifest says {said['sha256'][:12]}")
+    if size != entry["size"]:
+        raise damaged(path, f"has {size} bytes, the manifest says {entry['size']}")
+    if found not in (None, entry["sha256"]):
+        raise damaged(path, f"has sha256 {found[:12]}, the manifest says {entry['sha256'][:12]}")
 
 
 def read_file(path: Path) -> bytes:
     """Returns the bytes of a file of a prepared folder.
 
     Raises:
-        IntegrityError: it is absent.
-        Unavailable: it cannot be read, which may pass.
+        IntegrityError: the file is absent.
+        Unavailable: the file cannot be read now.
     """
     try:
-        content = retried(path.read_bytes, f"{path} cannot be read")
+        content = with_retries(path.read_bytes, f"{path} cannot be read")
     except ABSENT as error:
         raise damaged(path, f"cannot be read: {error.strerror}") from None
-    MOVED.add(len(content))
+    BYTES_MOVED.add(len(content))
     return content
 
 
 def damaged(path: Path, what: str) -> IntegrityError:
-    """Returns what to say of a file of a prepared folder that is not as it was written."""
+    """Returns the error for a file of a prepared folder that does not match the manifest."""
     return IntegrityError(f"{path} {what}; remove {path.parent} and prepare the text again")

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, fetched once, row by row, as a folder of Parquet."""
+"""Fetches data sets of the Hugging Face hub into a local folder of Parquet files."""
 
 import hashlib
 import os
@@ -8,21 +8,21 @@ from pathlib import Path
 
 from configs.check import require
 from configs.errors import SettingsError
-from data.atomic_files import locked, no_space_is_told
+from data.atomic_files import explain_full_disk, locked
 
 _PREFIX = "hf:"
 
 
 def is_hub(path: str) -> bool:
-    """Says whether a path is hf:OWNER/NAME, or hf:OWNER/NAME:CONFIG."""
+    """Returns whether a path is hf:OWNER/NAME or hf:OWNER/NAME:CONFIG."""
     return path.startswith(_PREFIX)
 
 
 def fetch_dataset(path: str, cache_dir: Path) -> Path:
     """Returns a folder with SPLIT.parquet of each split of a data set, fetched now or earlier.
 
-    What was fetched stays as it is, so that a run goes on without the network and on the same rows;
-    to have a later revision, remove the folder. HF_ENDPOINT names another hub, HF_TOKEN a login.
+    A fetched folder is never updated, so a run resumes offline and on the same rows; to get a later
+    revision, remove the folder. HF_ENDPOINT names another hub, HF_TOKEN a login.
 
     Raises:
         SettingsError: the package datasets is absent, or the data set cannot be read.
@@ -48,17 +48,17 @@ def fetch_dataset(path: str, cache_dir: Path) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            with no_space_is_told(temporary):
+            with explain_full_disk(temporary):
                 found = datasets.load_dataset(name, config or None, streaming=True)
                 for split, rows in found.items():
                     rows.to_parquet(temporary / f"{split}.parquet")
         except SettingsError:
             raise
-        except Exception as error:  # each layer below raises errors of its own
-            said = (str(error).strip().splitlines() or [repr(error)])[0]
+        except Exception as error:  # each layer below raises its own errors
+            reason = (str(error).strip().splitlines() or [repr(error)])[0]
             raise SettingsError(
-                f"data.path={path} cannot be fetched from the hub: {said}; see to its name and the "
-                "network, or give the folder of its files"
+                f"data.path={path} cannot be fetched from the hub: {reason}; check its name and "
+                "the network, or give a folder with its files"
             ) from None
         os.replace(temporary, folder)
     return folder

@@ -1,4 +1,4 @@
-"""Several sources as one: which of them each row is taken from, by weights that may change."""
+"""The data of a run, and a mixture of sources by weights that may change."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ ENDLESS = 2**62
 
 
 class Source(NamedTuple):
-    """A prepared folder, and what it is called in a mixture."""
+    """A prepared folder and its name in a mixture."""
 
     name: str
     store: TokenStore
@@ -25,16 +25,16 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """All that a run reads."""
+    """The training sources and validation sets of a run."""
 
     sources: tuple[Source, ...]
-    """What is trained on; each source validates with its own validation split too."""
-    held_out: tuple[tuple[str, TokenStream], ...] = ()
+    """Training data; the validation split of each source is a validation set."""
+    extra_validation: tuple[tuple[str, TokenStream], ...] = ()
     """Further validation sets."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The one tokenizer of all."""
+        """The tokenizer, the same for all."""
         return self.sources[0].store.tokenizer
 
     @property
@@ -44,7 +44,7 @@ class Data:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what determines the tokens that are trained on."""
+        """SHA-256 of what determines the training tokens."""
         if not self.is_mixture:
             return self.sources[0].store.digest
         content = [source.store.digest for source in self.sources]
@@ -52,7 +52,7 @@ class Data:
 
     @property
     def folders(self) -> dict[str, str]:
-        """Where each source lies."""
+        """{source name: absolute path of its folder}."""
         return {source.name: str(source.store.folder.absolute()) for source in self.sources}
 
     @property
@@ -61,14 +61,14 @@ class Data:
         return sum(source.store.train.num_tokens for source in self.sources)
 
     def validation_sets(self) -> dict[str, TokenStream]:
-        """Returns the streams that are evaluated: those of the sources, then the further ones."""
+        """Returns the validation sets by name: those of the sources, then the further ones."""
         own = {
             name: store.validation for name, store in self.sources if store.validation.num_tokens
         }
-        return own | dict(self.held_out)
+        return own | dict(self.extra_validation)
 
     def bytes_per_token(self, config: DataConfig) -> float:
-        """Returns the bytes of text that a training token stands for, at the first weights."""
+        """Returns the mean bytes of text per training token, under the first weights."""
         streams = [source.store.train for source in self.sources]
         weights = config.weights or [stream.num_tokens for stream in streams]
         shares = [weight / sum(weights) for weight in weights]
@@ -78,18 +78,18 @@ class Data:
         )
 
 
-class Schedule(grain.transforms.DatasetSelectionMap):
-    """From a place in the endless sequence of rows to (source, place in the source's own sequence).
+class MixtureSchedule(grain.transforms.DatasetSelectionMap):
+    """Maps an index in the endless sequence of rows to (source, index within the source).
 
     Sources alternate as evenly as whole rows allow: of any n rows of a phase, each source has its
-    share to within one row for each source before it. It is exact: weights are taken as the
-    fractions that they are written as, and counts are whole numbers, so without weights the first
-    epoch takes every row of every source once.
+    share to within one row for each source before it. It is exact: weights are decimal fractions as
+    written, and counts are integers, so without weights the first epoch has every row of every
+    source once.
 
     Args:
-        phases: (first place, weights) of each phase, in order, from place 0. A phase that begins
+        phases: (first index, weights) of each phase, in order, from index 0. A phase that begins
             with a batch has its weights in whole steps.
-        taken: rows that each source has given before place 0; () is none.
+        taken: rows read of each source before index 0; () is none.
     """
 
     def __init__(self, phases: Sequence[tuple[int, Sequence[float]]], taken: Sequence[int] = ()):
@@ -104,25 +104,25 @@ class Schedule(grain.transforms.DatasetSelectionMap):
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, place: int) -> tuple[int, int]:
-        first, shares, counts = self._phase(place)
-        left = place - first
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        first, shares, counts = self._phase(index)
+        left = index - first
         for source, share in enumerate(shares):
             taken = left * share.numerator // share.denominator
             if (left + 1) * share.numerator // share.denominator > taken:
                 return source, counts[source] + taken
             left -= taken
-        raise AssertionError("the last share is 1, so it takes what the others leave")
+        raise AssertionError("the last share is 1, so it takes the rest")
 
-    def counts(self, place: int) -> list[int]:
-        """Returns how many rows each source has given before a place."""
-        first, shares, counts = self._phase(place)
-        left, total = place - first, list(counts)
+    def counts(self, index: int) -> list[int]:
+        """Returns how many rows of each source come before an index."""
+        first, shares, counts = self._phase(index)
+        left, total = index - first, list(counts)
         for source, share in enumerate(shares):
             taken = left * share.numerator // share.denominator
             total[source] += taken
             left -= taken
         return total
 
-    def _phase(self, place: int) -> tuple[int, list[Fraction], list[int]]:
-        return next(phase for phase in reversed(self._phases) if phase[0] <= place)
+    def _phase(self, index: int) -> tuple[int, list[Fraction], list[int]]:
+        return next(phase for phase in reversed(self._phases) if phase[0] <= index)

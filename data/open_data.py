@@ -1,4 +1,4 @@
-"""Opens all that a run reads: prepared folders as they are, text after it has been prepared."""
+"""Opens the data of a run: prepared folders as they are, text after preparing it."""
 
 import contextlib
 import dataclasses
@@ -11,14 +11,16 @@ from typing import Any
 
 from configs.check import require
 from configs.data import STDLIB, DataConfig, PrepareConfig, named
-from configs.errors import SettingsError
 from data.atomic_files import locked
 from data.hf_hub import fetch_dataset, is_hub
 from data.mixture import Data, Source
-from data.object_store import fetch_files, fetch_folder, is_prepared, is_remote
+from data.object_store import is_remote
 from data.prepare.engine import Workers
-from data.prepare.prepare import Preparation, Say, Watch, remove_work
+from data.prepare.preparation import Preparation
+from data.prepare.prepare import Log, prepare
 from data.prepare.text.corpus import open_corpus, open_overlap
+from data.prepare.work_folder import OnProgress, remove_work
+from data.remote_folders import fetch_files, fetch_folder, is_prepared
 from data.token_store import (
     FORMAT_VERSION,
     TokenStore,
@@ -26,117 +28,115 @@ from data.token_store import (
     open_store,
     stored_tokenizer,
 )
-from data.tokenizers.tokenizer import Tokenizer, lossy_texts, open_tokenizer, tokenizer_digest
-from data.tokenizers.train_tokenizer import (
-    SAMPLE_CHARACTERS,
-    UNK_CHARACTER,
-    character_tokenizer,
-    train_sentencepiece,
-)
+from data.tokenizers.tokenizer import Tokenizer, open_tokenizer, tokenizer_digest
 
-_LEARNED = ("sentencepiece", "characters")
-_ONLY_LEARNED = ("vocab_size", "sentencepiece_model")
+_TRAINED = ("sentencepiece", "characters")
+_ONLY_TRAINED = ("vocab_size", "sentencepiece_model")
 
 
 def open_data(
     config: DataConfig,
     cache_dir: Path,
-    say: Say,
+    log: Log,
     *,
     workers: Workers | None = None,
-    watch: Watch = lambda stage, done, total: None,
-    moved: Mapping[str, str] | None = None,
-    part: int = 0,
-    num_parts: int = 1,
+    on_progress: OnProgress = lambda stage, done, total: None,
+    known_folders: Mapping[str, str] | None = None,
+    process: int = 0,
+    num_processes: int = 1,
 ) -> Data:
     """Returns the sources and validation sets that the settings name.
 
-    Text is prepared into cache_dir/DIGEST, a name made of the text and of the settings that matter;
-    runs share it and take turns to make it. One tokenizer serves all: that of a prepared folder, or
-    one that is learned from all texts together.
+    Text is prepared into cache_dir/DIGEST, the digest of the text and of the settings that matter;
+    runs share it and take turns to prepare it. All have one tokenizer: that of a prepared folder,
+    or one trained on all texts together.
 
     Args:
-        moved: {name: prepared folder} of an earlier opening, used where they are still there; None
-            for a new run, which takes no folder of an earlier format.
-        part: of several parts of the prepared files, each checked by another process, this one's.
+        known_folders: {name: prepared folder} of an earlier opening, used if they still exist; None
+            for a new run, which refuses folders of an earlier format.
+        process: index of this process; each of num_processes checks its share of the files.
 
     Raises:
         SettingsError: a text cannot be used, or the tokenizers of two folders differ.
-        IntegrityError: a prepared folder is not as its manifest says.
-        Unavailable: a disk or an object store does not answer, which may pass.
+        IntegrityError: a prepared folder does not match its manifest.
+        Unavailable: a disk or an object store does not respond; a retry may help.
     """
     paths = named(config.mixture, "data.mixture")
     if not paths:
         require(
             config.path is not None,
             "data.path=None must name a text: --data.path FILE_OR_DIR (.txt .jsonl .parquet, a "
-            f"folder of them, ...), or {STDLIB} for the text that comes with Python",
+            f"folder of them, ...), or {STDLIB} for Python's standard library",
         )
         paths = {_stem(str(config.path)): str(config.path)}
-    held_out = named(config.validation, "data.validation")
+    extra_validation = named(config.validation, "data.validation")
     for name in paths:
         require(
-            name not in held_out,
-            f"data.validation={name}={held_out.get(name)} must have another name: {name} is that "
-            f"of data.path={paths[name]}",
+            name not in extra_validation,
+            f"data.validation={name}={extra_validation.get(name)} must have another name: "
+            f"data.path={paths[name]} is named {name}",
         )
     plain = PrepareConfig(
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(PrepareConfig)}
     )
     plain = with_local_texts(plain, cache_dir)
-    fractions = dict.fromkeys(paths, config.validation_fraction) | dict.fromkeys(held_out, 1.0)
-    open_part = functools.partial(open_store, verify=config.verify, part=part, num_parts=num_parts)
+    fractions = dict.fromkeys(paths, config.validation_fraction) | dict.fromkeys(
+        extra_validation, 1.0
+    )
+    open_share = functools.partial(
+        open_store, verify=config.verify, process=process, num_processes=num_processes
+    )
     stores: dict[str, TokenStore] = {}
     texts: dict[str, PrepareConfig] = {}
-    for name, path in {**paths, **held_out}.items():
-        known = Path((moved or {}).get(name, path)).expanduser()
+    for name, path in {**paths, **extra_validation}.items():
+        known = Path((known_folders or {}).get(name, path)).expanduser()
         if not is_prepared_folder(known):
             path = local_path(path, cache_dir)
             known = Path(path).expanduser()
         if is_prepared_folder(known):
-            stores[name] = open_part(known)
-            if moved is None:
+            stores[name] = open_share(known)
+            if known_folders is None:
                 stores[name].check_format()
             if ignored := _ignored(plain, stores[name]):
-                say(f"note: {known} is prepared already, so these do not count: {ignored}")
+                log(f"note: {known} is prepared already, so these settings are ignored: {ignored}")
         else:
             texts[name] = dataclasses.replace(plain, path=path, validation_fraction=fractions[name])
     if texts:
         tokenizer = _common_tokenizer(stores) or given_tokenizer(plain)
-        folders = _prepare(texts, tokenizer, cache_dir, say, workers or Workers(), watch)
-        stores |= {name: open_part(folder) for name, folder in folders.items()}
+        folders = _prepare(texts, tokenizer, cache_dir, log, workers or Workers(), on_progress)
+        stores |= {name: open_share(folder) for name, folder in folders.items()}
         for name in texts:
-            say(f"data: {stores[name].describe()}")
+            log(f"data: {stores[name].describe()}")
     _common_tokenizer(stores)
     for name in paths:
         require(
             stores[name].train.num_tokens > 1,
-            f"data.mixture or data.path has {name}={paths[name]}, which has no training split; it "
-            "can be named in data.validation",
+            f"data.mixture or data.path has {name}={paths[name]}, which has no training split; "
+            "name it in data.validation instead",
         )
     return Data(
         sources=tuple(Source(name, stores[name]) for name in paths),
-        held_out=tuple(
+        extra_validation=tuple(
             (
                 name,
                 stores[name].validation
                 if stores[name].validation.num_tokens
                 else stores[name].train,
             )
-            for name in held_out
+            for name in extra_validation
         ),
     )
 
 
 def _ignored(config: PrepareConfig, store: TokenStore) -> str:
-    """Returns the settings of preparing that are given but were other ones when it was made."""
+    """Returns the given settings that differ from those the folder was prepared with."""
     made_with = store.manifest["made_with"]
     given = json.loads(json.dumps(dataclasses.asdict(config)))
-    usual = json.loads(json.dumps(dataclasses.asdict(PrepareConfig())))
+    defaults = json.loads(json.dumps(dataclasses.asdict(PrepareConfig())))
     return ", ".join(
         f"data.{name}={value} (made with {made_with.get(name)})"
         for name, value in given.items()
-        if name != "path" and value not in (usual[name], made_with.get(name))
+        if name != "path" and value not in (defaults[name], made_with.get(name))
     )
 
 
@@ -145,7 +145,7 @@ def _stem(path: str) -> str:
 
 
 def local_path(path: str, cache_dir: Path) -> str:
-    """Returns where a path is read: as it is, or a copy if it is remote or on the hub."""
+    """Returns the path itself, or the local copy of a remote path or hub data set."""
     if is_hub(path):
         return str(fetch_dataset(path, cache_dir))
     if is_remote(path):
@@ -154,17 +154,17 @@ def local_path(path: str, cache_dir: Path) -> str:
 
 
 def with_local_texts(config: PrepareConfig, cache_dir: Path) -> PrepareConfig:
-    """Returns the settings with copies in place of remote evaluation texts."""
+    """Returns the settings with local copies of remote evaluation texts."""
     local = tuple(local_path(path, cache_dir) for path in config.decontaminate_from)
     return dataclasses.replace(config, decontaminate_from=local)
 
 
 def given_tokenizer(config: PrepareConfig) -> Tokenizer | None:
-    """Returns the tokenizer that data.tokenizer names, None where it is to be learned.
+    """Returns the tokenizer that data.tokenizer names; None if it must be trained first.
 
     Raises:
         SettingsError: it cannot be read.
-        IntegrityError: that of a prepared folder is not as its manifest says.
+        IntegrityError: the tokenizer of a prepared folder does not match the manifest.
     """
     folder = Path(config.tokenizer).expanduser()
     if "/" in config.tokenizer and folder.is_dir():
@@ -173,7 +173,7 @@ def given_tokenizer(config: PrepareConfig) -> Tokenizer | None:
 
 
 def _common_tokenizer(stores: Mapping[str, TokenStore]) -> Tokenizer | None:
-    """Returns the tokenizer of prepared folders; raises SettingsError if they differ."""
+    """Returns the common tokenizer of prepared folders; raises SettingsError if they differ."""
     digests = {name: tokenizer_digest(store.tokenizer) for name, store in stores.items()}
     for name, digest in digests.items():
         first = next(iter(digests))
@@ -182,7 +182,7 @@ def _common_tokenizer(stores: Mapping[str, TokenStore]) -> Tokenizer | None:
             f"data.mixture and data.validation must have one tokenizer, but {first} was prepared "
             f"with {digests[first][:12]} ({stores[first].tokenizer.kind}) and {name} with "
             f"{digest[:12]} ({stores[name].tokenizer.kind}); prepare {name} again with "
-            f"--data.tokenizer {stores[first].folder}, or give its text in place of its folder",
+            f"--data.tokenizer {stores[first].folder}, or name its text instead of its folder",
         )
     return next(iter(stores.values())).tokenizer if stores else None
 
@@ -191,15 +191,15 @@ def _prepare(
     texts: Mapping[str, PrepareConfig],
     tokenizer: Tokenizer | None,
     cache_dir: Path,
-    say: Say,
+    log: Log,
     workers: Workers,
-    watch: Watch,
+    on_progress: OnProgress,
 ) -> dict[str, Path]:
-    """Returns the folder of each text, prepared now or found where an earlier run made it."""
+    """Returns the folder of each text, prepared now or by an earlier run."""
     vocab_size = tokenizer.vocab_size if tokenizer else None
     corpora = {name: open_corpus(config, vocab_size) for name, config in texts.items()}
     digests = {name: corpus.digest() for name, corpus in corpora.items()}
-    taught = sorted(
+    training_texts = sorted(
         (
             (digests[name], config.validation_fraction)
             for name, config in texts.items()
@@ -207,13 +207,13 @@ def _prepare(
         ),
         key=str,
     )
-    learned_from = None if tokenizer else taught
+    trained_on = None if tokenizer else training_texts
     folders = {
-        name: cache_dir.absolute() / _identity(config, digests[name], tokenizer, learned_from)
+        name: cache_dir.absolute() / _folder_name(config, digests[name], tokenizer, trained_on)
         for name, config in texts.items()
     }
-    # Two names may be of one text. In the order of the digests, so that what a tokenizer is learned
-    # from depends on the texts alone.
+    # Two names may have one text. Ordered by digest, so that the training text of a tokenizer
+    # depends on the texts alone.
     distinct = {folders[name]: name for name in sorted(texts, key=digests.__getitem__)}
     with contextlib.ExitStack() as locks:
         for name in sorted(folder.name for folder in distinct):
@@ -224,78 +224,27 @@ def _prepare(
         if done and tokenizer is None:
             tokenizer = stored_tokenizer(done[0])
         preparations = [
-            Preparation(texts[name], folder, workers, watch, corpus=corpora[name])
+            Preparation(texts[name], folder, workers, on_progress, corpus=corpora[name])
             for folder, name in distinct.items()
             if folder not in done
         ]
-        prepare(preparations, tokenizer, say)
+        prepare(preparations, tokenizer, log)
     return folders
 
 
-def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, say: Say) -> None:
-    """Prepares corpora with one tokenizer, which is learned from all of them where none is given.
-
-    Raises:
-        SettingsError: a text cannot be used, or the tokenizer does not suit it.
-    """
-    notes = ""
-    for preparation in preparations:
-        others = ", ".join(f"{n} {name}" for name, n in preparation.corpus.not_read.items())
-        note = f"; files there that are not read: {others}" if others else ""
-        say(f"preparing {preparation.description}{note}")
-        for line in preparation.corpus.notes:
-            say(f"note: {line}")
-        if tokenizer is None and preparation.corpus.has_tokens:
-            config = preparation.config
-            raise SettingsError(
-                f"data.tokenizer={config.tokenizer} is learned from text, but data.path="
-                f"{config.path} holds tokens: give the tokenizer that made them, a .model or a "
-                "tokenizer.json"
-            )
-        preparation.scan(tokenizer)
-        for line in preparation.marks:
-            say(f"note: {line}")
-        say(preparation.settled.describe())
-    if preparations and tokenizer is None:
-        tokenizer, notes = _learn(preparations)
-        say(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} tokens{notes and f'; {notes}'}")
-    if preparations and tokenizer is not None and (changed := lossy_texts(tokenizer)):
-        say(
-            "warning: this tokenizer does not give every text back as it was; it changes "
-            f"{', '.join(changed)}"
-        )
-    for preparation in preparations:
-        assert tokenizer is not None
-        preparation.write(tokenizer, notes)
-
-
-def _learn(preparations: list[Preparation]) -> tuple[Tokenizer, str]:
-    """Returns a tokenizer learned from all texts, and in words what it has not learned from."""
-    config = preparations[0].config
-    if config.tokenizer == "characters":
-        return character_tokenizer(set().union(*(p.alphabet for p in preparations)), config), ""
-    num_characters = sum(preparation.num_line_characters for preparation in preparations)
-    stride = -(-num_characters // SAMPLE_CHARACTERS) or 1
-    lines = [line for preparation in preparations for line in preparation.sample(stride)]
-    num_split = sum(UNK_CHARACTER in line for line in lines)
-    notes = [f"learned from one line of {stride}, in parts of 1000 characters"] * (stride > 1)
-    notes += [f"{num_split:,} lines that it learns from are split at U+2585"] * bool(num_split)
-    return train_sentencepiece(lines, config), ", ".join(notes)
-
-
-def _identity(
+def _folder_name(
     config: PrepareConfig,
     text: str,
     tokenizer: Tokenizer | None,
-    learned_from: list[tuple[str, float | None]] | None,
+    trained_on: list[tuple[str, float | None]] | None,
 ) -> str:
-    """Returns the name of the folder that holds what a text and its settings determine."""
+    """Returns the digest of a text and of the settings that matter, a folder name."""
     settings: dict[str, Any] = {**dataclasses.asdict(config), "path": None}
-    if config.tokenizer not in _LEARNED or tokenizer is not None:
-        settings |= dict.fromkeys(_ONLY_LEARNED)
+    if config.tokenizer not in _TRAINED or tokenizer is not None:
+        settings |= dict.fromkeys(_ONLY_TRAINED)
         settings["tokenizer"] = tokenizer and tokenizer_digest(tokenizer)
     settings["decontaminate_from"] = [
         open_overlap(config, path)[1].digest() for path in config.decontaminate_from
     ]
-    content = [FORMAT_VERSION, text, settings, learned_from]
+    content = [FORMAT_VERSION, text, settings, trained_on]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

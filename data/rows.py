@@ -1,9 +1,9 @@
-"""Rows: T inputs and T targets each, as spans of the stream of a split.
+"""Rows of T inputs and T targets, as spans of the stream of a split.
 
-Concatenate and split: documents follow one another, separators between them, and a row is whatever
-T tokens come next. Best fit: a row is whole documents, and only one that is longer than a row is
-cut. Within a row a token sees its own document alone (segments), and positions begin with each.
-Each token of the stream but its first is a target exactly once in an epoch, either way.
+Concatenate and split: documents are joined by separators, and a row is the next T tokens. Best fit:
+a row is whole documents; only documents longer than a row are cut. Within a row a token attends
+only to its own document (segments), and positions restart with each document. Either way, each
+token of the stream but the first is a target exactly once in an epoch.
 """
 
 import functools
@@ -22,7 +22,7 @@ class Packing(Protocol):
     def __len__(self) -> int: ...
 
     def spans(self, row: int) -> list[tuple[int, int]]:
-        """Returns (start, stop) of the inputs in a row; targets are one token further on."""
+        """Returns (start, stop) of the inputs in a row; targets are shifted by one token."""
         ...
 
 
@@ -41,11 +41,11 @@ class Windows:
         return [(start, min(start + self._sequence_len, self._num_inputs))]
 
 
-class Rows:
-    """The rows of one epoch of a stream, read at any place."""
+class EpochRows:
+    """The rows of one epoch of a stream, with random access."""
 
     def __init__(self, stream: TokenStream, length: int, packing: Literal["concat", "best_fit"]):
-        """Cuts a stream into rows of so many tokens."""
+        """Divides a stream into rows of `length` tokens."""
         self.stream = stream
         self.packing: Packing = (
             Windows(stream.num_tokens, length) if packing == "concat" else _best_fit(stream, length)
@@ -61,5 +61,5 @@ class Rows:
 
 @functools.lru_cache(maxsize=8)
 def _best_fit(stream: TokenStream, sequence_len: int) -> BestFit:
-    """Returns the packing of a stream, worked out once for what is said of a run and the run."""
+    """Returns the packing of a stream; cached, as the summary of a run needs it too."""
     return BestFit(stream.starts, stream.num_tokens, sequence_len)

@@ -1,8 +1,8 @@
-"""Which rows each step of a run takes, also where its settings have changed on the way.
+"""Which rows each step of a run reads, also when settings change during the run.
 
-Rows come in one endless sequence. The steps of a run are split into ranges, within each of which
-nothing changes that decides what a batch is. Another batch size goes on with the next row; another
-length of a row, packing or seed begins a new sequence, with a fresh epoch of every source.
+Rows form one endless sequence. The steps of a run are divided into ranges; within a range no
+setting that decides batches changes. A new batch size continues at the next row; a new sequence
+length, packing or seed begins a new sequence, with a new epoch of every source.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,41 +14,40 @@ from configs.run import RunConfig
 from configs.settings import decides_batches, differences, up_to_date
 
 Phase = tuple[int, tuple[float, ...]]
-"""(first row in the sequence, weights of the sources); no weights are those of their sizes."""
+"""(first row in the sequence, weights of the sources); without weights, sizes decide."""
 _OF_PHASES = ("data.weights", "data.phases")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRange:
-    """Steps that take their batches in one way."""
+    """Consecutive steps under the same data settings; checkpoints store its fields as JSON."""
 
     first_step: int = 0
     """Steps of the run before it."""
     first_row: int = 0
-    """Where in the sequence its first row is."""
+    """Index of its first row in the sequence."""
     taken: tuple[int, ...] = ()
-    """Of each source, the rows of its own endless order that lie before the sequence; () is none.
-    """
+    """Rows of each source's own endless order before the sequence; () is none."""
     phases: tuple[Phase, ...] = ((0, ()),)
-    """Of the sequence, from row 0 on."""
+    """Phases of the mixture, from row 0 of the sequence."""
     skipped: tuple[tuple[int, int], ...] = ()
-    """Rows (start, stop) that rollbacks leave out of the sequence, ascending, disjoint."""
+    """Rows (start, stop) of the sequence that rollbacks skip, ascending, disjoint."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Those that decide what a batch is, by flat name."""
+    """The settings that decide batches, by flat name."""
 
     @property
     def batch_size(self) -> int:
-        """Rows that a step takes."""
+        """Rows of a batch."""
         return self.settings["train.batch_size"]
 
     @property
     def seed(self) -> int:
-        """What orders the rows."""
+        """Seed of the order of rows."""
         return self.settings["train.seed"]
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "StepRange":
-        """Returns the range whose fields JSON gives back."""
+        """Returns the range from its fields in JSON."""
         return StepRange(
             first_step=content["first_step"],
             first_row=content["first_row"],
@@ -59,7 +58,7 @@ class StepRange:
         )
 
     def data_config(self, config: DataConfig) -> DataConfig:
-        """Returns the settings of the data as they are in these steps."""
+        """Returns the data settings of these steps."""
         own = {
             name.removeprefix("data."): tuple(value) if isinstance(value, list) else value
             for name, value in self.settings.items()
@@ -68,7 +67,7 @@ class StepRange:
         return replace(config, **own)
 
     def row(self, step: int, index: int = 0) -> int:
-        """Returns where in the sequence a row of the batch of a step is; the first step is 0."""
+        """Returns the index in the sequence of a row of a step's batch; the first step is 0."""
         row = self.first_row + (step - self.first_step) * self.batch_size + index
         for start, stop in self.skipped:
             start = max(start, self.first_row)
@@ -78,22 +77,24 @@ class StepRange:
         return row
 
     def rows(self, step: int) -> list[tuple[int, int]]:
-        """Returns the rows (start, stop) of the batch of a step, from 0: one run, or several."""
-        return merged((row, row + 1) for row in (self.row(step, i) for i in range(self.batch_size)))
+        """Returns the rows (start, stop) of the batch of a step; several if rows are skipped."""
+        return merge_intervals(
+            (row, row + 1) for row in (self.row(step, i) for i in range(self.batch_size))
+        )
 
     def weights_at(self, row: int) -> tuple[float, ...]:
         """Returns the weights of the phase that a row of the sequence belongs to."""
         return next(weights for first, weights in reversed(self.phases) if first <= row)
 
-    def skipping(self, rows: Iterable[tuple[int, int]]) -> "StepRange":
-        """Returns the range without further rows (start, stop) of the sequence."""
-        return replace(self, skipped=tuple(merged([*self.skipped, *rows])))
+    def without_rows(self, rows: Iterable[tuple[int, int]]) -> "StepRange":
+        """Returns the range with further rows (start, stop) of the sequence skipped."""
+        return replace(self, skipped=tuple(merge_intervals([*self.skipped, *rows])))
 
-    def going_on(self, new: "StepRange") -> "StepRange":
-        """Returns a range that begins a sequence as one that reads on in this one instead."""
+    def continued_by(self, new: "StepRange") -> "StepRange":
+        """Returns a later range, made to continue this sequence instead of beginning one."""
         first_row = self.row(new.first_step)
         if all(self.settings[name] == new.settings[name] for name in _OF_PHASES):
-            # What has begun stays; what has not begins with the same step as before.
+            # Phases that have begun stay; the others begin at the same step as before.
             begun = [phase for phase in self.phases if phase[0] <= first_row]
             later = [
                 (first_row + (self._steps_to(row) - new.first_step) * new.batch_size, weights)
@@ -113,17 +114,17 @@ class StepRange:
         )
 
     def _steps_to(self, row: int) -> int:
-        """Returns how many steps of the run come before a row, if none was skipped."""
+        """Returns how many steps of the run come before a row, if no row is skipped."""
         return self.first_step + (row - self.first_row) // self.batch_size
 
     def changes_from(self, old: "StepRange") -> dict[str, tuple[Any, Any]]:
-        """Returns {setting: (old, new)} of those that are others than in an earlier range."""
+        """Returns {setting: (old, new)} of the settings that differ from an earlier range."""
         changed = differences(dict(old.settings), dict(self.settings))
         return {name: values for name, values in changed.items() if name in self.settings}
 
 
 def step_range(config: DataConfig, *, batch_size: int, seed: int, first_step: int = 0) -> StepRange:
-    """Returns the range that begins a sequence with a step."""
+    """Returns a range that begins a sequence at first_step."""
     phases: dict[int, tuple[float, ...]] = {}
     for step, weights in config.weight_phases():  # their first step is 1
         phases[max(step - 1 - first_step, 0) * batch_size] = weights
@@ -141,7 +142,7 @@ def step_range(config: DataConfig, *, batch_size: int, seed: int, first_step: in
 
 
 def steps_from(config: RunConfig, step: int = 0) -> StepRange:
-    """Returns how the steps of a run after so many take batches, were the next one its first."""
+    """Returns the range of a run that begins a sequence after so many steps."""
     train = config.train
     return step_range(config.data, batch_size=train.batch_size, seed=train.seed, first_step=step)
 
@@ -150,7 +151,7 @@ def range_of(ranges: tuple[StepRange, ...], step: int) -> StepRange:
     """Returns the range that a step belongs to; the first step is 0.
 
     Raises:
-        LookupError: the run did not take it, but another one that it began with.
+        LookupError: the step is before the first range; the run it was initialized from took it.
     """
     for steps in reversed(ranges):
         if steps.first_step <= step:
@@ -158,8 +159,8 @@ def range_of(ranges: tuple[StepRange, ...], step: int) -> StepRange:
     raise LookupError(step)
 
 
-def merged(rows: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Returns rows (start, stop), ascending and disjoint."""
+def merge_intervals(rows: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Returns the union of rows (start, stop), ascending and disjoint."""
     found: list[tuple[int, int]] = []
     for start, stop in sorted(rows):
         if found and start <= found[-1][1]:

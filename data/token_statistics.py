@@ -1,4 +1,4 @@
-"""What tokens a prepared folder holds: counts, lengths, files, packings, frequencies, samples."""
+"""Statistics of a prepared folder: counts, lengths, files, packings, frequencies, samples."""
 
 import io
 from collections.abc import Iterator
@@ -14,30 +14,30 @@ from data.rows import Windows
 from data.token_store import TokenStore, TokenStream
 
 MAX_COUNTED_TOKENS = 16 * 2**20
-"""Tokens of a split that frequencies are counted from, at most, unless another number is given."""
+"""Default for the most tokens of a split to count frequencies in."""
 NUM_FILES, NUM_FREQUENT, NUM_SAMPLES = 20, 30, 5
 _SAMPLE_TOKENS = 96
 _READ_TOKENS = 2**20
-_NUM_PARTS = 2048  # places where a split is read that is too large to be counted whole
+_NUM_SPANS = 2048  # read of a split that is too large to count completely
 _NUM_RANKS = 96
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileCount:
-    """What a file of the corpus gave to a split."""
+    """Documents and tokens of a split from one file of the corpus."""
 
     name: str
     documents: int
     tokens: int
-    """Separators that begin its documents among them."""
+    """With the separators of its documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthBin:
-    """Documents of about one length."""
+    """Number of documents in a range of lengths."""
 
     first: int
-    """Fewest tokens, separator not counted."""
+    """Fewest tokens, without separator."""
     last: int
     """Most tokens."""
     documents: int
@@ -45,7 +45,7 @@ class LengthBin:
 
 @dataclass(frozen=True, kw_only=True)
 class PackingCount:
-    """What a packing makes of an epoch."""
+    """Rows and padding of an epoch under a packing."""
 
     packing: str
     rows: int
@@ -67,17 +67,17 @@ class TokenCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Frequencies:
-    """How often tokens occur among those that were counted."""
+    """Token frequencies in the counted tokens."""
 
     counted_tokens: int
     is_whole: bool
-    """Whether that is all of the split; otherwise it is parts of it at even distances."""
+    """Whether these are the whole split; otherwise spans at even distances."""
     unseen: int
     """Entries of the vocabulary that do not occur."""
     frequent: tuple[TokenCount, ...]
-    """The most frequent, falling."""
+    """The most frequent, descending."""
     ranks: tuple[tuple[int, int], ...]
-    """(rank from 1, count), ranks at even distances on a logarithmic axis."""
+    """(rank from 1, count), ranks evenly spaced on a logarithmic axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,29 +87,29 @@ class Sample:
     name: str
     document: int
     num_tokens: int
-    """Of the whole document, separator not counted."""
+    """Of the whole document, without separator."""
     text: str
     is_cut: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitStatistics:
-    """All that is counted of a split."""
+    """Statistics of a split; `./tessera inspect --json` has the same fields."""
 
     tokens: int
-    """Separators among them, the one that ends the split too."""
+    """With all separators, including the last."""
     documents: int
     characters: int
     bytes: int
     bytes_per_token: float
-    """Separators not counted."""
+    """Without separators."""
     shards: int
     files: tuple[FileCount, ...]
-    """Those with the most tokens, falling."""
+    """Those with the most tokens, descending."""
     other_files: FileCount | None
-    """All others as one; its name says how many they are."""
+    """All others as one; its name has their number."""
     lengths: tuple[LengthBin, ...]
-    """Every document is in one bin; bins grow by powers of two, and none between is left out."""
+    """Bins of powers of two, without gaps; every document is in one."""
     packings: tuple[PackingCount, ...]
     frequencies: Frequencies
     samples: tuple[Sample, ...]
@@ -118,14 +118,14 @@ class SplitStatistics:
 def count_split(
     store: TokenStore, split: Split, sequence_len: int, *, max_counted: int = MAX_COUNTED_TOKENS
 ) -> SplitStatistics:
-    """Returns what a split holds; it must not be empty.
+    """Returns the statistics of a split, which must not be empty.
 
     Args:
         sequence_len: tokens in the rows of the packings.
-        max_counted: tokens that frequencies are counted from, at most.
+        max_counted: most tokens to count frequencies in.
 
     Raises:
-        IntegrityError: a shard is not as it was written.
+        IntegrityError: a shard does not match the manifest.
     """
     counts, stream = store.manifest["splits"][split], store.split(split)
     edges = np.append(stream.starts, stream.num_tokens - 1)
@@ -179,7 +179,7 @@ def _count_files(
 
 def _count_lengths(length_D: np.ndarray) -> tuple[LengthBin, ...]:
     """Returns bins 0, 1, 2 to 3, 4 to 7 and so on, from the shortest document to the longest."""
-    bin_D = np.frexp(length_D.astype(np.float64))[1]  # the bits of a whole number
+    bin_D = np.frexp(length_D.astype(np.float64))[1]  # the number of bits of an integer
     documents = np.bincount(bin_D)
     return tuple(
         LengthBin(
@@ -226,43 +226,43 @@ def _count_tokens(store: TokenStore, stream: TokenStream, max_counted: int) -> F
 
 
 def _counted_spans(num_tokens: int, max_counted: int) -> Iterator[tuple[int, int]]:
-    """Yields what is read of a stream: all of it, or parts at even distances."""
+    """Yields the spans of a stream to count: all of it, or spans at even distances."""
     if num_tokens <= max_counted:
         for start in range(0, num_tokens, _READ_TOKENS):
             yield start, min(start + _READ_TOKENS, num_tokens)
         return
-    length = max_counted // _NUM_PARTS
-    for part in range(_NUM_PARTS):
-        start = part * (num_tokens - length) // (_NUM_PARTS - 1)
+    length = max_counted // _NUM_SPANS
+    for i in range(_NUM_SPANS):
+        start = i * (num_tokens - length) // (_NUM_SPANS - 1)
         yield start, start + length
 
 
 def token_text(store: TokenStore, token: int) -> str:
-    """Returns how a token reads in the middle of a text.
+    """Returns the text of a token within a text.
 
-    <NAME> where it stands for none, and <ID> for a part of a character.
+    <NAME> for a special token, and <ID> for a part of a character.
     """
     names = {i: name for name, i in store.tokenizer.special.items()}
     names[store.tokenizer.separator] = "separator"
     if token in names:
         return f"<{names[token].strip('<>[]|')}>"
-    # Some tokenizers drop the space before the first word of a text, so the second is looked at.
-    once, twice = (store.tokenizer.decode([token] * repeats) for repeats in (1, 2))
+    # Some tokenizers drop the space before the first word of a text, so the second is used.
+    once, twice = (store.tokenizer.decode([token] * count) for count in (1, 2))
     text = twice[len(once) :]
     return f"<{token}>" if not text or "\ufffd" in text else text
 
 
 def _samples(store: TokenStore, stream: TokenStream) -> Iterator[Sample]:
-    """Yields the beginnings of documents at even distances, the first and the last among them."""
+    """Yields the beginnings of documents at even distances, with the first and the last."""
     last = len(stream.starts) - 1
     num_samples = min(NUM_SAMPLES, last + 1)
     for document in np.linspace(0, last, num_samples).round().astype(int).tolist():
-        place = stream.place(int(stream.starts[document]))
+        position = stream.locate(int(stream.starts[document]))
         begin = int(stream.starts[document]) + 1
         ends = int(stream.starts[document + 1]) if document < last else stream.num_tokens - 1
         ids = stream.read(begin, min(begin + _SAMPLE_TOKENS, ends))
         yield Sample(
-            name=document_name(store, place.file, place.number),
+            name=document_name(store, position.file, position.number),
             document=document,
             num_tokens=ends - begin,
             text=store.tokenizer.decode(ids.tolist()),

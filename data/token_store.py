@@ -1,4 +1,4 @@
-"""A prepared folder as a stream of tokens that can be read at any place."""
+"""Opens prepared folders: manifest, tokenizer, and token streams with random access."""
 
 import functools
 import hashlib
@@ -16,22 +16,22 @@ import numpy as np
 
 from configs.check import require
 from configs.data import PrepareConfig
-from data.atomic_files import MANIFEST, retried
-from data.block_reader import Shard, check_file, damaged, read_file
+from data.atomic_files import MANIFEST, with_retries
+from data.block_reader import ShardReader, check_file, damaged, read_file
 from data.prepare.shards import FORMAT_VERSION, INDEX_DTYPE, token_dtype
 from data.prepare.text.corpus import Split
 from data.tokenizers.tokenizer import Tokenizer, content_digest, load_tokenizer
 
 FILES, REPORT = "files.json", "report.json"
 READABLE = (2, FORMAT_VERSION)
-"""Formats of prepared folders that can be read; a new run takes none but the last."""
+"""Formats of prepared folders that can be read; a new run needs the last one."""
 _NUM_CACHED_INDICES = 16
 _NUM_VERIFIERS = 8  # threads that read files to check their digests
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where in the corpus a token of the stream comes from."""
+class DocumentPosition:
+    """The document, and the offset in it, that a token of the stream comes from."""
 
     document: int
     """Number of the document in its split, from 0."""
@@ -40,11 +40,11 @@ class Place:
     number: int
     """Line or row of the file, from 0."""
     offset: int
-    """Tokens after the separator that begins the document; -1 is the separator itself."""
+    """Tokens of the document before it; -1 is the separator that begins the document."""
 
 
 class TokenStream:
-    """The tokens of one split; reading costs the same wherever it starts.
+    """The tokens of one split, with random access.
 
     Each document is its separator and then its tokens; a last separator ends the stream.
     """
@@ -64,52 +64,52 @@ class TokenStream:
             raise ValueError(
                 f"{split} has {self.num_tokens} tokens, but its shards have {sum(tokens)}"
             )
-        # Lists, for a place is looked up several times a row, and `bisect` is quicker than numpy.
+        # Lists: a position is looked up several times a row, and `bisect` is faster than numpy.
         self._first_token, self._first_document = (
             [0, *itertools.accumulate(counts)] for counts in (tokens, documents)
         )
         self._shards = [
-            Shard(folder, entry, self._block_len, self._dtype) for entry in self._entries
+            ShardReader(folder, entry, self._block_len, self._dtype) for entry in self._entries
         ]
         self._index = functools.lru_cache(_NUM_CACHED_INDICES)(self._load_index)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Returns tokens start to stop of the stream, unsigned, fewer where the stream ends.
+        """Returns tokens start to stop of the stream, unsigned, fewer at the end of the stream.
 
         Raises:
-            IntegrityError: a shard is not as it was written.
-            Unavailable: a shard cannot be read, which may pass.
+            IntegrityError: a shard does not match the manifest.
+            Unavailable: a shard cannot be read now.
         """
         stop = min(stop, self.num_tokens)
-        pieces = []
+        blocks = []
         while start < min(stop, self.num_tokens - 1):
             shard = bisect_right(self._first_token, start) - 1
             block, offset = divmod(start - self._first_token[shard], self._block_len)
             ids = self._shards[shard].block(block)
-            pieces.append(ids[offset : offset + stop - start])
-            start += len(pieces[-1])
+            blocks.append(ids[offset : offset + stop - start])
+            start += len(blocks[-1])
         if start < stop:
-            pieces.append(np.array([self._separator], self._dtype))
-        if len(pieces) == 1:
-            return pieces[0]
-        return np.concatenate(pieces) if pieces else np.zeros(0, self._dtype)
+            blocks.append(np.array([self._separator], self._dtype))
+        if len(blocks) == 1:
+            return blocks[0]
+        return np.concatenate(blocks) if blocks else np.zeros(0, self._dtype)
 
     @functools.cached_property
     def starts(self) -> np.ndarray:
-        """Where the documents begin in the stream, ascending, int64."""
+        """Start of each document in the stream, ascending, int64."""
         starts = [
             self._index(shard)["start"].astype(np.int64) + self._first_token[shard]
             for shard in range(len(self._shards))
         ]
         return np.concatenate(starts) if starts else np.zeros(0, np.int64)
 
-    def place(self, position: int) -> Place:
-        """Returns which document a token belongs to; the separator that ends the stream, none."""
+    def locate(self, position: int) -> DocumentPosition:
+        """Returns the document and offset of a token; the last separator belongs to no document."""
         document = int(np.searchsorted(self.starts, position, "right")) - 1
         shard = bisect_right(self._first_document, document) - 1
         entry = self._index(shard)[document - self._first_document[shard]]
         offset = position - int(self.starts[document]) - 1
-        return Place(document, int(entry["file"]), int(entry["number"]), offset)
+        return DocumentPosition(document, int(entry["file"]), int(entry["number"]), offset)
 
     def document(self, number: int) -> np.ndarray:
         """Returns the tokens of a document, without its separator."""
@@ -117,12 +117,12 @@ class TokenStream:
         return self.read(int(self.starts[number]) + 1, int(ends))
 
     def _load_index(self, shard: int) -> np.ndarray:
-        said = self._entries[shard]["index"]
-        path = self._folder / said["file"]
+        entry = self._entries[shard]["index"]
+        path = self._folder / entry["file"]
         content = read_file(path)
         try:
-            if hashlib.sha256(content).hexdigest() != said["sha256"]:
-                raise ValueError("its digest is another")
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise ValueError("its digest differs")
             index = np.load(io.BytesIO(content))
             if index.dtype != INDEX_DTYPE or len(index) != self._entries[shard]["documents"]:
                 raise ValueError("it is not an index of its shard")
@@ -157,33 +157,36 @@ class TokenStore:
 
     @functools.cached_property
     def files(self) -> list[dict[str, Any]]:
-        """Name and kind of each file of the corpus."""
+        """Entries of the files of the corpus, in files.json."""
         return json.loads(read_file(self.folder / FILES))
 
     @property
     def report(self) -> dict[str, Any]:
-        """What was left out or changed on the way, and why."""
+        """What preparing skipped, dropped or changed, and why."""
         return json.loads(read_file(self.folder / REPORT))
 
     def check_format(self) -> None:
-        """Raises SettingsError unless it is of the format of today, as a new run needs it."""
+        """Raises SettingsError unless it has the current format, which a new run needs."""
         version, made_with = self.manifest["format_version"], self.manifest["made_with"]
-        usual = {**json.loads(json.dumps(asdict(PrepareConfig()))), "validation_fraction": 0.1}
-        words = [
-            word
+        defaults = {**json.loads(json.dumps(asdict(PrepareConfig()))), "validation_fraction": 0.1}
+        arguments = [
+            argument
             for name, value in made_with.items()
-            if name in usual and value not in (usual[name], None)
-            for word in (f"--data.{name}", *map(str, value if isinstance(value, list) else [value]))
+            if name in defaults and value not in (defaults[name], None)
+            for argument in (
+                f"--data.{name}",
+                *map(str, value if isinstance(value, list) else [value]),
+            )
         ]
         require(
             version == FORMAT_VERSION,
             f"{self.folder}: format_version={version} must be {FORMAT_VERSION} for a new run: "
-            "before, the last part of a text validated, and a document was cut in two. Prepare it "
-            f"anew: {shlex.join(['./tessera', 'prepare', *words, '--out'])} NEW_FOLDER",
+            "format 2 validates on the end of the text, and cuts a document in two. Prepare it "
+            f"again: {shlex.join(['./tessera', 'prepare', *arguments, '--out'])} NEW_FOLDER",
         )
 
     def describe(self) -> str:
-        """Returns one line that says what is here."""
+        """Returns a one-line summary."""
         splits = {name: split for name, split in self.manifest["splits"].items() if split["tokens"]}
         parts = ", ".join(
             f"{split['tokens']:,} {name} tokens in {split['documents']:,} documents"
@@ -192,7 +195,7 @@ class TokenStore:
         num_bytes = sum(split["bytes"] for split in splits.values())
         num_tokens = sum(split["tokens"] - split["documents"] - 1 for split in splits.values())
         unread = self.manifest["num_unread"]
-        note = f"; {unread:,} records or files left out, see ./tessera inspect" if unread else ""
+        note = f"; {unread:,} records or files skipped, see ./tessera inspect" if unread else ""
         return (
             f"{self.manifest['source']}: {parts}, {num_bytes / max(num_tokens, 1):.2f} bytes a "
             f"token{note}"
@@ -203,24 +206,24 @@ def open_store(
     folder: Path,
     verify: Literal["digests", "sizes"] = "digests",
     *,
-    part: int = 0,
-    num_parts: int = 1,
+    process: int = 0,
+    num_processes: int = 1,
 ) -> TokenStore:
-    """Returns the store in a prepared folder, after checking its files against the manifest.
+    """Opens a prepared folder, after checking its files against the manifest.
 
     Args:
-        part: of several parts of the files only this one is looked at.
+        process: index of this process; each of num_processes checks its share of the files.
 
     Raises:
         IntegrityError: a file is missing, or differs from what the manifest says.
-        Unavailable: a file cannot be read, which may pass.
+        Unavailable: a file cannot be read now.
     """
     content = read_file(folder / MANIFEST)
     try:
         manifest = json.loads(content)
         if manifest["format_version"] not in READABLE:
             raise ValueError(f"format_version={manifest['format_version']} must be in {READABLE}")
-        _verify(folder, manifest_entries(manifest)[part::num_parts], verify)
+        _verify(folder, manifest_entries(manifest)[process::num_processes], verify)
         return TokenStore(
             folder,
             manifest,
@@ -231,17 +234,17 @@ def open_store(
     except KeyError as error:
         problem = f"has no {error}"
     except (RuntimeError, ValueError, TypeError) as error:
-        problem = f"is not what this folder holds: {error}"
+        problem = f"does not match this folder: {error}"
     raise damaged(folder / MANIFEST, problem)
 
 
 def stored_tokenizer(folder: Path) -> Tokenizer:
-    """Returns the tokenizer of a prepared folder, without a look at its tokens.
+    """Returns the tokenizer of a prepared folder, without reading its tokens.
 
     Raises:
         SettingsError: it is no prepared folder.
-        IntegrityError: the tokenizer is not as the manifest says.
-        Unavailable: it cannot be read, which may pass.
+        IntegrityError: the tokenizer does not match the manifest.
+        Unavailable: the folder cannot be read now.
     """
     require(
         is_prepared_folder(folder),
@@ -252,17 +255,17 @@ def stored_tokenizer(folder: Path) -> Tokenizer:
     try:
         return _open_tokenizer(folder / "tokenizer", json.loads(content)["tokenizer"])
     except (KeyError, ValueError, TypeError) as error:
-        problem = f"is not what this folder holds: {error}"
+        problem = f"does not match this folder: {error}"
         raise damaged(folder / MANIFEST, problem) from None
 
 
 def is_prepared_folder(folder: Path) -> bool:
-    """Says whether a folder has been prepared; Unavailable if that cannot be seen now."""
-    return retried((folder / MANIFEST).is_file, f"{folder / MANIFEST} cannot be looked at")
+    """Returns whether a folder is prepared; raises Unavailable if it cannot be read now."""
+    return with_retries((folder / MANIFEST).is_file, f"{folder / MANIFEST} cannot be read")
 
 
 def is_of_earlier_format(folder: Path) -> bool:
-    """Says whether a folder was prepared by an earlier version (or has a manifest that is torn)."""
+    """Returns whether a folder has an earlier format (or a damaged manifest)."""
     if not is_prepared_folder(folder):
         return False
     try:
@@ -271,18 +274,18 @@ def is_of_earlier_format(folder: Path) -> bool:
         return True
 
 
-def _open_tokenizer(path: Path, said: dict[str, Any]) -> Tokenizer:
+def _open_tokenizer(path: Path, entry: dict[str, Any]) -> Tokenizer:
     content = read_file(path)
-    if content_digest(said["kind"], content, said["special"]) != said["sha256"]:
-        raise ValueError(f"{path} is not the tokenizer it was made with")
-    tokenizer = load_tokenizer(said["kind"], content, said["special"])
-    if (tokenizer.vocab_size, tokenizer.separator) != (said["vocab_size"], said["separator"]):
+    if content_digest(entry["kind"], content, entry["special"]) != entry["sha256"]:
+        raise ValueError(f"{path} is not the tokenizer of the manifest")
+    tokenizer = load_tokenizer(entry["kind"], content, entry["special"])
+    if (tokenizer.vocab_size, tokenizer.separator) != (entry["vocab_size"], entry["separator"]):
         raise ValueError(f"{path} has another vocabulary or separator")
     return tokenizer
 
 
 def manifest_entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the entries {file, sha256, size} of all files that belong to a prepared folder.
+    """Returns the entries {file, sha256, size} of all files of a prepared folder.
 
     Raises:
         ValueError: a name leads out of the folder.
@@ -291,7 +294,7 @@ def manifest_entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     entries = [*manifest["files"], *shards, *(shard["index"] for shard in shards)]
     for entry in entries:
         if Path(entry["file"]).name != entry["file"]:
-            raise ValueError(f"{entry['file']!r} is no name of a file in it")
+            raise ValueError(f"{entry['file']!r} is not a file name")
     return entries
 
 
@@ -300,7 +303,7 @@ def _verify(
 ) -> None:
     def check(entry: dict[str, Any]) -> None:
         path = folder / entry["file"]
-        retried(lambda: check_file(path, entry, verify), f"{path} cannot be read")
+        with_retries(lambda: check_file(path, entry, verify), f"{path} cannot be read")
 
     with ThreadPoolExecutor(_NUM_VERIFIERS) as threads:
         list(threads.map(check, entries))

@@ -77,7 +77,9 @@ def open_run(
     if config.data.path is None and not config.data.mixture:
         tokenizer = given_tokenizer(config.data)
     else:
-        data = open_data(config.data, cache_dir, lambda line: None, moved=progress.data_folders)
+        data = open_data(
+            config.data, cache_dir, lambda line: None, known_folders=progress.data_folders
+        )
         progress.check_data(data.digest, config.data)
         tokenizer = data.tokenizer
     verify(folder.checkpoints, chosen, config.checkpoint.verify)

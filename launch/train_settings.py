@@ -16,7 +16,7 @@ from configs.errors import SettingsError
 from configs.presets.table import PRESETS
 from configs.run import RunConfig
 from configs.settings import flatten
-from data.prepare.text.sources import before_wildcard
+from data.prepare.text.source_files import before_wildcard
 from launch.absolute_paths import RUNS, whole_path, with_whole_paths
 from launch.arguments import did_you_mean, parse_arguments
 from launch.supervise import RestartPolicy

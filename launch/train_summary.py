@@ -46,14 +46,14 @@ def _device_words(config: RunConfig, mesh) -> str:
 
 def _text_words(folder: "RunFolder", config: RunConfig, data: "Data") -> str:
     """Says what is read and how often; rows of different sources are of one length."""
-    from data.batches import TrainRows, continued
+    from data.batches import TrainRows, continue_ranges
     from data.step_ranges import steps_from
     from train.checkpoints.manifest import newest_progress
 
     progress = newest_progress(folder.checkpoints)
     ranges = progress.step_ranges if progress else ()
     new = steps_from(config, progress.step if progress else 0)
-    steps = continued(ranges, new, data, config.data).ranges[-1]
+    steps = continue_ranges(ranges, new, data, config.data).ranges[-1]
     sequence = TrainRows(data, config.data, steps)
     counts = sequence.schedule.counts(steps.row(config.train.num_steps))
     epochs = [count / len(rows) for count, rows in zip(counts, sequence.rows, strict=True)]

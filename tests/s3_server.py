@@ -114,8 +114,8 @@ S3FileSystem._put_file = stall(S3FileSystem._put_file)
 def start(
     function: str, *arguments: object, stall_after: int | None = None
 ) -> subprocess.Popen[bytes]:
-    """Starts a process that calls a function of data.remote, as `start_code` does."""
-    code = f"from data.remote import {function}; {function}(*arguments)"
+    """Starts a process that calls a function of data.remote_folders, as `start_code` does."""
+    code = f"from data.remote_folders import {function}; {function}(*arguments)"
     return start_code(code, *arguments, stall_after=stall_after)
 
 

@@ -15,12 +15,12 @@ import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from configs.data import PrepareConfig
-from data.open_data import prepare
 from data.prepare.engine import Workers
-from data.prepare.prepare import Preparation
+from data.prepare.preparation import Preparation
+from data.prepare.prepare import prepare
 from data.prepare.text.corpus import open_corpus
-from data.prepare.text.read_report import Reading, Record
-from data.prepare.text.readers import read_part
+from data.prepare.text.read_report import ReadReport, Record
+from data.prepare.text.readers import read_range
 from data.token_store import TokenStore, open_store
 from data.tokenizers.tokenizer import open_tokenizer
 
@@ -31,20 +31,20 @@ def corpus_config(path: Path | str | None, **changes: Any) -> PrepareConfig:
 
 
 def records_of(
-    config: PrepareConfig, reading: Reading | None = None
+    config: PrepareConfig, reading: ReadReport | None = None
 ) -> Iterator[tuple[int, int, Record]]:
     """Yields (file, line or row of the file from 0, record) of a whole corpus."""
     corpus = open_corpus(config)
-    reading = reading or Reading(skip=False)
+    reading = reading or ReadReport(skip=False)
     lines_before = [0] * len(corpus.files)
     for part in itertools.chain(*corpus.tasks):
         reading.num_lines = 0
-        for record in read_part(part, corpus.files[part.file], config, reading):
+        for record in read_range(part, corpus.files[part.file], config, reading):
             yield part.file, lines_before[part.file] + record.number, record
         lines_before[part.file] += reading.num_lines
 
 
-def documents_of(config: PrepareConfig, reading: Reading | None = None) -> list[tuple[str, str]]:
+def documents_of(config: PrepareConfig, reading: ReadReport | None = None) -> list[tuple[str, str]]:
     """Returns (name, text) of every document, its pieces joined."""
     corpus = open_corpus(config)
     documents: list[tuple[str, str]] = []
@@ -57,7 +57,7 @@ def documents_of(config: PrepareConfig, reading: Reading | None = None) -> list[
     return documents
 
 
-def texts_of(config: PrepareConfig, reading: Reading | None = None) -> list[str]:
+def texts_of(config: PrepareConfig, reading: ReadReport | None = None) -> list[str]:
     return [text for _, text in documents_of(config, reading)]
 
 

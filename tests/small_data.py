@@ -32,7 +32,7 @@ def steps_of(
 ) -> StepRange:
     """Returns the one range of a run that changes nothing, without some of its batches."""
     steps = step_range(config, batch_size=batch_size, seed=seed)
-    return steps.skipping((item * batch_size, (item + 1) * batch_size) for item in passed_over)
+    return steps.without_rows((item * batch_size, (item + 1) * batch_size) for item in passed_over)
 
 
 def batches_of(

@@ -10,7 +10,7 @@ from small_model import SEQUENCE_LEN, small_model, small_run
 from configs.model import ModelConfig
 from configs.run import RunConfig
 from data.batch import Batch
-from data.objectives.objective import ObjectiveMaker, Row, stream_len
+from data.objectives.batch_maker import BatchMaker, RowTokens, stream_len
 from data.tokenizers.special_tokens import special_token_ids
 from data.tokenizers.tokenizer import CharacterTokenizer
 
@@ -162,19 +162,19 @@ def spans_of(rng: np.random.Generator, length: int, *, num_ids: int = len(LETTER
 
 def rows_of(
     rng: np.random.Generator, config: RunConfig, num_rows: int, *, num_ids: int = len(LETTERS)
-) -> Sequence[Row]:
+) -> Sequence[RowTokens]:
     """Returns rows as they are read, some shorter than others."""
     most = stream_len(config.data)
     spans = [
         spans_of(rng, int(rng.integers(most * 2 // 3, most + 1)), num_ids=num_ids)
         for _ in range(2 * num_rows)
     ]
-    return [Row([spans[i]], (0, i), [spans[num_rows + i]]) for i in range(num_rows)]
+    return [RowTokens([spans[i]], (0, i), [spans[num_rows + i]]) for i in range(num_rows)]
 
 
 def batch_of_kind(
     rng: np.random.Generator, config: RunConfig, num_rows: int, *, num_ids: int = len(LETTERS)
 ) -> Batch[np.ndarray]:
     """Returns a batch of what the settings ask."""
-    maker = ObjectiveMaker(config.data, TOKENIZER)
+    maker = BatchMaker(config.data, TOKENIZER)
     return maker.batch(rows_of(rng, config, num_rows, num_ids=num_ids))

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import data.prepare.prepare
+import data.prepare.preparation
 import data.prepare.shards
-import data.prepare.text.lines
-import data.prepare.text.sources
-import data.prepare.text.tables
+import data.prepare.text.parquet_arrow
+import data.prepare.text.source_files
+import data.prepare.text.txt_jsonl
 from configs.data import DataConfig
 from data.open_data import open_data
 from data.prepare.engine import Workers
@@ -31,12 +31,12 @@ from data.token_store import TokenStore, TokenStream
 from train.record.time_ledger import stat_fields
 
 ROOT = Path(__file__).resolve().parent.parent
-PART_BYTES, TASK_BYTES = 4000, 16_000
+RANGE_BYTES, TASK_BYTES = 4000, 16_000
 """Parts and tasks of small preparations, so that a small text has many."""
 
 _SERVER = """
 import json, os, sys
-import data.prepare.text.sources
+import data.prepare.text.source_files
 import launch.commands.prepare
 from launch.cli import main
 
@@ -52,8 +52,8 @@ for line in sys.stdin:
         for number in (1, 2):
             os.dup2(log, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sources = data.prepare.text.sources
-        sources.PART_BYTES, sources.TASK_BYTES = request["sizes"]
+        sources = data.prepare.text.source_files
+        sources.RANGE_BYTES, sources.TASK_BYTES = request["sizes"]
         sys.exit(main(request["arguments"]))
     print(answer, flush=True)
 """
@@ -95,7 +95,7 @@ _numbers = itertools.count()
 def start(
     folder: Path,
     *arguments: str,
-    sizes: tuple[int, int] = (PART_BYTES, TASK_BYTES),
+    sizes: tuple[int, int] = (RANGE_BYTES, TASK_BYTES),
     **environment: str,
 ) -> Command:
     """Starts `./tessera ...` in a folder, with the sizes of a part and of a task."""
@@ -174,15 +174,15 @@ def write_corpus(folder: Path, num_lines: int = 1200) -> dict[str, list[str]]:
 
 def small_sizes(
     monkeypatch: pytest.MonkeyPatch,
-    part_bytes: int = PART_BYTES,
+    part_bytes: int = RANGE_BYTES,
     task_bytes: int = TASK_BYTES,
     block_len: int = 100,
 ) -> None:
     """Makes parts, tasks and blocks of this process small."""
-    monkeypatch.setattr(data.prepare.text.sources, "PART_BYTES", part_bytes)
-    monkeypatch.setattr(data.prepare.text.lines, "PART_BYTES", part_bytes)
-    monkeypatch.setattr(data.prepare.text.sources, "TASK_BYTES", task_bytes)
-    monkeypatch.setattr(data.prepare.prepare, "BLOCK_LEN", block_len)
+    monkeypatch.setattr(data.prepare.text.source_files, "RANGE_BYTES", part_bytes)
+    monkeypatch.setattr(data.prepare.text.txt_jsonl, "RANGE_BYTES", part_bytes)
+    monkeypatch.setattr(data.prepare.text.source_files, "TASK_BYTES", task_bytes)
+    monkeypatch.setattr(data.prepare.preparation, "BLOCK_LEN", block_len)
     monkeypatch.setattr(data.prepare.shards, "BLOCK_LEN", block_len)
 
 

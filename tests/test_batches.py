@@ -194,12 +194,14 @@ def test_steps_take_the_next_rows_that_are_not_skipped(rng):
     for _ in range(50):
         rows = rng.permutation(120)[: rng.integers(0, 90)].tolist()
         left = [row for row in range(300) if row not in rows]
-        steps = plain.skipping((row, row + 1) for row in rows)
+        steps = plain.without_rows((row, row + 1) for row in rows)
         assert [steps.row(step, i) for step in range(60) for i in range(3)] == left[:180]
 
 
 def test_rows_that_are_skipped_twice_are_skipped_once():
-    steps = steps_of(ROW, batch_size=1, seed=0).skipping([(3, 5)]).skipping([(4, 6), (3, 4)])
+    steps = (
+        steps_of(ROW, batch_size=1, seed=0).without_rows([(3, 5)]).without_rows([(4, 6), (3, 4)])
+    )
     assert steps.skipped == ((3, 6),)
     assert [steps.row(step) for step in range(5)] == [0, 1, 2, 6, 7]
 

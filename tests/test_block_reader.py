@@ -17,7 +17,7 @@ from small_prepare import prepare_here, small_sizes, write_corpus
 import data.atomic_files
 import data.block_reader
 from configs.errors import IntegrityError, Unavailable
-from data.atomic_files import MOVED
+from data.atomic_files import BYTES_MOVED
 from data.token_store import MANIFEST, TokenStore, manifest_entries, open_store
 
 SHARD, INDEX = "train-00000.arrayrecord", "train-00000.index.npy"
@@ -98,9 +98,9 @@ def test_a_shard_that_is_closed_while_other_threads_read_it_reads_the_same(store
 def test_what_is_kept_of_all_streams_together_has_one_limit_in_bytes(store, monkeypatch):
     def read(stream) -> int:
         """Returns how many bytes were read from disk to give the tokens of a stream."""
-        before = MOVED.total
+        before = BYTES_MOVED.total
         stream.read(0, stream.num_tokens)
-        return MOVED.total - before
+        return BYTES_MOVED.total - before
 
     first, second = (open_store(store.folder, "sizes").train for _ in range(2))
     num_bytes = 2 * (first.num_tokens - 1)
@@ -123,12 +123,12 @@ def test_a_shard_with_another_number_of_blocks_than_the_manifest_says_is_named(s
         open_store(store.folder).train.read(0, 1)
 
 
-def refusals(folder: Path, num_parts: int) -> list[str]:
+def refusals(folder: Path, num_processes: int) -> list[str]:
     """Returns what the processes say that refuse a folder, of which each checks a part."""
     said = []
-    for part in range(num_parts):
+    for process in range(num_processes):
         try:
-            open_store(folder, part=part, num_parts=num_parts)
+            open_store(folder, process=process, num_processes=num_processes)
         except IntegrityError as error:
             said.append(str(error))
     return said
@@ -174,7 +174,7 @@ def replace(path: Path, target: Path) -> None:
 
 def read_all(folder: Path) -> None:
     """Reads what a process reads whose part of the files to check is empty."""
-    stream = open_store(folder, part=999, num_parts=1000).train
+    stream = open_store(folder, process=999, num_processes=1000).train
     _ = stream.starts, stream.read(0, stream.num_tokens)
 
 

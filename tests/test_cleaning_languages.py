@@ -5,9 +5,9 @@ import pytest
 
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.prepare.cleaning.steps import make_step
-from data.prepare.cleaning.verdict import Dropped
-from data.prepare.cleaning.word_split import is_unspaced, num_unspaced, words
+from data.prepare.cleaning.cleaning_step import Dropped
+from data.prepare.cleaning.step_table import make_cleaning_step
+from data.prepare.cleaning.word_split import is_unspaced, num_unspaced, split_words
 
 TEXTS = {
     "en": (
@@ -73,24 +73,24 @@ UNSPACED = ("zh", "ja", "th")
 @pytest.mark.parametrize("name", KEEPING)
 @pytest.mark.parametrize("code", TEXTS)
 def test_good_text_of_any_script_passes_every_step_unchanged(code, name):
-    assert make_step(name, PrepareConfig())(TEXTS[code]) == TEXTS[code]
+    assert make_cleaning_step(name, PrepareConfig())(TEXTS[code]) == TEXTS[code]
 
 
 @pytest.mark.parametrize("code", TEXTS)
 def test_the_language_of_a_text_is_kept_and_any_other_is_dropped(code):
     for other in TEXTS:
-        kept = make_step("language", PrepareConfig(languages=(other,)))(TEXTS[code])
+        kept = make_cleaning_step("language", PrepareConfig(languages=(other,)))(TEXTS[code])
         assert kept == (TEXTS[code] if code == other else Dropped(f"language {code}"))
 
 
 def test_a_language_that_the_identifier_does_not_know_is_refused():
     with pytest.raises(SettingsError, match=r"data.languages=en xx must be of .* but xx is not"):
-        make_step("language", PrepareConfig(languages=("en", "xx")))
+        make_cleaning_step("language", PrepareConfig(languages=("en", "xx")))
 
 
 @pytest.mark.parametrize("code", TEXTS)
 def test_words_are_letters_just_where_a_script_has_no_spaces(code):
-    found = words(TEXTS[code])
+    found = split_words(TEXTS[code])
     assert all(map(is_unspaced, found)) == (code in UNSPACED)
     assert num_unspaced(TEXTS[code]) == sum(map(is_unspaced, found))
     assert max(map(len, found)) > 4 or code in UNSPACED
@@ -108,4 +108,4 @@ def test_words_keep_their_marks_and_lose_all_else():
         "𠀀𠀁 👍🏽 — … e\u0301t": ["𠀀", "𠀁", "e\u0301t"],
         "": [],
     }
-    assert {text: words(text) for text in literal} == literal
+    assert {text: split_words(text) for text in literal} == literal

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from configs.data import PrepareConfig
-from data.prepare.cleaning.clean import NUM_EXAMPLES, Cleaner, merge_reports
+from data.prepare.cleaning.cleaner import NUM_EXAMPLES, Cleaner, merge_reports
+from data.prepare.cleaning.cleaning_step import Dropped
 from data.prepare.cleaning.decontaminate import make_decontaminate
-from data.prepare.cleaning.verdict import Dropped
 
 CONFIG = PrepareConfig(
     clean=("unicode", "control_characters", "boilerplate_lines", "length", "mask_personal"),

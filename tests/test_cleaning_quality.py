@@ -4,21 +4,21 @@
 import pytest
 
 from configs.data import CleanStep, PrepareConfig
-from data.prepare.cleaning.steps import make_step
-from data.prepare.cleaning.verdict import Dropped
+from data.prepare.cleaning.cleaning_step import Dropped
+from data.prepare.cleaning.step_table import make_cleaning_step
 
 FIFTY = [f"word{letter}{number}" for number in range(2) for letter in "abcdefghijklmnopqrstuvwxy"]
 
 
 def cleaned(name: CleanStep, text: str) -> str:
-    answer = make_step(name, PrepareConfig())(text)
+    answer = make_cleaning_step(name, PrepareConfig())(text)
     assert isinstance(answer, str), answer
     return answer
 
 
 def rule(name: CleanStep, text: str) -> str | None:
     """Returns the rule that drops a text, or None where the step keeps it unchanged."""
-    answer = make_step(name, PrepareConfig())(text)
+    answer = make_cleaning_step(name, PrepareConfig())(text)
     assert isinstance(answer, Dropped) or answer == text
     return answer.rule if isinstance(answer, Dropped) else None
 

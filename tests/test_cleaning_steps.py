@@ -11,26 +11,28 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs.data import CleanStep, PrepareConfig
-from data.prepare.cleaning.steps import LOCAL_STEPS, make_step
-from data.prepare.cleaning.verdict import Dropped
+from data.prepare.cleaning.cleaning_step import Dropped
+from data.prepare.cleaning.step_table import LOCAL_STEPS, make_cleaning_step
 
 ROOT = Path(__file__).resolve().parent.parent
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 STEPS = {
-    name: make_step(name, PrepareConfig(languages=("en", "zh"), min_characters=3), ["to be or not"])
+    name: make_cleaning_step(
+        name, PrepareConfig(languages=("en", "zh"), min_characters=3), ["to be or not"]
+    )
     for name in LOCAL_STEPS
 }
 
 
 def cleaned(name: CleanStep, text: str, **settings) -> str:
-    answer = make_step(name, PrepareConfig(**settings))(text)
+    answer = make_cleaning_step(name, PrepareConfig(**settings))(text)
     assert isinstance(answer, str), answer
     return answer
 
 
 def rule(name: CleanStep, text: str, **settings) -> str | None:
     """Returns the rule that drops a text, or None where the step keeps it unchanged."""
-    answer = make_step(name, PrepareConfig(**settings))(text)
+    answer = make_cleaning_step(name, PrepareConfig(**settings))(text)
     assert isinstance(answer, Dropped) or answer == text
     return answer.rule if isinstance(answer, Dropped) else None
 
@@ -167,19 +169,19 @@ def test_the_language_step_says_which_package_it_needs():
     code = (
         "import sys; sys.modules['py3langid'] = None\n"
         "from configs.data import PrepareConfig\n"
-        "from data.cleaning.steps import make_step\n"
-        "make_step('language', PrepareConfig())"
+        "from data.prepare.cleaning.step_table import make_cleaning_step\n"
+        "make_cleaning_step('language', PrepareConfig())"
     )
     done = subprocess.run((sys.executable, "-c", code), cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == (
-        "configs.errors.SettingsError: data.clean=language must have the package py3langid; "
-        "install it by .venv/bin/pip install -c constraints.txt py3langid"
+        "configs.errors.SettingsError: data.clean=language needs the package py3langid: "
+        "run .venv/bin/pip install -c constraints.txt py3langid"
     )
 
 
 def test_cleaning_loads_neither_jax_nor_packages_of_steps_not_asked_for():
     code = (
-        "import sys, data.cleaning.pipeline, data.cleaning.duplicates\n"
+        "import sys, data.prepare.cleaning.cleaner, data.prepare.cleaning.duplicates\n"
         "assert not {'jax', 'flax', 'grain', 'resiliparse', 'py3langid'} & {*sys.modules}"
     )
     subprocess.run((sys.executable, "-c", code), cwd=ROOT, check=True)
@@ -188,7 +190,7 @@ def test_cleaning_loads_neither_jax_nor_packages_of_steps_not_asked_for():
 def test_a_step_that_does_not_exist_is_no_step():
     for name in ("exact_duplicates", "near_duplicates", "unicod"):
         with pytest.raises(KeyError):
-            make_step(cast(CleanStep, name), PrepareConfig())
+            make_cleaning_step(cast(CleanStep, name), PrepareConfig())
 
 
 @pytest.mark.parametrize("name", LOCAL_STEPS)

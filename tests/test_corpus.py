@@ -18,7 +18,7 @@ from small_data import sides, write_folder
 from configs.data import STDLIB
 from configs.errors import SettingsError
 from data.prepare.text.corpus import Corpus, open_corpus
-from data.prepare.text.read_report import Reading
+from data.prepare.text.read_report import ReadReport
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_tests_and_installed_packages_are_not_read(fake_stdlib):
 def test_modules_that_are_not_utf8_are_left_out_and_counted(fake_stdlib):
     (fake_stdlib / "another.py").write_bytes(b"\xff")
     for bad_records in ("stop", "skip"):
-        reading = Reading(skip=bad_records == "skip")
+        reading = ReadReport(skip=bad_records == "skip")
         config = corpus_config(STDLIB, bad_records=bad_records)
         assert "latin.py" not in dict(documents_of(config, reading))
         assert reading.counts == {"another.py": 1, "latin.py": 1}

@@ -27,10 +27,10 @@ from small_corpora import (
     zst,
 )
 
-import data.prepare.text.sources
+import data.prepare.text.source_files
 from configs.data import DataConfig
 from configs.errors import SettingsError
-from data.prepare.text.read_report import Reading
+from data.prepare.text.read_report import ReadReport
 from data.token_store import MANIFEST, open_store
 from launch import cli
 
@@ -48,7 +48,7 @@ class Bad:
     content: bytes | Callable[[Path], object]
     says: Sequence[str]
     """Begins right after the path of the file."""
-    way_out: str = "or pass --data.bad_records skip to leave out and count what cannot be read"
+    way_out: str = "or pass --data.bad-records skip to skip and count what cannot be read"
     reads: Sequence[str] = ()
     """The texts of the file that can be read; of many, those before the damage."""
 
@@ -119,8 +119,8 @@ def npz(folder: Path) -> None:
 
 LINES = b'{"text": "one"}\n\n%s\n{"text": "four"}\n'
 REST = ["one", "four"]
-UTF8_WAY_OUT = "convert it, pass --data.invalid_utf8 replace to put U+FFFD there, or pass"
-FIELD_WAY_OUT = "name the field that holds the text, or pass --data.bad_records skip"
+UTF8_WAY_OUT = "convert it, pass --data.invalid-utf8 replace to put U+FFFD there, or pass"
+FIELD_WAY_OUT = "name the field that holds the text, or pass --data.bad-records skip"
 LATIN = "café au lait".encode("latin-1")
 LATIN_LINES = b"o\rne\r\ntwo\n" + LATIN + b"\nfour\n"
 NOT_UTF8 = "is not UTF-8 (byte 0xe9 at offset"
@@ -389,7 +389,7 @@ def test_what_cannot_be_read_is_left_out_and_counted_on_request(tmp_path, capsys
     (example,) = store.report["unread_examples"]
     for words in bad.says:
         assert example in f"{bad.name}{words}" or f"{bad.name}{words.split(';')[0]}" in example
-    assert "1 records or files left out" in store.describe()
+    assert "1 records or files skipped" in store.describe()
     if not bad.is_text:
         ids = store.train.read(0, store.train.num_tokens)
         assert ids.tolist() == [256, *range(200), 256]
@@ -420,7 +420,7 @@ def test_all_that_is_left_out_is_counted_and_some_of_it_is_shown(tmp_path):
     lines = ["{"] * 30 + ['{"text": "good"}'] + ['{"text": 1}'] * 30
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     (tmp_path / "b.txt").write_bytes(b"\xff\nrest\n\xff\n")
-    reading = Reading(skip=True)
+    reading = ReadReport(skip=True)
     found = [record.text for _, _, record in records_of(corpus_config(tmp_path), reading)]
     assert found == ["good", "rest\n"]
     assert reading.counts == {"a.jsonl": 60, "b.txt": 2}
@@ -467,8 +467,8 @@ def test_a_token_that_is_not_in_the_vocabulary_is_refused(tmp_path, capsys, ids,
 
 
 def test_a_bad_line_found_by_a_worker_process_has_its_place(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(data.prepare.text.sources, "PART_BYTES", 100)
-    monkeypatch.setattr(data.prepare.text.sources, "TASK_BYTES", 400)
+    monkeypatch.setattr(data.prepare.text.source_files, "RANGE_BYTES", 100)
+    monkeypatch.setattr(data.prepare.text.source_files, "TASK_BYTES", 400)
     lines = [json.dumps({"text": "é" * (i % 7)}) for i in range(100)]
     lines[77] = "{"
     (tmp_path / "a.jsonl").write_text("\n".join(lines))

@@ -114,7 +114,7 @@ def test_the_estimate_of_similarity_has_no_bias_at_any_length(num_units):
 
 
 def test_a_signature_is_the_same_on_every_machine():
-    # python -c "from data.cleaning.minhash import minhash; print(minhash('...')[:4])"
+    # python -c "from data.prepare.cleaning.minhash import minhash; print(minhash('...')[:4])"
     literal = {
         "": [0, 0, 0, 0],
         "abc": [2599002038, 2599002038, 2599002038, 2599002038],

@@ -16,7 +16,7 @@ import train.checkpoints.lease
 from configs.errors import IntegrityError, SettingsError, Unavailable
 from configs.run import CheckpointConfig
 from configs.settings import flatten
-from data.object_store import Store
+from data.object_store import ObjectStore
 from train.checkpoints.durable import DurableTier
 from train.checkpoints.manifest import MANIFEST, checkpoint_steps, verify
 from train.checkpoints.recovery import Place, newest_whole
@@ -241,9 +241,9 @@ def test_storage_serves_one_run_at_a_time(url, run, tmp_path):
 @pytest.mark.usefixtures("short_lease")
 def test_the_lease_of_a_killed_run_expires_and_its_own_folder_need_not_wait(url, run, tmp_path, s3):
     with DurableTier(url).held(run):
-        left = Store(url).read("lease.json")
+        left = ObjectStore(url).read("lease.json")
     for folder in (run, RunFolder(tmp_path / "other")):
-        Store(url).write("lease.json", left)
+        ObjectStore(url).write("lease.json", left)
         with DurableTier(url).held(folder):
             pass
 
@@ -255,14 +255,14 @@ def test_a_run_that_lost_its_lease_writes_no_more(run, tmp_path):
     with durable.held(run):
         durable.copy(checkpoint)
         theirs = {"token": "another", "host": "far", "run_dir": "/r"}
-        Store(durable.url).write("lease.json", json.dumps(theirs).encode())
+        ObjectStore(durable.url).write("lease.json", json.dumps(theirs).encode())
         assert durable._lease is not None
         durable._lease._renewing.join(10)
         for write in (lambda: durable.copy(checkpoint), lambda: durable.remove(1)):
             with pytest.raises(SettingsError, match="far"):
                 write()
     assert durable.steps() == [1]
-    assert Store(durable.url).info("lease.json") is not None
+    assert ObjectStore(durable.url).info("lease.json") is not None
 
 
 def test_the_copies_of_another_run_are_refused(url, run, tmp_path):
@@ -317,9 +317,9 @@ def test_a_lost_machine_costs_nothing_but_the_steps_since_the_last_copy(bucket, 
 def test_a_lease_that_is_lost_while_files_are_copied_leaves_no_manifest(run, tmp_path, monkeypatch):
     durable = DurableTier(str(tmp_path / "durable"))
     checkpoint = write_checkpoint(run.checkpoints, 1)
-    put, theirs = Store.put, [{"token": "another", "host": "far", "run_dir": "/r"}]
+    put, theirs = ObjectStore.put, [{"token": "another", "host": "far", "run_dir": "/r"}]
 
-    def steal_and_put(store: Store, name: str, path: Path) -> None:
+    def steal_and_put(store: ObjectStore, name: str, path: Path) -> None:
         if theirs:
             store.write("lease.json", json.dumps(theirs.pop()).encode())
         put(store, name, path)
@@ -327,7 +327,7 @@ def test_a_lease_that_is_lost_while_files_are_copied_leaves_no_manifest(run, tmp
         durable._lease._renewing.join()  # which looks at the lease, and ends where it is lost
 
     with durable.held(run):
-        monkeypatch.setattr(Store, "put", steal_and_put)
+        monkeypatch.setattr(ObjectStore, "put", steal_and_put)
         with pytest.raises(SettingsError, match="far"):
             durable.copy(checkpoint)
     assert durable.steps() == []
@@ -340,7 +340,7 @@ def test_a_process_that_was_out_for_long_looks_before_it_writes(run, tmp_path, m
     checkpoint = write_checkpoint(run.checkpoints, 1)
     with durable.held(run):
         theirs = {"token": "another", "host": "far", "run_dir": "/r"}
-        Store(durable.url).write("lease.json", json.dumps(theirs).encode())
+        ObjectStore(durable.url).write("lease.json", json.dumps(theirs).encode())
         assert durable._lease is not None
         durable._lease._seen_at -= 1000
         with pytest.raises(SettingsError, match="far"):
@@ -350,11 +350,11 @@ def test_a_process_that_was_out_for_long_looks_before_it_writes(run, tmp_path, m
 
 STALLED = """
 import time
-from data.object_store import Store
+from data.object_store import ObjectStore
 from train.checkpoints.durable import DurableTier
 from train.record.run_folder import RunFolder
-read = Store.read_if_there
-Store.read_if_there = lambda s, name: time.sleep(99) if name == "events.jsonl" else read(s, name)
+read = ObjectStore.read_if_exists
+ObjectStore.read_if_exists = lambda s, n: time.sleep(99) if n == "events.jsonl" else read(s, n)
 DurableTier(str(arguments[0])).fetch_small(RunFolder(arguments[1]))
 """
 
@@ -378,27 +378,27 @@ def test_files_that_were_fetched_are_kept_for_the_next_try(url, tmp_path, monkey
     checkpoint, here = write_checkpoint(tmp_path / "a", 7), tmp_path / "b"
     durable.copy(checkpoint)
     fetched: list[str] = []
-    getting = Store.getting
+    getting = ObjectStore.fetching
 
-    def get(store: Store, name: str, *more):
+    def get(store: ObjectStore, name: str, *more):
         if len(fetched) == 5:
             raise Unavailable("the network is gone")
         fetched.append(name)
         return getting(store, name, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "getting", get)
+        patch.setattr(ObjectStore, "fetching", get)
         patch.setattr("data.object_store._NUM_STREAMS", 1)
         with pytest.raises(Unavailable):
             durable.fetch(7, here)
     assert checkpoint_steps(here) == []
     before, fetched = set(fetched), []
 
-    def get_again(store: Store, name: str, *more):
+    def get_again(store: ObjectStore, name: str, *more):
         fetched.append(name)
         return getting(store, name, *more)
 
-    monkeypatch.setattr(Store, "getting", get_again)
+    monkeypatch.setattr(ObjectStore, "fetching", get_again)
     durable.fetch(7, here)
     assert len(before) == 5
     assert not before & set(fetched)

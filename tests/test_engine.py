@@ -22,9 +22,9 @@ from small_prepare import (
 from small_runs import content_of
 
 from configs.errors import SettingsError
-from data.atomic_files import whole_file
+from data.atomic_files import atomic_write
 from data.prepare.engine import Workers
-from data.prepare.prepare import WORK
+from data.prepare.work_folder import WORK
 from data.token_store import MANIFEST
 
 COMMAND = ["prepare", "--data.path", "texts", "--data.tokenizer", "bytes"]
@@ -42,7 +42,7 @@ def refuse(number: int) -> None:
 
 
 def fill(path: str) -> None:
-    with whole_file(Path(path)):
+    with atomic_write(Path(path)):
         raise OSError(28, "No space left on device")
 
 
@@ -108,7 +108,7 @@ def test_a_worker_that_is_killed_is_told_and_none_is_left(tmp_path):
     code, said = finish(command)
     assert code == 75
     assert "one of 2 worker processes was killed" in said
-    assert "the same command goes on where it stopped" in said
+    assert "run the same command again to resume" in said
     assert len(said.splitlines()) == 3
     assert not workers_of(command)
     assert not (out / MANIFEST).exists()

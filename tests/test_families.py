@@ -7,7 +7,7 @@ import pytest
 from small_families import KINDS, Kind, batch_of_kind
 from small_model import SEQUENCE_LEN, quick_jit, random_params
 
-from data.batch import Batch, Encoded
+from data.batch import Batch, EncoderInputs
 from model.transformer import Transformer
 from train.loss import inputs_of
 from train.optimizer import Params
@@ -92,7 +92,9 @@ def alone(batch: Batch[np.ndarray], segment: int) -> Batch[np.ndarray]:
     row = batch._replace(encoder=None).map(lambda array: moved(array, batch.segments_BT))
     if encoder is None:
         return row
-    return row._replace(encoder=Encoded(*(moved(array, encoder.segments_BS) for array in encoder)))
+    return row._replace(
+        encoder=EncoderInputs(*(moved(array, encoder.segments_BS) for array in encoder))
+    )
 
 
 @every_kind

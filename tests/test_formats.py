@@ -23,11 +23,11 @@ from small_corpora import (
 from small_prepare import run, sentences, small_sizes
 from small_runs import tiny_run
 
-import data.prepare.text.records
+import data.prepare.text.json_csv
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from data.prepare.text.corpus import open_corpus
-from data.prepare.text.read_report import Reading
+from data.prepare.text.read_report import ReadReport
 from launch.cli import main
 
 SPLITS = {  # layout: (trains, validates, left out)
@@ -58,7 +58,7 @@ def test_files_named_as_splits_train_validate_or_are_left_out(tmp_path, layout):
     assert stored_documents(store, "train") == [f"{train} {i}" for i in range(9)]
     assert stored_documents(store, "validation") == [f"{validation} {i}" for i in range(9)]
     (note,) = store.report["notes"]
-    for said in (f"({train}) to train on", f"({validation}) to validate on", f"({test}) left out"):
+    for said in (f"({train}) to train on", f"({validation}) to validate on", f"({test}) excluded"):
         assert said in note
     alike = corpus_config(tmp_path / "texts", split_files="ignore")
     assert len(texts_of(alike)) == 27
@@ -108,11 +108,11 @@ def index(lengths: list[int], code: int) -> bytes:
 
 
 def ids_of(config: PrepareConfig, vocab_size: int | None = None) -> tuple[list[int], str]:
-    from data.prepare.text.readers import read_part
+    from data.prepare.text.readers import read_range
 
     corpus = open_corpus(config, vocab_size)
     (part,) = corpus.tasks[0]
-    records = read_part(part, corpus.files[0], config, Reading(skip=False))
+    records = read_range(part, corpus.files[0], config, ReadReport(skip=False))
     return [i for record in records for i in np.asarray(record.ids)], " ".join(corpus.notes)
 
 
@@ -120,7 +120,7 @@ def test_ids_of_32_bits_are_read_as_such_or_refused(tmp_path):
     path = tmp_path / "a.bin"
     WIDE.tofile(path)
     message = refusal(corpus_config(path))
-    assert "every other of these is 0" in message
+    assert "every other value is 0" in message
     assert "pass --data.token_dtype uint32, or uint16" in message
     by_setting = ids_of(corpus_config(path, token_dtype="uint32"))
     assert by_setting == (
@@ -198,7 +198,7 @@ def test_wide_encodings_are_refused_by_name(tmp_path, monkeypatch, name, text, e
     assert f"{tmp_path}/{name} " in message
     assert "UTF-16" in message or "UTF-32" in message
     assert "convert it (iconv -f UTF-16 -t UTF-8)" in message
-    reading = Reading(skip=True)
+    reading = ReadReport(skip=True)
     assert texts_of(corpus_config(tmp_path, bad_records="skip"), reading) == []
     assert reading.counts == {name: 1}
 
@@ -224,15 +224,15 @@ def test_marks_between_documents_are_told_and_split_by_a_setting(
     whole = prepared(config, tmp_path / "whole")
     assert stored_documents(whole, "train") == [content.decode()]
     (note,) = whole.report["notes"]
-    assert note.startswith("text has 8 <|endoftext|>, which are text like any other; ")
+    assert note.startswith("text has 8 <|endoftext|>, read as ordinary text; ")
     assert "--data.document_separator '<|endoftext|>'" in note
     config = corpus_config(
         tmp_path / "texts", validation_fraction=0, document_separator="<|endoftext|>"
     )
     split = prepared(config, tmp_path / "split")
     assert stored_documents(split, "train") == documents
-    assert split.report["notes"] == ["text has 8 <|endoftext|>, at each of which a document ends"]
-    with pytest.raises(SettingsError, match=r"data\.document_separator=<eos> must stand in some"):
+    assert split.report["notes"] == ["text has 8 <|endoftext|>, each of which ends a document"]
+    with pytest.raises(SettingsError, match=r"data\.document_separator=<eos> must occur in a"):
         prepared(corpus_config(tmp_path / "texts", document_separator="<eos>"), tmp_path / "none")
 
 
@@ -287,7 +287,7 @@ def test_a_template_that_cannot_be_read_is_refused(template):
 
 @pytest.mark.parametrize("block", [1, 3, 50])
 def test_an_array_is_read_element_by_element(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(data.prepare.text.records, "_BLOCK_CHARACTERS", block)
+    monkeypatch.setattr(data.prepare.text.json_csv, "_BLOCK_CHARACTERS", block)
     values = [{"text": 'a "]" ,{ \\'}, "text itself", {"text": "é€🙂"}, {"text": ""}, {"text": "z"}]
     for indent in (None, 2):
         (tmp_path / "a.json").write_text(" " + json.dumps(values, indent=indent) + "\n")
@@ -310,8 +310,8 @@ def write_empty(folder: Path) -> Path:
     [
         ('[{"text": "a"}, {"text": "b"', "element 2 is not JSON"),
         ('[{"text": "a"}, {"text": b}]', "element 2 is not JSON"),
-        ('[{"text": "a"}', "it ends without the ] of the array"),
-        ('[{"text": "a"}] []', "more follows after the ] of the array"),
+        ('[{"text": "a"}', "the array has no closing ]"),
+        ('[{"text": "a"}] []', "text follows the closing ] of the array"),
         ('[{"text": "a"}, 7]', "element 2 has no data.text_field=text, but has: int"),
         ('[{"text": "a"}, ' + "[" * 100_000, "element 2 is not JSON"),
     ],
@@ -319,24 +319,22 @@ def write_empty(folder: Path) -> Path:
 def test_an_array_that_is_none_is_refused_with_its_place(tmp_path, content, says):
     (tmp_path / "a.json").write_text(content)
     assert says in refusal(corpus_config(tmp_path / "a.json"))
-    reading = Reading(skip=True)
+    reading = ReadReport(skip=True)
     found = texts_of(corpus_config(tmp_path / "a.json", bad_records="skip"), reading)
     assert (found, reading.counts) == (["a"], {"a.json": 1})
 
 
 def test_an_element_without_an_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.prepare.text.records, "_BLOCK_CHARACTERS", 100)
-    monkeypatch.setattr(data.prepare.text.records, "_RECORD_CHARACTERS", 1000)
+    monkeypatch.setattr(data.prepare.text.json_csv, "_BLOCK_CHARACTERS", 100)
+    monkeypatch.setattr(data.prepare.text.json_csv, "_RECORD_CHARACTERS", 1000)
     (tmp_path / "a.json").write_text('["' + "a" * 10_000 + '"]')
     assert "element 1 is not JSON (Unterminated string" in refusal(corpus_config(tmp_path))
 
 
 def test_rows_of_csv_that_cannot_be_read_are_told(tmp_path):
     (tmp_path / "a.csv").write_text('id,text\n1,"two\nlines, one field"\n2\n\n3,"x"y\n4,last\n')
-    assert "a.csv, row 2 has 1 fields, but the first row names 2" in refusal(
-        corpus_config(tmp_path)
-    )
-    reading = Reading(skip=True)
+    assert "a.csv, row 2 has 1 fields, but the header has 2" in refusal(corpus_config(tmp_path))
+    reading = ReadReport(skip=True)
     found = texts_of(corpus_config(tmp_path, bad_records="skip"), reading)
     assert (found, reading.counts) == (["two\nlines, one field"], {"a.csv": 2})
     assert ", line 6 is not CSV" in reading.examples[1]
@@ -376,9 +374,9 @@ def test_the_report_says_what_became_of_each_file_of_a_folder(tmp_path, capsys):
     assert "c.csv, row 2 has 1 fields" in said.out + said.err
     assert main([*command, "--data.bad_records", "skip"]) == 0
     said = capsys.readouterr().out
-    assert "files there that are not read: 1 .pdf" in said
+    assert "other files are ignored: 1 .pdf" in said
     assert "note: each of these files is one document: 1 .py" in said
-    assert "note: text has 1 <|endoftext|>, which are text like any other" in said
+    assert "note: text has 1 <|endoftext|>, read as ordinary text" in said
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [tuple(file.values())[:2] + tuple(file.values())[3:] for file in report["files"]] == [
         ("a.txt", "text", 1, 0),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_prepare import PART_BYTES, TASK_BYTES, run, write_corpus
+from small_prepare import RANGE_BYTES, TASK_BYTES, run, write_corpus
 from small_runs import content_of
 
-from data.prepare.prepare import WORK
+from data.prepare.work_folder import WORK
 from data.token_store import MANIFEST
 from launch.faults.disks import needs_unshare
 
@@ -22,13 +22,14 @@ CLEAN = ["--data.clean", "unicode", "length", "exact_duplicates", "near_duplicat
 IN_A_NAMESPACE = """
 import json, os, shutil, subprocess, sys
 from pathlib import Path
-import data.prepare.text.sources
+import data.prepare.text.source_files
 import launch.commands.prepare
 from data.atomic_files import digest_file
 from launch.cli import main
 
 request = json.loads(sys.argv[1])
-data.prepare.text.sources.PART_BYTES, data.prepare.text.sources.TASK_BYTES = request["sizes"]
+sources = data.prepare.text.source_files
+sources.RANGE_BYTES, sources.TASK_BYTES = request["sizes"]
 os.mkdir("disk")
 
 def run():
@@ -65,7 +66,7 @@ def on_small_disks(folder: Path, command: list[str], disks: list[str]) -> list[d
     """
     if missing := needs_unshare():
         pytest.skip(missing)
-    request = {"command": command, "disks": disks, "sizes": [PART_BYTES, TASK_BYTES]}
+    request = {"command": command, "disks": disks, "sizes": [RANGE_BYTES, TASK_BYTES]}
     python = [sys.executable, "-W", "ignore", "-c", IN_A_NAMESPACE, json.dumps(request)]
     made = subprocess.run(
         ["unshare", "-Urm", *python],

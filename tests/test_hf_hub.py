@@ -34,7 +34,7 @@ def test_a_data_set_of_the_hub_is_read_as_its_splits_and_kept(tmp_path, environm
     made = json.loads(ran.stdout.splitlines()[-1])
     assert (made["train"]["documents"], made["validation"]["documents"]) == (9, 9)
     assert "hf:own/web: " in ran.stderr
-    assert "(test.parquet) left out" in ran.stderr
+    assert "(test.parquet) excluded" in ran.stderr
     offline = {**environment, "HF_ENDPOINT": "http://127.0.0.1:9"}
     ran = subprocess.run(
         [*command, "again"], cwd=tmp_path, env=offline, capture_output=True, text=True

@@ -48,7 +48,7 @@ def mixture(folder: Path, packing: str) -> DataConfig:
     )
 
 
-def asked(folder: Path, **settings: Any) -> list[RowReport]:
+def report_rows(folder: Path, **settings: Any) -> list[RowReport]:
     """Returns what a step saw of two texts under another objective."""
     write_texts(folder)
     config = dataclasses.replace(mixture(folder, "concat"), **settings)
@@ -57,31 +57,35 @@ def asked(folder: Path, **settings: Any) -> list[RowReport]:
     return list(report.rows)
 
 
-def test_hidden_spans_are_shown_where_they_were(tmp_path: Path):
-    rows = asked(tmp_path, objective="span", target_len=40, special_tokens=("span",))
+def test_masked_spans_are_shown_where_they_were(tmp_path: Path):
+    rows = report_rows(tmp_path, objective="span", target_len=40, special_tokens=("span",))
     names = [f"<extra_id_{i}>" for i in range(100)]
     for row in rows:
         texts = []
-        for question in row.questions:
-            text = question.reads.removeprefix("<|endoftext|>")
-            found = re.split("(<extra_id_[0-9]+>)", question.finds.removesuffix("<|endoftext|>"))
+        for segment in row.segments:
+            text = segment.inputs.removeprefix("<|endoftext|>")
+            found = re.split("(<extra_id_[0-9]+>)", segment.targets.removesuffix("<|endoftext|>"))
             assert found[1::2] == names[: len(found) // 2]
             for name, span in zip(found[1::2], found[2::2], strict=True):
                 text = text.replace(name, span)
             texts.append(text)
         assert texts
-        assert set(texts) <= {piece.text for piece in row.pieces}  # of short ones nothing is hidden
+        assert set(texts) <= {piece.text for piece in row.spans}  # nothing is masked in short ones
         assert row.num_padding > 0
+        content = row.to_json()  # its keys are a format
+        assert set(content["questions"][0]) == {"reads", "finds", "follows"}
+        assert [piece["text"] for piece in content["pieces"]] == [span.text for span in row.spans]
+        assert not {"spans", "segments"} & set(content)
 
 
-def test_hidden_tokens_are_shown_with_what_they_were(tmp_path: Path):
-    rows = asked(tmp_path, objective="masked_pairs", special_tokens=("masked",))
-    questions = [question for row in rows for question in row.questions if question.finds]
-    assert {True, False} <= {question.follows for question in questions}
-    for question in questions:
-        assert question.reads.count("[SEP]") == (0 if question.follows is None else 2)
-        num_hidden = sum(map(len, question.finds.split(" ... ")))
-        assert 0 < question.reads.count("[MASK]") <= num_hidden
+def test_masked_tokens_are_shown_with_what_they_were(tmp_path: Path):
+    rows = report_rows(tmp_path, objective="masked_pairs", special_tokens=("masked",))
+    found = [segment for row in rows for segment in row.segments if segment.targets]
+    assert {True, False} <= {segment.is_next for segment in found}
+    for segment in found:
+        assert segment.inputs.count("[SEP]") == (0 if segment.is_next is None else 2)
+        num_masked = sum(map(len, segment.targets.split(" ... ")))
+        assert 0 < segment.inputs.count("[MASK]") <= num_masked
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
@@ -103,7 +107,7 @@ def test_the_pieces_of_a_row_are_its_tokens(
         assert {row.source for row in report.rows} == {"first", "second"}
         for row in report.rows:
             tokens = []
-            for piece in row.pieces:
+            for piece in row.spans:
                 ids = stores[row.source].train.document(piece.document).tolist()
                 own = [separator] * piece.begins + ids[piece.start : piece.stop]
                 assert len(own) == piece.num_tokens
@@ -120,7 +124,7 @@ def test_a_piece_shows_the_text_of_its_document(tmp_path: Path, packing: str):
     for step in range(1, 30):
         report = report_step(data, config, steps_of(config, batch_size=BATCH_SIZE, seed=SEED), step)
         for row in report.rows:
-            for piece in row.pieces:
+            for piece in row.spans:
                 name = f"{'a' if row.source == 'first' else 'b'}/{piece.name}"
                 assert piece.text == texts[name][piece.start : piece.stop]
                 assert piece.begins == (piece.start == 0 and piece.num_tokens == piece.stop + 1)

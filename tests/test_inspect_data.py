@@ -9,7 +9,7 @@ from s3_server import s3_server
 from small_inspect import HOSTILE_NAME, HOSTILE_TEXT, Page, inspect_json, prepare
 from small_runs import call
 
-from data.object_store import push_folder
+from data.remote_folders import push_folder
 from data.token_statistics import count_split
 from data.token_store import open_store
 from launch.pages.page import join, tag

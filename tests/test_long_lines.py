@@ -8,10 +8,10 @@ import pytest
 
 PREPARE = """
 import sys
-import data.prepare.text.lines, data.prepare.text.sources
+import data.prepare.text.txt_jsonl, data.prepare.text.source_files
 from launch.cli import main
 
-data.prepare.text.lines.PART_BYTES = data.prepare.text.sources.PART_BYTES = 2**21
+data.prepare.text.txt_jsonl.RANGE_BYTES = data.prepare.text.source_files.RANGE_BYTES = 2**21
 code = main(["prepare", "--num_workers", "1", "--data.tokenizer", "bytes", *sys.argv[1:]])
 read = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())["rchar"]
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))

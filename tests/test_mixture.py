@@ -29,7 +29,7 @@ from configs.data import DataConfig
 from configs.errors import SettingsError
 from data.batch import Batch
 from data.batches import batch_digest
-from data.mixture import Data, Schedule
+from data.mixture import Data, MixtureSchedule
 from data.prepare import validation_split
 from data.prepare.plan import Plan
 from train.loss import cross_entropy, inputs_of
@@ -74,10 +74,10 @@ def data(folder, mixture) -> Data:
     """Split as before whole documents validated, so that the golden is that of the same tokens."""
 
     def at_one_place(plan: Plan, tails: list[int], *cut: Any) -> Iterator[np.ndarray]:
-        return validation_split._cut_places(plan, len(tails), *cut)
+        return validation_split._split_at_end(plan, len(tails), *cut)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(validation_split, "_whole_places", at_one_place)
+        monkeypatch.setattr(validation_split, "_split_by_digest", at_one_place)
         return open_quietly(mixed(mixture), folder / "cache")
 
 
@@ -187,7 +187,7 @@ def test_without_weights_an_epoch_is_every_token_of_every_source_once(data, mixt
 
 def test_each_source_has_its_share_of_every_stretch_of_rows():
     weights = (0.5, 0.3, 0.15, 0.05)
-    schedule = Schedule([(0, weights)])
+    schedule = MixtureSchedule([(0, weights)])
     for start, length in ((0, 100), (17, 1000), (10**9, 20), (2**50, 5000)):
         taken = Counter(schedule[place][0] for place in range(start, start + length))
         for source, weight in enumerate(weights):
@@ -195,7 +195,7 @@ def test_each_source_has_its_share_of_every_stretch_of_rows():
 
 
 def test_a_source_gives_its_rows_in_its_own_order_without_a_gap():
-    schedule = Schedule([(0, (3, 2)), (50, (1, 9)), (77, (0.5, 0.25))])
+    schedule = MixtureSchedule([(0, (3, 2)), (50, (1, 9)), (77, (0.5, 0.25))])
     nths: dict[int, list[int]] = {0: [], 1: []}
     for place in range(300):
         source, nth = schedule[place]
@@ -271,7 +271,7 @@ def test_sources_with_two_tokenizers_are_refused(folder, mixture):
 
 def test_shares_are_of_whole_steps(mixture):
     config = mixed(mixture, weights=(1, 1, 2), phases=("10:8,1,1",))
-    schedule = Schedule(steps_of(config, batch_size=6, seed=0).phases)
+    schedule = MixtureSchedule(steps_of(config, batch_size=6, seed=0).phases)
     assert schedule.counts(52) == [13, 13, 26]
     first, second = schedule.counts(54), schedule.counts(54 + 100)
     assert [b - a for a, b in zip(first, second, strict=True)] == [80, 10, 10]

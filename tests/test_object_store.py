@@ -17,18 +17,16 @@ from s3_server import LIMIT_SEC, ROOT, S3Server, kill_when, s3_server, start
 from s3fs import S3FileSystem
 
 from configs.errors import IntegrityError, SettingsError, Unavailable
-from data.atomic_files import MOVED
-from data.object_store import (
+from data.atomic_files import BYTES_MOVED
+from data.object_store import ObjectStore, copy_counted, is_remote
+from data.remote_folders import (
     MANIFEST,
-    Store,
     fetch_files,
     fetch_folder,
     is_prepared,
-    is_remote,
     manifest_files,
     push_folder,
 )
-from data.transfers import copy_counted
 
 NUM_MANY, NUM_BEFORE_KILL = 24, 10
 
@@ -377,7 +375,7 @@ def test_a_raw_file_that_is_written_while_it_is_read_is_not_taken(
 
     s3.put(f"{bucket}/texts/a.txt", b"one")
     monkeypatch.setattr(S3FileSystem, "_get_file", get_file_and_write)
-    with pytest.raises(SettingsError, match=r"a\.txt changed while it was read; start again"):
+    with pytest.raises(SettingsError, match=r"a\.txt changed while it was read; run the command"):
         fetch_files(f"{bucket}/texts", tmp_path)
     monkeypatch.undo()
     assert contents_of(fetch_files(f"{bucket}/texts", tmp_path)) == {"a.txt": b"two"}
@@ -491,7 +489,7 @@ def test_an_outage_of_a_store_may_pass_and_a_refusal_does_not(s3, monkeypatch, s
         with pytest.raises(
             kind, match=f"a.bin cannot be read: .*({code}|FSTimeoutError:); check the"
         ):
-            Store("s3://bucket/folder").read("a.bin")
+            ObjectStore("s3://bucket/folder").read("a.bin")
 
 
 @pytest.mark.parametrize("answer", [b"", THERE, b"?\n"])
@@ -502,7 +500,7 @@ def test_a_connection_that_breaks_may_pass(s3, monkeypatch, answer):
     with answering(answer) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         with pytest.raises(Unavailable, match=r"a\.bin cannot be read: .*check the address"):
-            Store("s3://bucket/folder").read("a.bin")
+            ObjectStore("s3://bucket/folder").read("a.bin")
 
 
 def test_without_credentials_nothing_is_tried_again(s3, monkeypatch):
@@ -510,12 +508,12 @@ def test_without_credentials_nothing_is_tried_again(s3, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(SettingsError, match="credentials"):
-        Store("s3://bucket").read("a.bin")
+        ObjectStore("s3://bucket").read("a.bin")
 
 
 def test_an_io_error_of_a_folder_may_pass_and_a_missing_file_is_said(tmp_path):
     (tmp_path / "sick").symlink_to("/proc/self/mem")
-    store = Store(str(tmp_path))
+    store = ObjectStore(str(tmp_path))
     with pytest.raises(Unavailable, match=r"copy cannot be written: OSError: \[Errno 5\]"):
         store.put("copy", tmp_path / "sick")
     with pytest.raises(SettingsError, match="absent cannot be read: FileNotFoundError"):
@@ -527,25 +525,25 @@ def test_an_io_error_of_a_folder_may_pass_and_a_missing_file_is_said(tmp_path):
 def test_what_is_sent_and_received_is_counted(s3, bucket, tmp_path, kind, num_bytes):
     """The largest in several parts."""
     (tmp_path / "a").write_bytes(bytes(num_bytes))
-    store = Store(bucket if kind == "s3" else str(tmp_path / "there"))
-    before = MOVED.total
+    store = ObjectStore(bucket if kind == "s3" else str(tmp_path / "there"))
+    before = BYTES_MOVED.total
     store.put("deep/a", tmp_path / "a")
-    assert MOVED.total - before == num_bytes
-    with store.getting("deep/a", tmp_path / "parts", tmp_path / "b"):
-        assert MOVED.total - before == 2 * num_bytes
+    assert BYTES_MOVED.total - before == num_bytes
+    with store.fetching("deep/a", tmp_path / "parts", tmp_path / "b"):
+        assert BYTES_MOVED.total - before == 2 * num_bytes
     assert (tmp_path / "b").read_bytes() == bytes(num_bytes)
 
 
 def test_a_copy_is_counted_before_it_has_ended(tmp_path):
     os.mkfifo(tmp_path / "slow")
     copying = threading.Thread(target=copy_counted, args=(tmp_path / "slow", tmp_path / "copy"))
-    before = MOVED.total
+    before = BYTES_MOVED.total
     copying.start()
     with (tmp_path / "slow").open("wb", buffering=0) as written:
         for _ in range(2**20 // 2**16):
             written.write(bytes(2**16))
         deadline = time.monotonic() + LIMIT_SEC
-        while MOVED.total - before < 2**20:
+        while BYTES_MOVED.total - before < 2**20:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert copying.is_alive()
@@ -563,7 +561,7 @@ def test_a_copy_is_counted_before_it_has_ended(tmp_path):
 def test_a_missing_package_is_said_with_how_to_install_it(tmp_path, scheme, way_out):
     code = (
         "import sys, pathlib; sys.modules['s3fs'] = sys.modules['gcsfs'] = None\n"
-        "from data.remote import fetch_folder\n"
+        "from data.remote_folders import fetch_folder\n"
         "try: fetch_folder(sys.argv[1], pathlib.Path(sys.argv[2]))\n"
         "except ValueError as error: print(type(error).__name__, error, end='')\n"
     )

@@ -15,9 +15,9 @@ from configs.data import DataConfig
 from configs.errors import SettingsError
 from data.batch import Batch
 from data.batches import batch_digest
-from data.objectives.objective import ObjectiveMaker, Row, empty_row, stream_len
-from data.objectives.segments import pieces_of
-from data.objectives.span import UL2, Denoiser
+from data.objectives.batch_maker import BatchMaker, RowTokens, empty_row, stream_len
+from data.objectives.segments import document_spans
+from data.objectives.span_corruption import UL2, Denoiser
 from data.tokenizers.tokenizer import ByteTokenizer, CharacterTokenizer
 
 SEP = TOKENIZER.separator
@@ -34,7 +34,7 @@ def config_of(objective: str, **changes) -> DataConfig:
 
 
 def make(config: DataConfig, spans: list[np.ndarray], key: int = 0, others=()) -> Batch[np.ndarray]:
-    return ObjectiveMaker(config, TOKENIZER).batch([Row(spans, (0, key), others)])
+    return BatchMaker(config, TOKENIZER).batch([RowTokens(spans, (0, key), others)])
 
 
 def long_text(rng: np.random.Generator, length: int) -> np.ndarray:
@@ -58,7 +58,7 @@ def segments(batch: Batch[np.ndarray]) -> list[dict[str, np.ndarray]]:
 
 def pieces(spans: list[np.ndarray]) -> list[list[int]]:
     """Returns the texts of a row, each with its separator where it begins there."""
-    return [[SEP] * piece.begins + piece.content.tolist() for piece in pieces_of(spans, SEP)]
+    return [[SEP] * piece.begins + piece.content.tolist() for piece in document_spans(spans, SEP)]
 
 
 def put_together(given: list[int], found: list[int]) -> list[int]:
@@ -182,10 +182,10 @@ def test_whole_words_are_hidden_whole(rng):
     tokenizer = ByteTokenizer({"[CLS]": 257, "[SEP]": 258, "[MASK]": 259, "[PAD]": 260})
     text = np.frombuffer(b" to be or not to be that is the question" * 12, np.uint8)
     config = config_of("masked", tokenizer="bytes", whole_words=True, special_tokens=("masked",))
-    maker = ObjectiveMaker(config, tokenizer)
+    maker = BatchMaker(config, tokenizer)
     hidden = 0
     for key in range(20):
-        batch = maker.batch([Row([np.append(text, 256).astype(np.int32)], (0, key))])
+        batch = maker.batch([RowTokens([np.append(text, 256).astype(np.int32)], (0, key))])
         chosen = batch.weights_BT[0][: len(text)] > 0
         words = np.cumsum(text == ord(" "))
         for word in np.unique(words):
@@ -286,13 +286,13 @@ def test_whatever_the_documents_a_row_fits(name, two_sided, lengths, key):
 def test_a_row_depends_on_its_key_and_nothing_else(rng, kind):
     config = kind.run()
     rows = rows_of(rng, config, 8)
-    maker = ObjectiveMaker(config.data, TOKENIZER)
+    maker = BatchMaker(config.data, TOKENIZER)
     whole = maker.batch(rows)
     for picked in ([3], [7, 0, 5]):
         part = maker.batch([rows[i] for i in picked])
         assert batch_digest(part) == batch_digest(whole.map(lambda array, i=picked: array[i]))
     empty = empty_row(config.data)
-    assert batch_digest(maker.batch([Row()])) == batch_digest(empty)
+    assert batch_digest(maker.batch([RowTokens()])) == batch_digest(empty)
     assert empty.weights_BT.sum() == 0
 
 
@@ -326,7 +326,7 @@ def test_the_batches_of_an_objective_stay_what_they_are(name):
     config = config_of(name, sequence_len=64)
     rows = rows_of(rng, dataclasses.replace(run, data=run.data), 50)
     rows = [row._replace(spans=[row.spans[0][: stream_len(config)]]) for row in rows]
-    batch = ObjectiveMaker(config, TOKENIZER).batch(rows)
+    batch = BatchMaker(config, TOKENIZER).batch(rows)
     assert hashlib.sha256(batch_digest(batch).encode()).hexdigest()[:16] == GOLDEN[name]
 
 
@@ -353,9 +353,7 @@ def test_objectives_that_cannot_be_are_refused(settings, words):
 
 
 def test_a_tokenizer_without_the_tokens_that_are_needed_is_refused():
-    message = refusal(
-        ObjectiveMaker, config_of("masked", special_tokens=()), CharacterTokenizer("a")
-    )
+    message = refusal(BatchMaker, config_of("masked", special_tokens=()), CharacterTokenizer("a"))
     assert "data.special_tokens=None" in message
     assert "masked" in message
 

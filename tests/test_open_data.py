@@ -10,8 +10,9 @@ from configs.data import STDLIB
 from configs.errors import SettingsError
 from data.open_data import open_data
 from data.prepare.engine import Workers
-from data.prepare.prepare import WORK, Preparation
+from data.prepare.preparation import Preparation
 from data.prepare.text.corpus import open_corpus
+from data.prepare.work_folder import WORK
 from data.token_store import REPORT
 from launch.absolute_paths import with_whole_paths
 from launch.cli import main
@@ -47,7 +48,7 @@ def test_a_text_that_changes_after_its_digest_was_taken_is_refused(tmp_path):
     config = data_config(folder)
     corpus = open_corpus(config)
     write(folder, a="another text, just as long " * 5)
-    with pytest.raises(SettingsError, match=r"has changed while it was read, in a\.txt"):
+    with pytest.raises(SettingsError, match=r"changed while it was read, in a\.txt"):
         Preparation(config, tmp_path / "out", Workers(1), lambda *_: None, corpus=corpus)
 
 
@@ -110,6 +111,6 @@ def test_what_sentencepiece_does_not_learn_from_is_told_and_stands_in_the_report
     config = data_config(folder, tokenizer="sentencepiece", vocab_size=281)
     data = open_data(config, tmp_path / "cache", said.append, workers=Workers(1))
     notes = data.sources[0].store.report["learning"]
-    assert notes.startswith("learned from one line of 2, in parts of 1000 characters, ")
-    assert notes.endswith(" lines that it learns from are split at U+2585")
+    assert notes.startswith("trained on one line of 2, in chunks of 1000 characters, ")
+    assert notes.endswith(" lines of its training text are split at U+2585")
     assert any(line.endswith(f"tokens; {notes}") for line in said)

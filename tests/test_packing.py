@@ -26,7 +26,7 @@ def rows_of(rows: BestFit) -> list[list[tuple[int, int]]]:
     return [rows.spans(row) for row in range(len(rows))]
 
 
-def pieces_of(lengths, sequence_len: int) -> list[tuple[int, int]]:
+def chunks_of(lengths, sequence_len: int) -> list[tuple[int, int]]:
     """Returns (start, stop) of what the documents must be cut into, in their order."""
     pieces, start = [], 0
     for length in lengths:
@@ -74,7 +74,7 @@ def test_each_input_is_in_one_row_and_no_document_that_fits_is_cut(lengths, sequ
     for start, stop in spans:
         seen[start:stop] += 1
     assert seen.tolist() == [1] * sum(lengths)
-    assert sorted(spans) == pieces_of(lengths, sequence_len)
+    assert sorted(spans) == chunks_of(lengths, sequence_len)
 
 
 @settings(max_examples=200, deadline=None)
@@ -92,14 +92,14 @@ def test_a_row_is_in_stream_order_and_holds_no_more_than_its_length(lengths, seq
 @given(LENGTHS, SEQUENCE_LENS)
 @example([10, 10, 5, 5, 4, 3], 14)  # two runs of rows come to have 4 left, one is used in part
 def test_rows_are_those_of_plain_best_fit_decreasing(lengths, sequence_len):
-    plain = best_fit_decreasing(pieces_of(lengths, sequence_len), sequence_len)
+    plain = best_fit_decreasing(chunks_of(lengths, sequence_len), sequence_len)
     rows = rows_of(packed(lengths, sequence_len))
     assert sorted(rows) == sorted(sorted(bin) for bin in plain)
 
 
 def test_rows_are_those_of_plain_best_fit_decreasing_for_many_equal_lengths(rng):
     lengths = rng.choice([3, 5, 7, 16, 31, 32, 33], 600)
-    plain = best_fit_decreasing(pieces_of(lengths, 64), 64)
+    plain = best_fit_decreasing(chunks_of(lengths, 64), 64)
     assert sorted(rows_of(packed(lengths, 64))) == sorted(sorted(bin) for bin in plain)
 
 
@@ -151,5 +151,5 @@ def test_a_group_is_packed_fast_into_little_memory_with_little_waste(rng):
         assert time.process_time() - begin < 1  # measured 0.05 and 0.09 s
         assert rows.waste < waste
         arrays = [value for value in vars(rows).values() if isinstance(value, np.ndarray)]
-        num_pieces = len(pieces_of(lengths, sequence_len))
+        num_pieces = len(chunks_of(lengths, sequence_len))
         assert sum(array.nbytes for array in arrays) == 12 * num_pieces + 8 * (len(rows) + 1)

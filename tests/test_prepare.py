@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_data import data_config, prepare_quietly, sides, write_folder
 from small_prepare import (
-    PART_BYTES,
+    RANGE_BYTES,
     TASK_BYTES,
     documents_in,
     prepare_here,
@@ -22,12 +22,12 @@ from small_prepare import (
 )
 from small_runs import content_of
 
-import data.prepare.text.sources
+import data.prepare.text.source_files
 from configs.data import STDLIB
 from configs.errors import IntegrityError, SettingsError
 from data.open_data import open_data
 from data.prepare.engine import Workers
-from data.prepare.prepare import WORK
+from data.prepare.work_folder import WORK
 from data.token_store import MANIFEST, TokenStore, open_store
 
 
@@ -94,8 +94,8 @@ def test_any_number_of_workers_makes_the_same_bytes(tmp_path, monkeypatch):
     assert sum(name.endswith(".arrayrecord") for name in made[0]) > 10
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data.prepare.text.sources, "PART_BYTES", PART_BYTES)
-    monkeypatch.setattr(data.prepare.text.sources, "TASK_BYTES", TASK_BYTES)
+    monkeypatch.setattr(data.prepare.text.source_files, "RANGE_BYTES", RANGE_BYTES)
+    monkeypatch.setattr(data.prepare.text.source_files, "TASK_BYTES", TASK_BYTES)
     config = data_config("texts", tokenizer="characters")
     implicit = prepare_here(config, tmp_path / "cache")
     assert implicit.digest == open_store(tmp_path / "1").digest

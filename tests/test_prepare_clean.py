@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_data import data_config, sides
 from small_prepare import (
-    PART_BYTES,
+    RANGE_BYTES,
     TASK_BYTES,
     documents_in,
     prepare_here,
@@ -135,7 +135,7 @@ def test_a_document_keeps_its_line_though_others_are_dropped(tmp_path, monkeypat
     small_sizes(monkeypatch, 1000, 4000)
     write_planted(tmp_path / "texts")
     store = prepare_here(config(tmp_path / "texts", validation_fraction=0.0), tmp_path / "cache")
-    places = [store.train.place(int(start)) for start in store.train.starts]
+    places = [store.train.locate(int(start)) for start in store.train.starts]
     assert [place.document for place in places] == list(range(len(places)))
     numbers = [place.number for place in places if place.file == 0]
     assert numbers == [i for i in range(200) if i not in (30, 40, 60, 70, 80)]
@@ -159,7 +159,7 @@ def test_the_report_and_the_tokens_depend_on_no_task_and_no_worker(tmp_path, mon
     settings = ["prepare", "--data.path", "texts", "--data.vocab_size", "400"]
     settings += ["--data.clean", *STEPS, "--data.min_characters", "20"]
     found = []
-    for name, sizes in (("many", (1000, 4000)), ("one", (PART_BYTES * 100, TASK_BYTES * 100))):
+    for name, sizes in (("many", (1000, 4000)), ("one", (RANGE_BYTES * 100, TASK_BYTES * 100))):
         options = ["--num_workers", "2", "--out", name]
         code, said = run(tmp_path, *settings, *options, sizes=sizes)
         assert code == 0, said

@@ -35,7 +35,8 @@ from small_tokenizers import content_of as content_of_tokenizer
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from data.prepare.engine import Workers
-from data.prepare.prepare import WORK, Preparation
+from data.prepare.preparation import Preparation
+from data.prepare.work_folder import WORK
 from data.token_store import MANIFEST, open_store
 from data.tokenizers.tokenizer import ByteTokenizer
 
@@ -263,7 +264,7 @@ def test_a_text_that_changes_as_it_is_read_is_refused(tmp_path, monkeypatch, cha
     preparation = Preparation(config, tmp_path / "out", Workers(1), lambda *_: None)
     preparation.scan()
     change(tmp_path / "texts" / "b.txt")
-    with pytest.raises(SettingsError, match=r"has changed while it was read, in .*b\.txt"):
+    with pytest.raises(SettingsError, match=r"changed while it was read, in .*b\.txt"):
         preparation.write(ByteTokenizer())
     assert not (tmp_path / "out" / MANIFEST).exists()
 

@@ -8,14 +8,14 @@ from small_data import data_config
 from small_prepare import documents_in, prepare_here, run, sentences, small_sizes
 from small_tokenizers import byte_level, content_of
 
-import data.prepare.text.lines
 import data.prepare.text.token_files
+import data.prepare.text.txt_jsonl
 from configs.data import DataConfig
 from configs.errors import SettingsError
 from data.mixture import Data
 from data.open_data import open_data
 from data.prepare.engine import Workers
-from data.prepare.prepare import WORK
+from data.prepare.work_folder import WORK
 from data.token_store import MANIFEST, open_store
 from data.tokenizers.tokenizer import tokenizer_digest
 from data.tokenizers.train_tokenizer import train_sentencepiece
@@ -148,7 +148,7 @@ def test_every_token_of_an_array_is_there_once(tmp_path, arrays, fraction):
         ids = stream.read(0, stream.num_tokens)
         assert stream.starts.tolist() == np.flatnonzero(ids == 256)[:-1].tolist()
         assert stream.num_documents == len(stream.starts)
-    place = store.train.place(int(store.train.starts[1]))
+    place = store.train.locate(int(store.train.starts[1]))
     assert place.file or tokens[1:][place.number] == 256  # where its separator is in its file
     said = store.manifest["splits"]["train"]
     assert said["tokens"] == len(train) + 1
@@ -190,7 +190,7 @@ def test_a_token_outside_the_vocabulary_is_refused_with_its_place(tmp_path, arra
 
 @pytest.mark.parametrize("tokenizer", ["sentencepiece", "characters"])
 def test_no_tokenizer_is_learned_from_tokens(tmp_path, arrays, tokenizer):
-    with pytest.raises(SettingsError, match=f"data.tokenizer={tokenizer} is learned from text"):
+    with pytest.raises(SettingsError, match=f"data.tokenizer={tokenizer} is trained on text"):
         prepare_here(data_config(arrays[0], tokenizer=tokenizer), tmp_path / "cache")
 
 

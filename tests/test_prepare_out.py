@@ -9,7 +9,7 @@ from small_data import data_config
 from small_prepare import documents_in, prepare_here, run, stamps_of
 from small_runs import content_of
 
-from data.prepare.prepare import WORK
+from data.prepare.work_folder import WORK
 from data.token_store import MANIFEST, open_store
 
 COMMAND = ["prepare", "--data.path", "text.txt", "--data.tokenizer", "bytes", "--out", "out"]

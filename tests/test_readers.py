@@ -28,11 +28,11 @@ from small_corpora import (
     zst,
 )
 
-import data.prepare.text.lines
-import data.prepare.text.sources
+import data.prepare.text.source_files
 import data.prepare.text.token_files
+import data.prepare.text.txt_jsonl
 from configs.errors import SettingsError
-from data.prepare.text.read_report import Reading
+from data.prepare.text.read_report import ReadReport
 
 TEXTS = ["one\n", "é € 🙂", "\r\ncarriage\rreturns\n", "\0\ufeff\t ", "x" * 5000, "last", '"}\\']
 
@@ -47,12 +47,12 @@ quickly = settings(
 
 
 @contextmanager
-def parts_of(num_bytes: int, line_search: int = 2**20) -> Iterator[None]:
-    """Has files read in parts of so many bytes, cut at lines that end within others."""
+def ranges_of(num_bytes: int, line_search: int = 2**20) -> Iterator[None]:
+    """Has files read in ranges of so many bytes, cut at lines that end within others."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.prepare.text.sources, "PART_BYTES", num_bytes)
-        patch.setattr(data.prepare.text.lines, "PART_BYTES", num_bytes)
-        patch.setattr(data.prepare.text.lines, "_LINE_SEARCH_BYTES", line_search)
+        patch.setattr(data.prepare.text.source_files, "RANGE_BYTES", num_bytes)
+        patch.setattr(data.prepare.text.txt_jsonl, "RANGE_BYTES", num_bytes)
+        patch.setattr(data.prepare.text.txt_jsonl, "_LINE_SEARCH_BYTES", line_search)
         yield
 
 
@@ -151,7 +151,7 @@ def test_a_saved_dataset_is_read_without_its_caches_and_older_shards(tmp_path):
 def test_parts_of_a_text_join_to_the_whole(tmp_path, suffix, text, num_bytes, line_search):
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(COMPRESS[suffix](text.encode()))
-    with parts_of(num_bytes, line_search):
+    with ranges_of(num_bytes, line_search):
         pieces = [record for _, _, record in records_of(corpus_config(path))]
     assert "".join(piece.text for piece in pieces) == text
     assert [piece.begins for piece in pieces] == [i == 0 for i in range(len(pieces))]
@@ -167,7 +167,7 @@ def test_parts_of_a_text_join_to_the_whole(tmp_path, suffix, text, num_bytes, li
 def test_a_text_of_short_lines_is_cut_only_after_a_line(tmp_path, suffix, lines, num_bytes):
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(COMPRESS[suffix]("\n".join(lines).encode()))
-    with parts_of(num_bytes):
+    with ranges_of(num_bytes):
         *pieces, _ = [None, *(record.text for _, _, record in records_of(corpus_config(path)))]
     assert all(piece.endswith("\n") for piece in pieces[1:] if piece)
 
@@ -181,7 +181,7 @@ def test_parts_of_a_jsonl_have_all_its_records_and_their_lines(
     content, wanted = file
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(COMPRESS[suffix](content))
-    with parts_of(num_bytes, line_search):
+    with ranges_of(num_bytes, line_search):
         found = list(records_of(corpus_config(path)))
     assert [(number, record.text) for _, number, record in found] == wanted
     assert all(record.begins for _, _, record in found)
@@ -205,11 +205,11 @@ def test_a_bad_line_is_named_by_its_number_whatever_the_parts(
     path = tmp_path / f"a.{form}{suffix}"
     path.write_bytes(COMPRESS[suffix](b"\n".join(lines)))
     place = f"a.{form}{suffix}, line {len(good) + 1} is not {'UTF-8' if form == 'txt' else 'JSON'}"
-    with parts_of(num_bytes):
+    with ranges_of(num_bytes):
         with pytest.raises(SettingsError) as error:
             list(records_of(corpus_config(path)))
         assert f"{tmp_path}/{place}" in str(error.value)
-        reading = Reading(skip=True)
+        reading = ReadReport(skip=True)
         found = [record.text for _, _, record in records_of(corpus_config(path), reading)]
     assert reading.counts == {path.name: 1}
     (example,) = reading.examples
@@ -224,17 +224,17 @@ def test_a_bad_line_is_named_by_its_number_whatever_the_parts(
 def test_a_text_begins_a_document_though_its_first_piece_cannot_be_read(tmp_path):
     (tmp_path / "a.txt").write_text("before")
     (tmp_path / "b.txt").write_bytes(b"\xff" + b"b" * 6 + b"\ntext\n")
-    with parts_of(64, line_search=4):
+    with ranges_of(64, line_search=4):
         config = corpus_config(tmp_path, bad_records="skip")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(data.prepare.text.lines, "PART_BYTES", 8)
-            patch.setattr(data.prepare.text.sources, "PART_BYTES", 2**20)
-            assert texts_of(config, Reading(skip=True)) == ["before", "text\n"]
+            patch.setattr(data.prepare.text.txt_jsonl, "RANGE_BYTES", 8)
+            patch.setattr(data.prepare.text.source_files, "RANGE_BYTES", 2**20)
+            assert texts_of(config, ReadReport(skip=True)) == ["before", "text\n"]
 
 
 def test_the_index_of_a_prepared_folder_leads_to_the_lines_of_its_files(tmp_path, monkeypatch):
     """Over parts and tasks, blank lines, and files whose records are not lines."""
-    monkeypatch.setattr(data.prepare.text.sources, "TASK_BYTES", 90)
+    monkeypatch.setattr(data.prepare.text.source_files, "TASK_BYTES", 90)
     folder = tmp_path / "texts"
     folder.mkdir()
     lines = ["", *(json.dumps({"text": f"{i} é" * (i % 5)}) for i in range(40)), "", ""]
@@ -242,7 +242,7 @@ def test_the_index_of_a_prepared_folder_leads_to_the_lines_of_its_files(tmp_path
     (folder / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     write_texts(folder, ["x" * 300, "y"])
     FORMATS["parquet"](folder, [f"row {i}" for i in range(7)])
-    with parts_of(64):
+    with ranges_of(64):
         store = prepared(corpus_config(folder, validation_fraction=0), tmp_path / "out")
     wanted = {
         "0000.txt": {0: "x" * 300},
@@ -254,7 +254,7 @@ def test_the_index_of_a_prepared_folder_leads_to_the_lines_of_its_files(tmp_path
     assert len(store.manifest["splits"]["train"]["shards"]) > 20
     places = []
     for start in store.train.starts.tolist():
-        place = store.train.place(start)
+        place = store.train.locate(start)
         name = store.files[place.file]["name"]
         line = wanted[name][place.number]
         text = line if name.endswith(".txt") else json.loads(line)["text"]
@@ -277,7 +277,7 @@ def test_every_token_of_an_array_is_read_once_and_in_order(tmp_path, monkeypatch
         path.write_bytes(llm_c(TOKENS.astype(f"<{form[-2:]}")))
     else:
         np.save(path, TOKENS.astype(form.split()[1]))
-    with parts_of(num_bytes):
+    with ranges_of(num_bytes):
         found = [record for _, _, record in records_of(corpus_config(path))]
     pieces = [piece.ids for piece in found if piece.ids is not None]
     assert np.concatenate(pieces).tolist() == TOKENS.tolist()
@@ -291,8 +291,8 @@ import itertools, re, sys
 from pathlib import Path
 from configs.data import PrepareConfig
 from data.prepare.text.corpus import open_corpus
-from data.prepare.text.readers import read_part
-from data.prepare.text.read_report import Reading
+from data.prepare.text.readers import read_range
+from data.prepare.text.read_report import ReadReport
 import pyarrow.parquet
 
 def megabytes():  # not ru_maxrss, which a process inherits from the one that started it
@@ -305,7 +305,7 @@ before = megabytes()
 records = (
     record
     for part in itertools.chain(*corpus.tasks)
-    for record in read_part(part, corpus.files[part.file], config, Reading(skip=False))
+    for record in read_range(part, corpus.files[part.file], config, ReadReport(skip=False))
 )
 print(sum(len(record.text) for record in records), megabytes() - before)
 """

@@ -15,7 +15,7 @@ from small_data import (
 
 from data.batch import Batch
 from data.objectives.causal import causal_batch
-from data.rows import Rows
+from data.rows import EpochRows
 
 SEP = 9
 
@@ -125,7 +125,7 @@ def test_each_span_of_a_row_is_a_document_of_its_own():
 @pytest.mark.parametrize("sequence_len", [1, 2, 7, 13, 64, 90, 91, 92, 1000])
 def test_every_token_is_a_target_exactly_once_per_epoch(tmp_path, sequence_len, packing):
     data = numbered_data(tmp_path)  # 92 tokens: the separator, 90 that differ, the separator
-    rows = Rows(data.sources[0].store.train, sequence_len, packing)
+    rows = EpochRows(data.sources[0].store.train, sequence_len, packing)
     batch = causal_batch([rows.read(i) for i in range(len(rows))], sequence_len, separator=100)
     counted = batch.weights_BT > 0
     assert counted.any(axis=1).all(), "a row without a target"
@@ -139,7 +139,7 @@ def test_segments_of_an_epoch_are_the_documents_of_the_text(tmp_path):
     config = data_config(tmp_path / "texts", sequence_len=2000)
     store = prepare_quietly(config, tmp_path / "cache")
     batch = causal_batch(
-        [Rows(store.train, 2000, "concat").read(0)], 2000, store.tokenizer.separator
+        [EpochRows(store.train, 2000, "concat").read(0)], 2000, store.tokenizer.separator
     )
     row = first_row(batch)
     said = store.manifest["splits"]["train"]
@@ -154,7 +154,7 @@ def test_best_fit_cuts_no_document_that_fits_and_leaves_little_empty(tmp_path):
     write_folder(tmp_path / "texts")
     config = data_config(tmp_path / "texts", sequence_len=400, packing="best_fit")
     stream = prepare_quietly(config, tmp_path / "cache").train
-    rows = Rows(stream, config.sequence_len, config.packing)
+    rows = EpochRows(stream, config.sequence_len, config.packing)
     spans = [span for row in range(len(rows)) for span in rows.packing.spans(row)]
     ends = [*stream.starts[1:].tolist(), stream.num_tokens - 1]
     for start, end in zip(stream.starts.tolist(), ends, strict=True):

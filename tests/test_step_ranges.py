@@ -19,7 +19,7 @@ from small_data import (
 from small_processes import run_all
 from small_runs import RUN, call, tiny_run, write_text
 
-from data.batches import TrainRows, continued, train_batches
+from data.batches import TrainRows, continue_ranges, train_batches
 from data.mixture import Data
 from data.step_ranges import StepRange, range_of, step_range
 from train.checkpoints.manifest import checkpoint_steps, read_progress
@@ -38,7 +38,7 @@ def data(tmp_path_factory) -> Data:
 
 def going_on(ranges, step: int, data: Data, config=ROW, *, batch_size: int, seed: int = 0, **more):
     new = step_range(config, batch_size=batch_size, seed=seed, first_step=step)
-    return continued(ranges, new, data, config, **more)
+    return continue_ranges(ranges, new, data, config, **more)
 
 
 def rows_of(data: Data, ranges: tuple[StepRange, ...], steps: range, config=ROW) -> list[int]:
@@ -71,12 +71,12 @@ def test_another_batch_size_takes_the_next_row(data):
 
 def test_what_was_skipped_stays_skipped_under_another_batch_size(data):
     (steps,) = going_on((), 0, data, batch_size=4).ranges
-    steps = steps.skipping(rows for step in (2, 5, 7) for rows in steps.rows(step))
+    steps = steps.without_rows(rows for step in (2, 5, 7) for rows in steps.rows(step))
     assert steps.skipped == ((8, 12), (20, 24), (28, 32))
     ranges = going_on((steps,), 4, data, batch_size=6).ranges
     # 4 steps of 4 rows take 0 to 20 without 8 to 12; what follows is 24 to 28, and from 32 on.
     assert [ranges[-1].rows(step) for step in (4, 5)] == [[(24, 28), (32, 34)], [(34, 40)]]
-    later = ranges[-1].skipping([(35, 37)])
+    later = ranges[-1].without_rows([(35, 37)])
     assert later.rows(5) == [(34, 35), (37, 42)]
     assert [range_of((steps, later), step).row(step) for step in (0, 2, 3)] == [0, 12, 16]
 

@@ -12,11 +12,11 @@ import pytest
 from small_corpora import corpus_config, texts_of
 from small_prepare import small_sizes
 
-import data.prepare.text.lines
-import data.prepare.text.records
+import data.prepare.text.json_csv
+import data.prepare.text.txt_jsonl
 from configs.errors import SettingsError
 from data.prepare.text.corpus import open_corpus
-from data.prepare.text.read_report import Reading
+from data.prepare.text.read_report import ReadReport
 
 MAGIC = b"MMIDIDX\0\0" + struct.pack("<QB", 1, 4)
 
@@ -29,7 +29,7 @@ def refusal(path: Path, **settings) -> str:
 
 def skipped(path: Path, **settings) -> tuple[list[str], dict[str, int]]:
     """Returns the texts, and what was left out of each file."""
-    reading = Reading(skip=True)
+    reading = ReadReport(skip=True)
     return texts_of(corpus_config(path, bad_records="skip", **settings), reading), reading.counts
 
 
@@ -100,7 +100,7 @@ MARK = "<|é|>"
 @pytest.mark.parametrize("gap", ["", "\n", "\n\n\n", "\r\n \n\t\n"])
 def test_a_document_begins_at_each_mark_wherever_a_part_ends(tmp_path, monkeypatch, gap, suffix):
     """The texts have no end of a line, so that a part ends within them, or within a mark."""
-    monkeypatch.setattr(data.prepare.text.lines, "_LINE_SEARCH_BYTES", 4)
+    monkeypatch.setattr(data.prepare.text.txt_jsonl, "_LINE_SEARCH_BYTES", 4)
     texts = ["a" * 13, "é" * 9, "b" * 16, "c" * 5]
     content = f"{MARK}{gap}".join(texts).encode()
     path = tmp_path / f"a.txt{suffix}"
@@ -117,7 +117,7 @@ def test_nothing_is_read_behind_a_row_of_csv_that_cannot_be(tmp_path):
 
 
 def test_a_line_of_csv_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.prepare.text.records, "_RECORD_CHARACTERS", 100)
+    monkeypatch.setattr(data.prepare.text.json_csv, "_RECORD_CHARACTERS", 100)
     (tmp_path / "a.csv").write_text("text,b\none,1\n" + "a," * 100 + "\n")
     assert "line 3 is longer than 100 characters" in refusal(tmp_path)
     assert skipped(tmp_path) == (["one"], {"a.csv": 1})
@@ -126,9 +126,9 @@ def test_a_line_of_csv_is_refused_before_it_fills_the_memory(tmp_path, monkeypat
 @pytest.mark.parametrize("space", [0, 1, 60])
 def test_a_second_array_is_found_behind_any_space(tmp_path, monkeypatch, space):
     first = json.dumps([{"text": "a"}])
-    monkeypatch.setattr(data.prepare.text.records, "_BLOCK_CHARACTERS", len(first) - 1)
+    monkeypatch.setattr(data.prepare.text.json_csv, "_BLOCK_CHARACTERS", len(first) - 1)
     (tmp_path / "a.json").write_text(first + "\n" * space + first)
-    assert "more follows after the ] of the array" in refusal(tmp_path)
+    assert "text follows the closing ] of the array" in refusal(tmp_path)
 
 
 def test_two_columns_of_the_name_that_is_read_are_refused(tmp_path):
@@ -142,4 +142,4 @@ def test_files_named_train_that_validate_are_said_to(tmp_path):
         (tmp_path / name).write_text(name)
     corpus = open_corpus(corpus_config(tmp_path, validation_fraction=1))
     assert [file.name for file in corpus.files] == ["train.txt"]
-    assert "1 (train.txt) to validate on, 1 (test.txt) left out" in corpus.notes[0]
+    assert "1 (train.txt) to validate on, 1 (test.txt) excluded" in corpus.notes[0]

@@ -11,18 +11,18 @@ from small_prepare import documents_in, prepare_here, sentences, small_sizes, wr
 from small_tokenizers import TEXTS
 
 import data.prepare.encode
-import data.prepare.text.lines
 import data.prepare.text.token_files
+import data.prepare.text.txt_jsonl
 from configs.errors import IntegrityError
 from data.prepare.shards import ShardWriter
-from data.token_store import MANIFEST, Place, TokenStore, TokenStream, open_store
+from data.token_store import MANIFEST, DocumentPosition, TokenStore, TokenStream, open_store
 
 
 @pytest.mark.parametrize("num_characters", [1, 6, 7, 8, 19, 20, 40, 41])
 def test_a_stream_reads_the_same_at_every_place(tmp_path, monkeypatch, num_characters):
     """Among them streams that end within a block, with a block and with a shard."""
     small_sizes(monkeypatch, part_bytes=21, task_bytes=42, block_len=7)
-    monkeypatch.setattr(data.prepare.text.lines, "_LINE_SEARCH_BYTES", 3)
+    monkeypatch.setattr(data.prepare.text.txt_jsonl, "_LINE_SEARCH_BYTES", 3)
     text = "".join(chr(0x4E00 + i) for i in range(num_characters))
     (tmp_path / "a.txt").write_text(text + text, encoding="utf-8")
     config = data_config(tmp_path / "a.txt", tokenizer="characters", validation_fraction=0.5)
@@ -47,12 +47,12 @@ def test_every_token_knows_its_document(tmp_path, monkeypatch):
     streams = {"train": store.train, "validation": store.validation}
     assert all(len(store.manifest["splits"][name]["shards"]) > 1 for name in ("train",))
     found = {
-        name: [stream.place(i) for i in range(stream.num_tokens - 1)]
+        name: [stream.locate(i) for i in range(stream.num_tokens - 1)]
         for name, stream in streams.items()
     }
     for side, texts in zip(found.values(), sides(list(named)), strict=True):
         assert side == [
-            Place(i, *named[text], offset)
+            DocumentPosition(i, *named[text], offset)
             for i, text in enumerate(texts)
             for offset in range(-1, len(text.encode()))
         ]
@@ -73,8 +73,8 @@ def test_every_token_knows_its_document(tmp_path, monkeypatch):
 def test_a_text_of_several_parts_is_one_document_at_every_cut(tmp_path, monkeypatch, text, piece):
     """Also where train ends just with a part, a task or a piece; it moves to a line end."""
     small_sizes(monkeypatch, part_bytes=6, task_bytes=12, block_len=3)
-    monkeypatch.setattr(data.prepare.text.lines, "_LINE_SEARCH_BYTES", 4)
-    monkeypatch.setattr(data.prepare.encode, "_PIECE_CHARACTERS", piece)
+    monkeypatch.setattr(data.prepare.text.txt_jsonl, "_LINE_SEARCH_BYTES", 4)
+    monkeypatch.setattr(data.prepare.encode, "_CHUNK_CHARACTERS", piece)
     (tmp_path / "a.txt").write_text(text)
     for num_validation in range(len(text)):
         fraction = num_validation / len(text)
@@ -104,7 +104,7 @@ def test_a_text_encoded_in_pieces_is_that_encoded_whole(tmp_path, monkeypatch, k
     to write a line that are exactly as good, sixteen spaces and four or four and sixteen, it may
     take the other one. So its tokens are compared line by line, in any order.
     """
-    monkeypatch.setattr(data.prepare.encode, "_PIECE_CHARACTERS", 200)
+    monkeypatch.setattr(data.prepare.encode, "_CHUNK_CHARACTERS", 200)
     text = "\n\n  ".join([*sentences(100), *TEXTS]) + "\n" * 500
     (tmp_path / "a.txt").write_text(text)
     settings = {"tokenizer": "sentencepiece", "vocab_size": 500, "sentencepiece_model": kind}
@@ -224,6 +224,6 @@ def test_lines_of_a_file_in_several_parts_are_numbered_through(tmp_path, monkeyp
     (tmp_path / "a.jsonl").write_text("".join(lines))
     store = prepare_here(data_config(tmp_path / "a.jsonl"), tmp_path / "cache")
     streams = (store.train, store.validation)
-    numbers = [stream.place(int(start)).number for stream in streams for start in stream.starts]
+    numbers = [stream.locate(int(start)).number for stream in streams for start in stream.starts]
     assert sorted(numbers) == [i + i // 2 for i in range(60)]
     assert len(store.manifest["splits"]["train"]["shards"]) > 3

@@ -15,12 +15,12 @@ from small_runs import RUN, call, content_of, tiny_run, write_text
 
 import data.open_data
 import data.prepare.plan
-import data.prepare.prepare
+import data.prepare.preparation
 import data.prepare.text.token_files
 import data.token_store
 from configs.errors import SettingsError
 from data.open_data import open_data
-from data.prepare.validation_split import _fraction
+from data.prepare.validation_split import validation_fraction
 from data.token_store import MANIFEST, open_store
 
 NUM_DOCUMENTS, NUM_TOPICS = 10_000, 5
@@ -188,8 +188,10 @@ def test_a_single_text_is_cut_after_the_last_line_before_its_last_tenth(tmp_path
 
 def test_no_more_than_100_megabytes_validate_unless_it_is_wished():
     for num_bytes, fraction in ((10**6, 0.1), (10**9, 0.1), (10**10, 0.01), (10**13, 1e-5)):
-        assert _fraction(corpus_config("a.txt"), num_bytes) == fraction
-        assert _fraction(corpus_config("a.txt", validation_fraction=0.2), num_bytes) == 0.2
+        assert validation_fraction(corpus_config("a.txt"), num_bytes) == fraction
+        assert (
+            validation_fraction(corpus_config("a.txt", validation_fraction=0.2), num_bytes) == 0.2
+        )
 
 
 def as_before(folder: Path) -> None:
@@ -211,7 +213,7 @@ def test_a_new_run_refuses_a_folder_of_format_2_with_the_command_that_prepares_a
             r"--out NEW_FOLDER$",
             str(error.value),
         )
-    found = open_data(data_config(folder), tmp_path / "other", lambda line: None, moved={})
+    found = open_data(data_config(folder), tmp_path / "other", lambda line: None, known_folders={})
     assert found.sources[0].store.folder == folder
 
 
@@ -220,7 +222,7 @@ def test_a_run_that_began_on_format_2_goes_on_is_evaluated_and_branches(tmp_path
     monkeypatch.chdir(tmp_path)
     path = write_text(tmp_path)
     command = ("train", *tiny_run("--train.num_steps", "5", "--optim.schedule", "constant"))
-    modules = (data.prepare.plan, data.prepare.prepare, data.token_store, data.open_data)
+    modules = (data.prepare.plan, data.prepare.preparation, data.token_store, data.open_data)
     with monkeypatch.context() as earlier:
         for module in modules:
             earlier.setattr(module, "FORMAT_VERSION", 2)

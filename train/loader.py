@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from configs.data import DataConfig
 from data.batch import Batch
-from data.objectives.objective import empty_row
+from data.objectives.batch_maker import empty_row
 
 _NUM_ON_DEVICE = 2  # the batch of this step, and that of the next
 

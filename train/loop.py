@@ -8,8 +8,8 @@ from rich.console import Console
 
 from configs.errors import Diverged, IntegrityError, Stopped
 from configs.settings import flatten
-from data.batches import batch_digest, continued, is_one_sequence, train_batches
-from data.step_ranges import StepRange, merged, range_of, steps_from
+from data.batches import batch_digest, continue_ranges, is_one_sequence, train_batches
+from data.step_ranges import StepRange, merge_intervals, range_of, steps_from
 from sharding.rules import sharding
 from train.callbacks import Between
 from train.checkpoints.digest import params_digest
@@ -183,7 +183,7 @@ def _go_back(
     skipped = left.skipped if is_one_sequence(left, steps, run.config.data) else ()
     progress = replace(
         progress,
-        step_ranges=(*older, steps.skipping([*skipped, *rows])),
+        step_ranges=(*older, steps.without_rows([*skipped, *rows])),
         num_rollbacks=start.num_rollbacks + 1,
     )
     if state is not None:
@@ -218,7 +218,7 @@ def _rows_of(run: Run, start: Progress, steps: StepRange, wrong: range) -> list[
         taken = range_of(start.step_ranges, step - 1)
         if is_one_sequence(taken, steps, run.config.data):
             found += taken.rows(step - 1)
-    return merged(found)
+    return merge_intervals(found)
 
 
 def _restore_or_init(
@@ -305,7 +305,7 @@ def _init(run: Run) -> tuple[TrainState, Progress]:
 def _continued(run: Run, progress: Progress, left: StepRange | None = None) -> Progress:
     """Returns the progress with the rows that the next steps take, and tells where they changed."""
     new = steps_from(run.config, progress.step)
-    found = continued(progress.step_ranges, new, run.data, run.config.data, left)
+    found = continue_ranges(progress.step_ranges, new, run.data, run.config.data, left)
     if found.changed:
         logger.warning(found.message())
         run.folder.add_event(

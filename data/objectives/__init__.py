@@ -1,1 +1,1 @@
-"""Objectives: from the tokens of a row to what a model is given and what it is to find."""
+"""Training objectives: from the tokens of a row to inputs and targets."""

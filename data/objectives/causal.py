@@ -1,11 +1,11 @@
-"""Each token predicts the next: as it is, behind a start that is seen whole, or out of order."""
+"""Next-token prediction: causal, prefix LM, and fill-in-the-middle."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from data.batch import Batch
-from data.objectives.segments import Piece, Segment
+from data.objectives.segments import DocumentSpan, Segment
 
 
 def causal_batch(
@@ -13,7 +13,7 @@ def causal_batch(
 ) -> Batch[np.ndarray]:
     """Returns the batch in which each token predicts the next.
 
-    A separator belongs to the document that it begins, and ends the one before as its last target.
+    A separator belongs to the document that it begins, and is the last target of the one before.
     """
     shape = (len(rows), sequence_len)
     tokens_BT, targets_BT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
@@ -28,114 +28,115 @@ def causal_batch(
             begins_BT[row, at] = True
             at = end
         length_B1[row] = at
-    place_T = np.arange(sequence_len, dtype=np.int32)
-    holds_BT = place_T[None] < length_B1
-    begins_BT |= (tokens_BT == separator) & holds_BT
-    segments_BT = np.cumsum(begins_BT, axis=1, dtype=np.int32) * holds_BT
-    begin_BT = np.maximum.accumulate(np.where(begins_BT, place_T[None], 0), axis=1)
-    weights_BT = holds_BT.astype(np.float32)
-    return Batch(tokens_BT, targets_BT, weights_BT, segments_BT, place_T[None] - begin_BT)
+    column_T = np.arange(sequence_len, dtype=np.int32)
+    is_token_BT = column_T[None] < length_B1
+    begins_BT |= (tokens_BT == separator) & is_token_BT
+    segments_BT = np.cumsum(begins_BT, axis=1, dtype=np.int32) * is_token_BT
+    start_BT = np.maximum.accumulate(np.where(begins_BT, column_T[None], 0), axis=1)
+    weights_BT = is_token_BT.astype(np.float32)
+    return Batch(tokens_BT, targets_BT, weights_BT, segments_BT, column_T[None] - start_BT)
 
 
-def causal(pieces: Iterable[Piece], separator: int) -> Iterator[Segment]:
-    """Yields each piece as it is, its separator first."""
-    for piece in pieces:
-        sequence = whole(piece, separator)
+def causal(spans: Iterable[DocumentSpan], separator: int) -> Iterator[Segment]:
+    """Yields each span unchanged, its separator first."""
+    for span in spans:
+        sequence = with_boundaries(span, separator)
         if len(sequence) > 1:
             yield Segment(sequence[:-1], sequence[1:])
 
 
-def whole(piece: Piece, separator: int) -> np.ndarray:
-    """Returns a piece with its separator, if the document begins there, and the token after it."""
-    return np.concatenate(([separator] * piece.begins, piece.content, [piece.following])).astype(
+def with_boundaries(span: DocumentSpan, separator: int) -> np.ndarray:
+    """Returns a span with its separator, if the document begins there, and the token after it."""
+    return np.concatenate(([separator] * span.begins, span.content, [span.following])).astype(
         np.int32
     )
 
 
 def prefix(
-    pieces: Iterable[Piece], separator: int, draw: np.random.Generator, *, two_sided: bool
+    spans: Iterable[DocumentSpan], separator: int, rng: np.random.Generator, *, two_sided: bool
 ) -> Iterator[Segment]:
-    """Returns each piece cut at a place by chance: what is before is seen whole.
+    """Yields each span cut at a random position; attention is bidirectional before the cut.
 
     Source: Raffel et al. 2019, T5, arXiv:1910.10683, section 3.2.1.
 
     Args:
-        two_sided: what is before goes to the encoder, and the decoder begins with a separator.
+        two_sided: the tokens before the cut go to the encoder, and the decoder begins with a
+            separator.
     """
 
     def choose(length: int) -> int:
-        return int(draw.integers(1, length))
+        return int(rng.integers(1, length))
 
-    return cut_in_two(pieces, separator, choose, two_sided=two_sided)
+    return cut_in_two(spans, separator, choose, two_sided=two_sided)
 
 
 def cut_in_two(
-    pieces: Iterable[Piece], separator: int, choose: Callable[[int], int], *, two_sided: bool
+    spans: Iterable[DocumentSpan], separator: int, choose: Callable[[int], int], *, two_sided: bool
 ) -> Iterator[Segment]:
-    """Yields each piece of two tokens or more, cut behind as many as `choose` says of its length.
+    """Yields each span of two tokens or more, cut after `choose(length)` tokens.
 
     Args:
         two_sided: as of `prefix`.
     """
-    for piece in pieces:
-        sequence = whole(piece, separator)
+    for span in spans:
+        sequence = with_boundaries(span, separator)
         length = len(sequence) - 1
         if length < 2:
             continue
         cut = choose(length)
         if two_sided:
-            yield beside(sequence[:cut], sequence[cut:-1], separator)
+            yield encoder_decoder_segment(sequence[:cut], sequence[cut:-1], separator)
         else:
-            yield behind(sequence[:cut], sequence[cut:])
+            yield prefix_segment(sequence[:cut], sequence[cut:])
 
 
-def behind(given: np.ndarray, found: np.ndarray) -> Segment:
-    """Returns a segment of one text that is seen whole and one behind it that is to be found."""
-    sequence = np.concatenate((given, found)).astype(np.int32)
-    weights = (np.arange(len(sequence) - 1) >= len(given) - 1).astype(np.float32)
-    return Segment(sequence[:-1], sequence[1:], weights, num_prefix=len(given))
+def prefix_segment(inputs: np.ndarray, targets: np.ndarray) -> Segment:
+    """Returns a segment with the inputs as a bidirectional prefix of the targets."""
+    sequence = np.concatenate((inputs, targets)).astype(np.int32)
+    weights = (np.arange(len(sequence) - 1) >= len(inputs) - 1).astype(np.float32)
+    return Segment(sequence[:-1], sequence[1:], weights, num_prefix=len(inputs))
 
 
-def beside(given: np.ndarray, found: np.ndarray, separator: int) -> Segment:
-    """Returns a segment in which one text is encoded and the other is to be found, with its end."""
-    sequence = np.concatenate(([separator], found, [separator])).astype(np.int32)
-    return Segment(sequence[:-1], sequence[1:], encoded=given.astype(np.int32))
+def encoder_decoder_segment(inputs: np.ndarray, targets: np.ndarray, separator: int) -> Segment:
+    """Returns a segment with inputs for the encoder; its targets end with a separator."""
+    sequence = np.concatenate(([separator], targets, [separator])).astype(np.int32)
+    return Segment(sequence[:-1], sequence[1:], encoded=inputs.astype(np.int32))
 
 
 def infill(
-    pieces: Iterable[Piece],
+    spans: Iterable[DocumentSpan],
     separator: int,
     special: dict[str, int],
-    draw: np.random.Generator,
+    rng: np.random.Generator,
     *,
     rate: float,
     most: int,
 ) -> Iterator[Segment]:
-    """Yields pieces, the middle of some of them moved to the end.
+    """Yields spans, the middle of some of them moved to the end.
 
     PREFIX start SUFFIX end MIDDLE middle, or PREFIX SUFFIX end MIDDLE start middle; cut by tokens,
     where the paper's best variant cuts by characters. Source: Bavarian et al. 2022, Efficient
     training of language models to fill in the middle, arXiv:2207.14255, section 3.
 
     Args:
-        rate: part of the pieces that is changed.
-        most: pieces of a row that may be changed, each by three tokens more.
+        rate: share of the spans that are changed.
+        most: most spans of a row to change; each gets three tokens longer.
     """
-    marks = [special[f"<|fim_{name}|>"] for name in ("prefix", "suffix", "middle")]
-    for number, piece in enumerate(pieces):
-        sequence = whole(piece, separator)
-        content = piece.content
-        if draw.random() < rate and number < most and len(content) > 2:
-            first, second = np.sort(draw.choice(len(content) + 1, 2, replace=False))
+    sentinels = [special[f"<|fim_{name}|>"] for name in ("prefix", "suffix", "middle")]
+    for number, span in enumerate(spans):
+        sequence = with_boundaries(span, separator)
+        content = span.content
+        if rng.random() < rate and number < most and len(content) > 2:
+            first, second = np.sort(rng.choice(len(content) + 1, 2, replace=False))
             start, middle, end = np.split(content, (first, second))
-            begin, suffix, mid = ([mark] for mark in marks)
+            begin, suffix, mid = ([sentinel] for sentinel in sentinels)
             parts = (
                 (begin, suffix, end, mid, start, middle)
-                if draw.random() < 0.5
+                if rng.random() < 0.5
                 else (begin, start, suffix, end, mid, middle)
             )
-            sequence = np.concatenate(
-                ([separator] * piece.begins, *parts, [piece.following])
-            ).astype(np.int32)
+            sequence = np.concatenate(([separator] * span.begins, *parts, [span.following])).astype(
+                np.int32
+            )
         if len(sequence) > 1:
             yield Segment(sequence[:-1], sequence[1:])

@@ -1,32 +1,32 @@
-"""Segments: what a model is given of one document and what it is to find; packed into a batch."""
+"""Segments: inputs and targets made of one document; packed into a batch."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from data.batch import Batch, Encoded
+from data.batch import Batch, EncoderInputs
 
 
 class Segment(NamedTuple):
-    """A document of a row, by itself: it sees nothing of the others."""
+    """Inputs and targets of one document of a row; attention stays within it."""
 
     tokens: np.ndarray
     targets: np.ndarray
     weights: np.ndarray | None = None
     """None counts every target."""
     num_prefix: int = 0
-    """Tokens at the beginning that all of the segment sees."""
+    """Tokens at the beginning that all of the segment attends to."""
     types: np.ndarray | None = None
     """0 for the first text, 1 for the second."""
     next: int = 0
-    """1 where the second text follows the first, 2 where it does not, 0 where nobody asks."""
+    """Next-sentence prediction: 1 if the second text follows the first, 2 if not, 0 if unused."""
     encoded: np.ndarray | None = None
-    """The text beside it that is encoded."""
+    """Inputs of the encoder."""
 
 
-class Form(NamedTuple):
-    """The shape of a batch, and which of the fields that not all objectives need it has."""
+class BatchShape(NamedTuple):
+    """The shape of a batch, and which of its optional fields it has."""
 
     length: int
     encoded_length: int | None = None
@@ -34,46 +34,46 @@ class Form(NamedTuple):
     has_pairs: bool = False
 
 
-class Piece(NamedTuple):
-    """Tokens that follow one another in one document."""
+class DocumentSpan(NamedTuple):
+    """Consecutive tokens of one document within a row."""
 
     begins: bool
     """Whether the document begins here."""
     content: np.ndarray
-    """Its tokens, no separator."""
+    """Its tokens, without the separator."""
     following: int
     """The token after it: a separator where the document ends."""
 
 
-def pieces_of(spans: Sequence[np.ndarray], separator: int) -> Iterator[Piece]:
-    """Yields the pieces of documents in a row.
+def document_spans(spans: Sequence[np.ndarray], separator: int) -> Iterator[DocumentSpan]:
+    """Yields the document spans of a row.
 
     Args:
-        spans: tokens with the one after the last, as rows are read.
+        spans: stream spans of the row, each with the token after it.
     """
     for ids in spans:
         starts = np.flatnonzero(ids[:-1] == separator)
         edges = np.unique(np.concatenate(([0], starts, [len(ids) - 1])))
         for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             begins = bool(ids[start] == separator)
-            yield Piece(begins, ids[start + begins : stop], int(ids[stop]))
+            yield DocumentSpan(begins, ids[start + begins : stop], int(ids[stop]))
 
 
-def pack(rows: Sequence[Sequence[Segment]], form: Form) -> Batch[np.ndarray]:
-    """Returns the batch of rows of segments, each row in order from its first column on."""
-    shape = (len(rows), form.length)
-    ints = [np.zeros(shape, np.int32) for _ in range(6)]
+def pack(rows: Sequence[Sequence[Segment]], shape: BatchShape) -> Batch[np.ndarray]:
+    """Returns the batch of rows of segments; each row is filled in order from its first column."""
+    size = (len(rows), shape.length)
+    ints = [np.zeros(size, np.int32) for _ in range(6)]
     tokens_BT, targets_BT, segments_BT, positions_BT, types_BT, next_BT = ints
-    weights_BT, prefix_BT = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    weights_BT, prefix_BT = np.zeros(size, np.float32), np.zeros(size, bool)
     encoded = None
-    if form.encoded_length is not None:
-        shape = (len(rows), form.encoded_length)
-        encoded = Encoded(*(np.zeros(shape, np.int32) for _ in range(3)))
+    if shape.encoded_length is not None:
+        size = (len(rows), shape.encoded_length)
+        encoded = EncoderInputs(*(np.zeros(size, np.int32) for _ in range(3)))
     for row, segments in enumerate(rows):
         at = encoded_at = 0
         for number, segment in enumerate(segments, 1):
             end = at + len(segment.tokens)
-            assert end <= form.length, (end, form)
+            assert end <= shape.length, (end, shape)
             here = (row, slice(at, end))
             tokens_BT[here], targets_BT[here] = segment.tokens, segment.targets
             weights_BT[here] = 1 if segment.weights is None else segment.weights
@@ -86,9 +86,9 @@ def pack(rows: Sequence[Sequence[Segment]], form: Form) -> Batch[np.ndarray]:
             at = end
             if segment.encoded is not None:
                 assert encoded is not None
-                assert form.encoded_length is not None
+                assert shape.encoded_length is not None
                 encoded_end = encoded_at + len(segment.encoded)
-                assert encoded_end <= form.encoded_length, (encoded_end, form)
+                assert encoded_end <= shape.encoded_length, (encoded_end, shape)
                 here = (row, slice(encoded_at, encoded_end))
                 encoded.tokens_BS[here] = segment.encoded
                 encoded.segments_BS[here] = number
@@ -100,8 +100,8 @@ def pack(rows: Sequence[Sequence[Segment]], form: Form) -> Batch[np.ndarray]:
         weights_BT,
         segments_BT,
         positions_BT,
-        prefix_BT=prefix_BT if form.has_prefix else None,
-        types_BT=types_BT if form.has_pairs else None,
-        next_BT=next_BT if form.has_pairs else None,
+        prefix_BT=prefix_BT if shape.has_prefix else None,
+        types_BT=types_BT if shape.has_pairs else None,
+        next_BT=next_BT if shape.has_pairs else None,
         encoder=encoded,
     )

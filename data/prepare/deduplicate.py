@@ -1,4 +1,4 @@
-"""The pass between scanning and writing that finds the documents which repeat earlier ones."""
+"""The pass between scanning and writing that drops duplicates of earlier documents."""
 
 import json
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from data.prepare.plan import Plan
 from data.prepare.tasks import SCANNED_DTYPE
 
 _NUM_EXAMPLES = 5
-_ROOM_BYTES = 2**20
+_SPARE_BYTES = 2**20
 
 
-def drop_repeats(
+def drop_duplicates(
     plan: Plan, scans: Sequence[dict[str, Any]], first_lines: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
-    """Writes down which documents of each task are not tokenized, and takes them off the counts.
+    """Writes which documents of each task are dropped, and subtracts them from the counts.
 
     Args:
-        scans: what scanning said of each task; its documents and characters are changed here.
-        first_lines: of each part of each task, the lines of its file in the parts before.
+        scans: results of `scan`; the counts of documents and characters are changed here.
+        first_lines: of each byte range of each task, the number of lines before it in its file.
 
     Returns:
-        The part of the report: for each step the documents it dropped, their characters, examples.
+        The section of the report: for each step the dropped documents, their characters, examples.
     """
     tasks = range(len(scans))
     files = [plan.path("signatures", task, "npy") for task in tasks]
@@ -40,7 +40,7 @@ def drop_repeats(
     report: dict[str, Any] = {}
     dropped = [np.zeros(length, bool) for length in lengths]
     for step in (step for step in plan.config.clean if step in DUPLICATE_STEPS):
-        # Each step with those before it, so that what it adds is its own.
+        # Each step with those before it: what it adds to them is its own.
         steps = plan.config.clean[: plan.config.clean.index(step) + 1]
         require_space(plan.work, _num_bytes_needed(int(starts[-1]), plan.config))
         found = find_duplicates(files, replace(plan.config, clean=steps), plan.work / step)
@@ -71,14 +71,14 @@ def drop_repeats(
 
 
 def _num_bytes_needed(num_documents: int, config: PrepareConfig) -> int:
-    """Returns what `find_duplicates` needs on disk at most, with some room for its files."""
+    """Returns the most bytes that `find_duplicates` needs on disk."""
     num_bands, _ = bands_and_rows(config.duplicate_similarity)
     entries = max(24, 16 * num_bands if "near_duplicates" in config.clean else 0)
-    return num_documents * (entries + 8) + _ROOM_BYTES
+    return num_documents * (entries + 8) + _SPARE_BYTES
 
 
 def _name(plan: Plan, task: int, row: Any, first_lines: Sequence[Sequence[int]]) -> str:
     assert row.dtype == SCANNED_DTYPE
-    part = int(row["part"])
-    number = first_lines[task][part] + int(row["number"])
-    return plan.corpus.document_name(plan.corpus.tasks[task][part].file, number)
+    index = int(row["part"])
+    number = first_lines[task][index] + int(row["number"])
+    return plan.corpus.document_name(plan.corpus.tasks[task][index].file, number)

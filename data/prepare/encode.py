@@ -1,4 +1,4 @@
-"""Documents to tokens, many at a time, and on to the shards of their splits."""
+"""Encodes documents, many at a time, and writes them to the shards of their splits."""
 
 from collections.abc import Iterator
 
@@ -10,22 +10,22 @@ from data.prepare.text.corpus import Split
 from data.prepare.text.utf8 import utf8_len
 from data.tokenizers.tokenizer import Tokenizer
 
-_PIECE_CHARACTERS = 128 * 1024  # a longer text is encoded in pieces, cut between words
+_CHUNK_CHARACTERS = 128 * 1024  # a longer text is encoded in chunks, cut between words
 _BATCH_CHARACTERS = 256 * 1024
 
 
 class Encoder:
-    """Hands documents to the writers of their splits, encoded many at a time."""
+    """Encodes documents in batches and passes them to the writers of their splits."""
 
     def __init__(self, tokenizer: Tokenizer, writers: dict[Split, ShardWriter]):
         self._tokenizer, self._writers = tokenizer, writers
-        self._waiting: list[tuple[ShardWriter, tuple[int, int] | None, str]] = []
-        # The end of the last text, with which what comes next may go on.
-        self._held: tuple[ShardWriter, tuple[int, int] | None, str] | None = None
+        self._pending: list[tuple[ShardWriter, tuple[int, int] | None, str]] = []
+        # The end of the last text, which the next chunk may continue.
+        self._last: tuple[ShardWriter, tuple[int, int] | None, str] | None = None
         self._num_characters = 0
 
     def add(self, document: Document, file: int, number: int) -> None:
-        """Takes a document for the splits that it is in; one that is cut is a document in both."""
+        """Adds a document to its split; one that is cut is a document in both splits."""
         cut = document.num_train
         sides: list[tuple[Split, slice, bool]] = []
         if cut > 0 or cut == document.size:
@@ -39,72 +39,72 @@ class Encoder:
                 continue
             text = document.text[side]
             if text:
-                self._take(writer, (file, number) if begins else None, text)
+                self._add_text(writer, (file, number) if begins else None, text)
 
     def flush(self) -> None:
-        """Encodes and writes what waits."""
-        if self._held is not None:
-            self._waiting.append(self._held)
-        self._held = None
+        """Encodes and writes all pending text."""
+        if self._last is not None:
+            self._pending.append(self._last)
+        self._last = None
         self._encode()
 
-    def _take(self, writer: ShardWriter, begins: tuple[int, int] | None, text: str) -> None:
-        """Cuts a text, with what is held of its beginning, into pieces; the last one is held."""
-        if self._held is not None and begins is None and self._held[0] is writer:
-            (_, begins, before), self._held = self._held, None
+    def _add_text(self, writer: ShardWriter, begins: tuple[int, int] | None, text: str) -> None:
+        """Cuts a text, after the last chunk if it continues it, into chunks; keeps the last."""
+        if self._last is not None and begins is None and self._last[0] is writer:
+            (_, begins, before), self._last = self._last, None
             text = before + text
-        for piece in _pieces(text):
-            if self._held is not None:
-                self._wait(self._held)
-            self._held, begins = (writer, begins, piece), None
+        for chunk in _chunks(text):
+            if self._last is not None:
+                self._add_chunk(self._last)
+            self._last, begins = (writer, begins, chunk), None
 
-    def _wait(self, piece: tuple[ShardWriter, tuple[int, int] | None, str]) -> None:
-        """Lets a piece wait until there are enough of them."""
-        self._waiting.append(piece)
-        self._num_characters += len(piece[-1])
+    def _add_chunk(self, chunk: tuple[ShardWriter, tuple[int, int] | None, str]) -> None:
+        """Adds a chunk, and encodes all once there are enough."""
+        self._pending.append(chunk)
+        self._num_characters += len(chunk[-1])
         if self._num_characters >= _BATCH_CHARACTERS:
             self._encode()
 
     def _encode(self) -> None:
-        """Encodes and writes all but what is held."""
-        first = [text for _, begins, text in self._waiting if begins]
-        later = [text for _, begins, text in self._waiting if not begins]
+        """Encodes and writes all chunks but the last, which the next text may continue."""
+        first = [text for _, begins, text in self._pending if begins]
+        later = [text for _, begins, text in self._pending if not begins]
         first_ids = iter(self._tokenizer.encode_batch(first))
         later_ids = iter(self._tokenizer.encode_batch(later, mid_document=True))
-        for writer, begins, text in self._waiting:
+        for writer, begins, text in self._pending:
             if begins:
                 writer.begin(*begins)
             ids = next(first_ids if begins else later_ids)
             writer.add(ids, num_characters=len(text), num_bytes=utf8_len(text))
-        self._waiting, self._num_characters = [], 0
+        self._pending, self._num_characters = [], 0
 
     def _add_ids(
         self, writer: ShardWriter, ids: np.ndarray, begins: bool, file: int, number: int
     ) -> None:
-        """Adds tokens as they are."""
+        """Adds tokens without encoding."""
         if begins:
             writer.begin(file, number)
         text = self._tokenizer.decode(ids)
         writer.add(ids, num_characters=len(text), num_bytes=utf8_len(text))
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _chunks(text: str) -> Iterator[str]:
     start = 0
-    while len(text) - start > _PIECE_CHARACTERS:
-        stop = _cut(text, start, start + _PIECE_CHARACTERS)
+    while len(text) - start > _CHUNK_CHARACTERS:
+        stop = _cut(text, start, start + _CHUNK_CHARACTERS)
         yield text[start:stop]
         start = stop
     yield text[start:]
 
 
 def _cut(text: str, start: int, stop: int) -> int:
-    """Returns where a piece ends: before the last single space, else after a line, else at stop.
+    """Returns where to end a chunk: before the last single space, else after a line, else at stop.
 
-    Tokenizers of words begin one with such a space, so that both sides have the ids of the whole.
+    Word tokenizers begin a word with such a space, so both sides have the ids of the whole text.
     """
-    place = stop
-    while (place := text.rfind(" ", start + 1, place)) > 0:
-        if not (text[place - 1].isspace() or text[place + 1].isspace()):
-            return place
+    cut = stop
+    while (cut := text.rfind(" ", start + 1, cut)) > 0:
+        if not (text[cut - 1].isspace() or text[cut + 1].isspace()):
+            return cut
     end = text.rfind("\n", start, stop) + 1
     return end if end > start else stop

@@ -1,4 +1,4 @@
-"""Runs the tasks of a preparation: in this process, in processes of this machine, or on Ray."""
+"""Runs the tasks of a preparation: in this process, in worker processes, or on Ray."""
 
 import contextlib
 import importlib
@@ -23,19 +23,20 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Workers:
-    """Where tasks run. What they make does not depend on it."""
+    """Where tasks run; results do not depend on it."""
 
     num_workers: int | None = None
-    """Processes of this machine; None is one for each core. Ray has its own."""
+    """Local worker processes; None is one per core. Ray has its own."""
     engine: Engine = "local"
 
     def run(
         self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
     ) -> Iterator[tuple[int, Any]]:
-        """Yields (index of the call, its result) as they are done.
+        """Yields (index of the call, its result) as calls finish.
 
         Raises:
-            SettingsError: what a call raised; or a worker was killed.
+            SettingsError: raised by a call, or a worker of Ray was killed.
+            Stopped: a local worker was killed.
         """
         if self.engine == "ray" and calls:
             return _run_on_ray(function, calls)
@@ -52,7 +53,7 @@ def _run_locally(
         num_workers, mp_context=get_context("spawn"), initializer=_prepare_worker
     )
     try:
-        # Workers inherit what is blocked, so that Ctrl-C is for us alone, from their birth on.
+        # Workers inherit the blocked signal, so only this process handles Ctrl-C.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             futures = {executor.submit(function, *call): i for i, call in enumerate(calls)}
@@ -62,12 +63,13 @@ def _run_locally(
             yield futures[future], future.result()
     except BrokenProcessPool:
         raise Stopped(
-            f"one of {num_workers} worker processes was killed from outside, often for want of "
-            "memory (./tessera prepare has --num_workers for fewer); the same command goes on "
-            "where it stopped"
+            f"one of {num_workers} worker processes was killed, often because memory ran out "
+            "(--num-workers of ./tessera prepare sets fewer); run the same command again to resume"
         ) from None
     finally:
-        processes = list((executor._processes or {}).values())  # no public way to end a call
+        processes = list(
+            (executor._processes or {}).values()
+        )  # there is no public way to end a call
         executor.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
@@ -76,8 +78,8 @@ def _run_locally(
 
 
 def _prepare_worker() -> None:
-    """Ends the worker when its parent is gone, even if killed."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
+    """Makes the worker exit when its parent does, even if that is killed."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one process per core already
     parent = parent_process()
     assert parent is not None
 
@@ -91,13 +93,13 @@ def _prepare_worker() -> None:
 def _run_on_ray(
     function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
 ) -> Iterator[tuple[int, Any]]:
-    """Runs on the cluster of RAY_ADDRESS, or on this machine's own; folders must be shared."""
+    """Runs on the cluster at RAY_ADDRESS, or on this machine; folders must be shared."""
     try:
         ray = importlib.import_module("ray")
     except ImportError:
         raise SettingsError(
-            "--engine=ray needs the package ray, but it is not installed: "
-            ".venv/bin/pip install -c constraints.txt ray, or --engine local"
+            "--engine=ray needs the package ray, but it is not installed: run "
+            ".venv/bin/pip install -c constraints.txt ray, or pass --engine local"
         ) from None
     environment = {"PYTHONPATH": str(_ROOT), "TOKENIZERS_PARALLELISM": "false"}
     with contextlib.ExitStack() as stack:
@@ -123,26 +125,25 @@ def _run_on_ray(
                     raise error.cause from None
                 except ray.exceptions.RayError as error:
                     raise SettingsError(
-                        "a worker of --engine=ray was killed from outside again and again, "
-                        f"often for want of memory ({str(error).splitlines()[0]}); the same "
-                        "command goes on where it stopped"
+                        "a worker of --engine=ray was killed repeatedly, often because memory ran "
+                        f"out ({str(error).splitlines()[0]}); run the same command again to resume"
                     ) from None
 
 
 def _require_cluster(address: str) -> None:
-    """Raises SettingsError if nothing listens at an address, for which Ray waits many minutes."""
+    """Raises SettingsError if nothing listens at an address; Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
-        return  # "auto", or no cluster but this machine
+        return  # "auto", or this machine alone
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
         raise SettingsError(
             f"--engine=ray cannot reach RAY_ADDRESS={address} ({error}): start the cluster with "
-            "ray start, or leave RAY_ADDRESS out to use this machine alone"
+            "ray start, or unset RAY_ADDRESS to use this machine alone"
         ) from None
 
 
 def _call(module: str, name: str, arguments: tuple[Any, ...]) -> Any:
-    """Finds a function on the other side by its name, so that no code is sent."""
+    """Runs a function of a module by name on the worker, so that no code is sent."""
     return getattr(importlib.import_module(module), name)(*arguments)

@@ -1,4 +1,4 @@
-"""What is prepared and how: the plan on disk that every worker reads."""
+"""The plan of a preparation: settings and corpus, on disk for every worker."""
 
 import functools
 import json
@@ -17,30 +17,30 @@ PLAN, TOKENIZER = "plan.json", "tokenizer.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is prepared and how, as every worker reads it."""
+    """The settings and the corpus of a preparation."""
 
     config: PrepareConfig
     corpus: Corpus
     work: Path
-    """Folder of what is not finished; the prepared folder is the one above."""
+    """The folder of unfinished work, within the prepared folder."""
 
     def path(self, stage: str, task: int, suffix: str) -> Path:
-        """Returns where a stage of a task leaves its result."""
+        """Returns the path of the result of a stage of a task."""
         return self.work / f"{stage}-{task:05d}.{suffix}"
 
     @property
     def local_steps(self) -> tuple[str, ...]:
-        """The cleaning steps that look at one document at a time."""
+        """The cleaning steps that read one document at a time."""
         return tuple(step for step in self.config.clean if step not in DUPLICATE_STEPS)
 
     @property
     def finds_duplicates(self) -> bool:
-        """Whether documents are compared with one another."""
+        """Whether a cleaning step compares documents with one another."""
         return len(self.local_steps) < len(self.config.clean)
 
 
 def plan_content(plan: Plan) -> dict[str, Any]:
-    """Returns what has to be the same for a preparation to go on, as JSON gives it back."""
+    """Returns the content of plan.json; a preparation resumes only if it is equal."""
     texts = [open_overlap(plan.config, path)[1] for path in plan.config.decontaminate_from]
     for text in texts:
         require(
@@ -57,7 +57,7 @@ def plan_content(plan: Plan) -> dict[str, Any]:
 
 
 def changed_at(work: str, name: str) -> int:
-    """Returns when a file of a work folder was written, so that a process remembers no old one."""
+    """Returns when a file of a work folder was written, to invalidate caches of processes."""
     return (Path(work) / name).stat().st_mtime_ns
 
 
@@ -77,12 +77,12 @@ def _read_plan(work: str, changed_at: int) -> Plan:
 
 
 def tokenizer_of(work: str) -> Tokenizer:
-    """Returns the tokenizer of the folder that is made here."""
+    """Returns the tokenizer of the folder being prepared."""
     return _load_tokenizer(work, changed_at(work, TOKENIZER))
 
 
 @functools.lru_cache(maxsize=4)
 def _load_tokenizer(work: str, changed_at: int) -> Tokenizer:
-    said = json.loads((Path(work) / TOKENIZER).read_text())
+    entry = json.loads((Path(work) / TOKENIZER).read_text())
     content = (Path(work).parent / "tokenizer").read_bytes()
-    return load_tokenizer(said["kind"], content, said["special"])
+    return load_tokenizer(entry["kind"], content, entry["special"])

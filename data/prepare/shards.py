@@ -9,31 +9,31 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data.atomic_files import file_entry, no_space_is_told, save_array
+from data.atomic_files import explain_full_disk, file_entry, save_array
 
 FORMAT_VERSION = 3
-"""Of prepared folders; what another version left unfinished is not gone on with.
+"""Of prepared folders; unfinished work of another version is not resumed.
 
-Format 2 is laid out alike, but its text is cut at one place: what came last validates.
+Format 2 has the same layout, but cuts the text at one position: its end validates.
 """
 BLOCK_LEN = 8192
 """Tokens in a record of a shard; only the last may have fewer."""
 _NUM_PENDING_BLOCKS = 16
-# Compression would save a good third of the disk, and cost a fifth of the time of tokenizing.
+# Compression would save over a third of the disk, and add a fifth to the time of tokenizing.
 _OPTIONS = "group_size:1,uncompressed"
 INDEX_DTYPE = np.dtype([("start", "<u8"), ("number", "<u8"), ("file", "<u4")])
-"""Of each document: its separator's place in the shard, its line or row from 0, and its file."""
+"""Of each document: its separator's index in the shard, its line or row from 0, and its file."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Returns how a token is written in a shard."""
+    """Returns the dtype of tokens in a shard."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 class ShardWriter:
-    """Writes the documents of a shard one after the other: each its separator, then its tokens.
+    """Writes the documents of a shard in order: of each its separator, then its tokens.
 
-    The files appear at `close`, whole; until then they have other names.
+    The files have temporary names until `close`.
     """
 
     def __init__(self, folder: Path, name: str, vocab_size: int, separator: int):
@@ -55,29 +55,29 @@ class ShardWriter:
         self._append(self._separator)
 
     def add(self, ids: np.ndarray, *, num_characters: int, num_bytes: int) -> None:
-        """Goes on with the document that was begun, or with that of the shard before."""
+        """Continues the current document, or the last one of the shard before."""
         self.counts["characters"] += num_characters
         self.counts["bytes"] += num_bytes
         self._append(ids)
 
     def close(self) -> dict[str, Any] | None:
-        """Puts the files in place and returns what the manifest says of them; None if empty."""
+        """Renames the files and returns their entry of the manifest; None if empty."""
         if not self.counts["tokens"]:
             return None
         self._write_pending(BLOCK_LEN * math.ceil(self._num_pending / BLOCK_LEN))
         assert self._writer is not None
-        with no_space_is_told(self._path):
+        with explain_full_disk(self._path):
             self._writer.close()
         self._writer = None
         index_path = self._folder / f"{self._name}.index.npy"
         save_array(index_path, np.array(self._index, INDEX_DTYPE))
-        with self._temporary.open("rb+") as file, no_space_is_told(self._path):
+        with self._temporary.open("rb+") as file, explain_full_disk(self._path):
             os.fsync(file.fileno())
         os.replace(self._temporary, self._path)
         return {**file_entry(self._path), **self.counts, "index": file_entry(index_path)}
 
     def abandon(self) -> None:
-        """Leaves nothing behind of a shard that could not be finished."""
+        """Removes the files of a shard that could not be finished."""
         if self._writer is not None:
             with contextlib.suppress(Exception):
                 self._writer.close()
@@ -91,11 +91,11 @@ class ShardWriter:
             self._write_pending(self._num_pending // BLOCK_LEN * BLOCK_LEN)
 
     def _write_pending(self, num_tokens: int) -> None:
-        """Writes the first tokens that wait, in blocks; all of them where there are no more."""
+        """Writes so many pending tokens in blocks, or all if there are fewer."""
         if not self._pending:
             return
         stream = np.concatenate(self._pending, dtype=self._dtype, casting="unsafe")
-        with no_space_is_told(self._path):
+        with explain_full_disk(self._path):
             writer = self._writer or ArrayRecordWriter(str(self._temporary), _OPTIONS)
             self._writer = writer
             for start in range(0, min(num_tokens, len(stream)), BLOCK_LEN):

@@ -1,7 +1,7 @@
-"""What a worker does with one task of a corpus: scan it, sample its lines, write its shards.
+"""The three functions that workers run on a task: scan it, sample its lines, write its shards.
 
-Each is a function of the plan on disk and of numbers, and leaves its result on disk, whole or not
-at all. So it does not matter which process does it, on which machine, or how often it is begun.
+Each is a function of the plan on disk and of numbers, and writes its result to disk, complete or
+not at all. So any process on any machine may run it, and run it again.
 """
 
 import hashlib
@@ -18,15 +18,15 @@ from data.prepare.documents import (
     cleaned,
     cleaner_of,
     documents_of,
-    keep,
+    may_train_tokenizer,
     read_documents,
-    teaches,
+    write_cleaned,
 )
 from data.prepare.encode import Encoder
 from data.prepare.plan import Plan, read_plan, tokenizer_of
 from data.prepare.shards import ShardWriter
 from data.prepare.text.corpus import SPLITS, Split
-from data.prepare.text.read_report import Reading
+from data.prepare.text.read_report import ReadReport
 from data.prepare.text.utf8 import utf8_len
 from data.tokenizers.train_tokenizer import lines_of
 
@@ -42,40 +42,40 @@ SCANNED_DTYPE = np.dtype(
     ],
     align=False,
 )
-"""Of each document: characters, its part in the task, its line or row there, whether it begins and
-whether it ends with a line, its split where the files decide (1 + index in SPLITS, else 0), and the
-digest of the seed and of how it begins, in whatever pieces that is read. The first of a task has
-one of its own, as it may begin there."""
-_SCANNED = struct.Struct("<qIQ??BQ")  # as numpy packs it; a list of tuples takes ten times more
-_HEAD = 2**16  # characters or tokens of a document that its digest is of
-_TOKEN_BYTES = 4  # of text, where only tokens are known
+"""Of each document: its characters, its byte range in the task, its line or row there, whether it
+begins there and whether it ends with a line end, its split if names of files decide (1 + index in
+SPLITS, else 0), and the digest of the seed and of its beginning, in whatever chunks that is read.
+The first of a task has its own digest, as it may begin there."""
+_SCANNED = struct.Struct("<qIQ??BQ")  # the layout of numpy; a list of tuples takes ten times more
+_HEAD = 2**16  # characters or tokens at the beginning of a document that its digest covers
+_TOKEN_BYTES = 4  # of text per token, where only tokens are known
 
 
 def scan(work: str, task: int) -> dict[str, Any]:
-    """Reads a task for the first time: cleans it, counts it, and says what could not be read."""
+    """Reads a task for the first time: cleans and counts it, and reports what cannot be read."""
     plan = read_plan(work)
-    reading = Reading(skip=plan.config.bad_records == "skip")
-    part_lines = [0] * len(plan.corpus.tasks[task])
+    reading = ReadReport(skip=plan.config.bad_records == "skip")
+    num_lines = [0] * len(plan.corpus.tasks[task])
     counts = dict.fromkeys(
         ("documents", "characters", "bytes", "learnable", "lines", "line_characters"), 0
     )
     by_file: dict[str, int] = {}
     alphabet: set[str] = set()
     signatures: list[np.void] = []
-    rows = _Rows(plan, task)
+    scanned = _ScannedDocuments(plan, task)
     cleaner = cleaner_of(work) if plan.local_steps else None
-    documents = read_documents(plan, task, reading, part_lines)
+    documents = read_documents(plan, task, reading, num_lines)
     if cleaner is not None:
-        documents = keep(cleaned(documents, cleaner), plan.path("clean", task, "zst"))
+        documents = write_cleaned(cleaned(documents, cleaner), plan.path("clean", task, "zst"))
     for document in documents:
         text, size = document.text, document.size
         counts["documents"] += document.begins
-        name = plan.corpus.files[plan.corpus.tasks[task][document.part].file].name
+        name = plan.corpus.files[plan.corpus.tasks[task][document.range_index].file].name
         by_file[name] = by_file.get(name, 0) + document.begins
         counts["characters"] += size
         counts["bytes"] += _TOKEN_BYTES * size if document.ids is not None else utf8_len(text)
-        rows.add(document)
-        if plan.config.tokenizer == "sentencepiece" and teaches(plan, task, document):
+        scanned.add(document)
+        if plan.config.tokenizer == "sentencepiece" and may_train_tokenizer(plan, task, document):
             counts["learnable"] += size
             lengths_of_lines = [len(line) for line in lines_of(text)]
             counts["lines"] += len(lengths_of_lines)
@@ -88,57 +88,57 @@ def scan(work: str, task: int) -> dict[str, Any]:
         save_array(
             plan.path("signatures", task, "npy"), np.array(signatures, signature_dtype(plan.config))
         )
-    save_array(plan.path("scanned", task, "npy"), rows.finish())
+    save_array(plan.path("scanned", task, "npy"), scanned.finish())
     result = {
         **counts,
         "by_file": by_file,
-        "part_lines": part_lines,
+        "part_lines": num_lines,
         "alphabet": "".join(sorted(alphabet)),
         "unread": reading.counts,
         "unread_examples": reading.examples,
-        "marks": reading.marks,
+        "marks": reading.separators,
         "cleaning": cleaner.report if cleaner else [],
     }
     write_json(plan.path("scan", task, "json"), result)
     return result
 
 
-class _Rows:
-    """What is kept of the documents of a task, as SCANNED_DTYPE has it."""
+class _ScannedDocuments:
+    """The records of the documents of a task, in SCANNED_DTYPE."""
 
     def __init__(self, plan: Plan, task: int):
         self._plan, self._task = plan, task
         self._content = bytearray()
-        self._left = 0  # characters or tokens that the digest of the last document is still to have
+        self._left = 0  # characters or tokens still missing in the digest of the last document
 
     def add(self, document: Document) -> None:
-        """Takes the next document, or the next piece of one."""
+        """Adds the next document, or the next chunk of one."""
         if document.begins or not self._content:
             key = str(self._plan.config.validation_seed).encode()
             self._digest = hashlib.blake2b(digest_size=8, key=key)
             self._left, self._digest_at = _HEAD, len(self._content) + _SCANNED.size - 8
-        part = self._plan.corpus.tasks[self._task][document.part].file
-        split = self._plan.corpus.split_of(part, document.number)
+        file = self._plan.corpus.tasks[self._task][document.range_index].file
+        split = self._plan.corpus.split_of(file, document.number)
         self._content += _SCANNED.pack(
             document.size,
-            document.part,
+            document.range_index,
             document.number,
             document.begins,
             document.text.endswith("\n"),
             1 + SPLITS.index(split) if split else 0,
             0,
         )
-        self._take(document)
+        self._update_digest(document)
 
     def finish(self) -> np.ndarray:
-        """Returns the rows, the last digest with what later tasks have of the document."""
+        """Returns the records; later tasks complete the digest of the last document."""
         for document in _after(self._plan, self._task) if self._left else ():
             if document.begins or not self._left:
                 break
-            self._take(document)
+            self._update_digest(document)
         return np.frombuffer(self._content, SCANNED_DTYPE)
 
-    def _take(self, document: Document) -> None:
+    def _update_digest(self, document: Document) -> None:
         ids, text = document.ids, document.text[: self._left]
         head = text.encode() if ids is None else ids[: self._left].astype("<u4").tobytes()
         self._digest.update(head)
@@ -148,14 +148,14 @@ class _Rows:
 
 
 def _after(plan: Plan, task: int) -> Iterator[Document]:
-    """Yields what follows a task as far as its last document may go on there."""
+    """Yields the documents of later tasks while they may continue the last one of this task."""
     last = plan.corpus.tasks[task][-1].file
     if plan.config.clean or plan.corpus.files[last].kind not in ("text", "tokens"):
         return
-    for later, parts in enumerate(plan.corpus.tasks[task + 1 :], task + 1):
-        if parts[0].file != last:
+    for later, ranges in enumerate(plan.corpus.tasks[task + 1 :], task + 1):
+        if ranges[0].file != last:
             return
-        yield from read_documents(plan, later, Reading(skip=True), [0] * len(parts))
+        yield from read_documents(plan, later, ReadReport(skip=True), [0] * len(ranges))
 
 
 def sample(work: str, task: int, first_line: int, stride: int) -> list[str]:
@@ -179,7 +179,7 @@ def write(work: str, task: int, first_lines: list[int]) -> dict[str, Any]:
     """Writes the shards of a task and returns {split: entry of the manifest}.
 
     Args:
-        first_lines: of each part, the lines of its file in the parts before.
+        first_lines: of each byte range, the number of lines before it in its file.
     """
     plan = read_plan(work)
     tokenizer = tokenizer_of(work)
@@ -191,9 +191,9 @@ def write(work: str, task: int, first_lines: list[int]) -> dict[str, Any]:
     try:
         encoder = Encoder(tokenizer, writers)
         for document in documents_of(plan, task):
-            part = plan.corpus.tasks[task][document.part]
-            number = first_lines[document.part] + document.number
-            encoder.add(document, part.file, number)
+            file = plan.corpus.tasks[task][document.range_index].file
+            number = first_lines[document.range_index] + document.number
+            encoder.add(document, file, number)
         encoder.flush()
         entries = {split: entry for split, w in writers.items() if (entry := w.close())}
     except BaseException:

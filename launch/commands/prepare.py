@@ -14,12 +14,15 @@ from rich.console import Console
 from configs.check import require, require_at_least
 from configs.data import PrepareConfig
 from configs.errors import SettingsError, Stopped
-from data.atomic_files import locked, no_space_is_told
-from data.object_store import is_prepared, is_remote, push_folder
-from data.open_data import given_tokenizer, local_path, prepare
+from data.atomic_files import explain_full_disk, locked
+from data.object_store import is_remote
+from data.open_data import given_tokenizer, local_path
 from data.prepare.engine import Engine, Workers
-from data.prepare.prepare import Preparation, Say, remove_work
+from data.prepare.preparation import Preparation
+from data.prepare.prepare import Log, prepare
 from data.prepare.text.corpus import open_corpus
+from data.prepare.work_folder import remove_work
+from data.remote_folders import is_prepared, push_folder
 from data.token_store import MANIFEST, TokenStore, open_store
 from launch.absolute_paths import RUNS
 from launch.arguments import parse_arguments
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         (folder.parent / f".{folder.name}.lock").touch()
     except OSError as error:
         raise SettingsError(f"--out={parsed.out} cannot be made: {error}") from None
-    with no_space_is_told(folder), locked(folder.parent, f".{folder.name}"):
+    with explain_full_disk(folder), locked(folder.parent, f".{folder.name}"):
         try:
             with contextlib.closing(Progress(console)) as progress:
                 store = _prepare(parsed, folder, say, progress)
@@ -93,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _prepare(parsed: PrepareArguments, folder: Path, say: Say, progress: Progress) -> TokenStore:
+def _prepare(parsed: PrepareArguments, folder: Path, say: Log, progress: Progress) -> TokenStore:
     """Returns what is in the folder, made now, gone on with, or found as it should be."""
     config = parsed.data
     if (folder / MANIFEST).is_file():

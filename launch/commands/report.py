@@ -14,7 +14,7 @@ import tyro
 
 from configs.check import require
 from configs.errors import SettingsError
-from data.atomic_files import whole_file
+from data.atomic_files import atomic_write
 from launch.arguments import parse_arguments
 from launch.commands.checkpoints import SavedCheckpoint, look
 from launch.commands.status import read_status
@@ -169,7 +169,7 @@ def write_page(report: RunReport, folder: RunFolder, out: Path | None) -> Path:
     )
     content = run_page(report)
     try:
-        with whole_file(page) as temporary:
+        with atomic_write(page) as temporary:
             temporary.write_text(content, encoding="utf-8")
     except OSError as error:
         way_out = "give --out FILE" if out is None else "give a file in a folder that is there"

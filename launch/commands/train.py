@@ -14,7 +14,7 @@ from configs.check import require
 from configs.errors import Hung, Stopped
 from configs.run import RunConfig
 from configs.settings import flatten
-from data.atomic_files import MOVED
+from data.atomic_files import BYTES_MOVED
 from launch.absolute_paths import RUNS
 from launch.cli import guarded
 from launch.devices import (
@@ -223,7 +223,7 @@ def _watched(
 
     def progress() -> int:
         # A process that waits for another one is well: that one has a watchdog of its own.
-        return MOVED.total + stored_bytes() + processes.num_polls
+        return BYTES_MOVED.total + stored_bytes() + processes.num_polls
 
     def on_notice_over(cause: str) -> None:
         newest = folder.newest_step()
@@ -342,10 +342,10 @@ def _open_data(
             config.data,
             RUNS / ".data",
             logger.info,
-            watch=watch,
-            moved=moved,
-            part=processes.index,
-            num_parts=processes.num,
+            on_progress=watch,
+            known_folders=moved,
+            process=processes.index,
+            num_processes=processes.num,
         )
     if processes.is_first:
         processes.from_first("data is prepared", None)

@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.data import PrepareConfig
-from data.atomic_files import whole_file
-from data.object_store import fetch_folder, is_remote
+from data.atomic_files import atomic_write
+from data.object_store import is_remote
 from data.prepare.text.corpus import SPLITS
+from data.remote_folders import fetch_folder
 from data.token_statistics import SplitStatistics, count_split
 from data.token_store import TokenStore, manifest_entries, open_store
 from launch.printable import first_lines, visible
@@ -90,7 +91,7 @@ def inspect_data(
     if page is not None:
         from launch.pages.data_page import data_page
 
-        with whole_file(page) as temporary:
+        with atomic_write(page) as temporary:
             temporary.write_text(data_page(report), encoding="utf-8")
     if as_json:
         print(json.dumps(report.to_json()))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
-from data.step_ranges import merged
+from data.step_ranges import merge_intervals
 from launch.printable import shortened
 
 Event = dict[str, Any]
@@ -240,7 +240,11 @@ def _rows(event: Event) -> str:
         items, name = event.get("passed_over", event.get("batch")), "batches"
         items = items if isinstance(items, list) else [items]
         known = [item for item in items if isinstance(item, int)]
-        rows = merged((item, item + 1) for item in known) if len(known) == len(items) else None
+        rows = (
+            merge_intervals((item, item + 1) for item in known)
+            if len(known) == len(items)
+            else None
+        )
     if not _is_rows(rows):
         return f"{name} unknown"
     ends = [(start, stop - 1) for start, stop in rows]

@@ -15,8 +15,8 @@ from rich.text import Text
 from configs.check import require
 from configs.run import RunConfig
 from configs.settings import decides_batches, differences, flatten
-from data.batch_report import Piece, Question, RowReport, StepReport, report_step
-from data.batches import continued
+from data.batch_report import RowReport, SegmentReport, SpanReport, StepReport, report_step
+from data.batches import continue_ranges
 from data.mixture import Data
 from data.open_data import open_data
 from data.step_ranges import StepRange, range_of, steps_from
@@ -78,15 +78,15 @@ def open_run_data(path: Path, cache_dir: Path, *, step: int | None = None) -> Ru
         dataclasses.replace(config.data, verify="sizes"),
         cache_dir,
         lambda line: None,
-        watch=Progress(Console(stderr=True, highlight=False)),
-        moved=progress.data_folders if progress else {},
+        on_progress=Progress(Console(stderr=True, highlight=False)),
+        known_folders=progress.data_folders if progress else {},
     )
     ranges: tuple[StepRange, ...] = ()
     if progress is not None:
         progress.check_data(data.digest, config.data)
         ranges = progress.step_ranges
     new = steps_from(config, progress.step if progress else 0)
-    ranges = continued(ranges, new, data, config.data).ranges
+    ranges = continue_ranges(ranges, new, data, config.data).ranges
     return RunData(path=path, config=config, data=data, step_ranges=ranges)
 
 
@@ -103,7 +103,7 @@ def inspect_run(
     run = open_run_data(path, cache_dir, step=step)
     report = run.report(step, rows)
     if as_json:
-        print(json.dumps({"run": str(path), **dataclasses.asdict(report)}))
+        print(json.dumps({"run": str(path), **report.to_json()}))
         return
     where = f"step {step} of {visible(str(path))}: from row {report.first_row:,} of the sequence"
     _show(report, where, full=full)
@@ -125,8 +125,7 @@ def inspect_rows(
     plain = dataclasses.replace(steps, first_step=0, first_row=first_row, skipped=())
     report = report_step(run.data, run.config.data, plain, 1, rows=rows)
     if as_json:
-        said = dataclasses.asdict(report)
-        print(json.dumps({"run": str(path), **said, "step": None}))
+        print(json.dumps({"run": str(path), **report.to_json(), "step": None}))
         return
     where = f"from row {first_row:,} of the sequence of {visible(str(path))}"
     _show(report, where, full=full)
@@ -149,7 +148,7 @@ def _show_row(console: Console, row: RowReport, *, full: bool) -> None:
     padding = f", {row.num_padding:,} padding" if row.num_padding else ""
     console.print()
     console.print(Text.assemble((f"row {row.index}", "bold cyan"), f"  {words}{padding}"))
-    for piece in row.pieces:
+    for piece in row.spans:
         where = (
             f"  document {piece.document:,}, tokens {piece.start:,} to {piece.stop:,}"
             f" ({'separator + ' if piece.begins else ''}{piece.stop - piece.start:,})"
@@ -160,13 +159,13 @@ def _show_row(console: Console, row: RowReport, *, full: bool) -> None:
         if text:
             shown = Text(text, "dim", overflow="fold")
             console.print(Padding(shown, (0, 0, 0, 4), expand=False))
-    for question in row.questions:
-        _show_question(console, question, full=full)
+    for segment in row.segments:
+        _show_segment(console, segment, full=full)
 
 
-def _show_question(console: Console, question: Question, *, full: bool) -> None:
-    follows = {None: "", True: "follows", False: "does not follow"}[question.follows]
-    for name, text in (("reads", question.reads), ("finds", question.finds)):
+def _show_segment(console: Console, segment: SegmentReport, *, full: bool) -> None:
+    follows = {None: "", True: "follows", False: "does not follow"}[segment.is_next]
+    for name, text in (("inputs", segment.inputs), ("targets", segment.targets)):
         shown = visible_lines(text) if full else first_lines(text, console.width - 11)
         lines = Text(shown, "dim", overflow="fold")
         console.print(Text(f"  {name}", "green"))
@@ -208,7 +207,7 @@ class Comparison:
             "skipped_rows": [steps.skipped for steps in self.steps],
             "settings": self.settings,
             "different_rows": [
-                [row and dataclasses.asdict(row) for row in pair] for pair in self.different_rows
+                [row and row.to_json() for row in pair] for pair in self.different_rows
             ],
         }
 
@@ -292,10 +291,10 @@ def _settings_that_differ(runs: Sequence[RunData], step: int) -> dict[str, tuple
 def _row_words(row: RowReport | None) -> str:
     if row is None:
         return "no such row"
-    pieces = ", ".join(map(_piece_words, row.pieces[:_NUM_NAMES]))
-    more = f" and {len(row.pieces) - _NUM_NAMES} more" if len(row.pieces) > _NUM_NAMES else ""
+    pieces = ", ".join(map(_piece_words, row.spans[:_NUM_NAMES]))
+    more = f" and {len(row.spans) - _NUM_NAMES} more" if len(row.spans) > _NUM_NAMES else ""
     return f"{visible(row.source)}, epoch {row.epoch}, row {row.row}: {pieces}{more}"
 
 
-def _piece_words(piece: Piece) -> str:
+def _piece_words(piece: SpanReport) -> str:
     return f"{shortened(piece.name, _NAME_CHARACTERS)} {piece.start}-{piece.stop}"

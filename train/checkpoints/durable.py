@@ -14,8 +14,8 @@ from pathlib import Path
 from configs.check import require
 from configs.errors import IntegrityError, TesseraError
 from configs.run import CheckpointConfig
-from data.atomic_files import whole_file
-from data.object_store import Store, each
+from data.atomic_files import atomic_write
+from data.object_store import ObjectStore, in_parallel
 from train.checkpoints.lease import Lease
 from train.checkpoints.manifest import (
     ASIDE,
@@ -40,7 +40,7 @@ class DurableTier:
     def __init__(self, url: str):
         """Raises SettingsError if there is no such kind of storage."""
         self.url = url
-        self._store = Store(url)
+        self._store = ObjectStore(url)
         self._lease: Lease | None = None
 
     def check_writable(self) -> None:
@@ -73,7 +73,7 @@ class DurableTier:
         step = int(checkpoint.name)
         manifest = verify(checkpoint.parent, step)
         content = (checkpoint / MANIFEST).read_bytes()
-        if self._store.read_if_there(_file(step, MANIFEST)) == content:
+        if self._store.read_if_exists(_file(step, MANIFEST)) == content:
             return
 
         def put(name: str) -> None:
@@ -81,7 +81,7 @@ class DurableTier:
             self._store.put(_file(step, name), checkpoint / name)
 
         self.remove(step)
-        each(put, manifest.files)
+        in_parallel(put, manifest.files)
         self._check_lease()
         self._store.write(_file(step, MANIFEST), content)
 
@@ -106,7 +106,7 @@ class DurableTier:
     def remove_aside(self) -> None:
         """Removes what rollbacks have set aside, once a later copy is whole."""
         names = [n for n in self._store.names("checkpoints") if Path(n).parts[1].endswith(ASIDE)]
-        each(self._remove, names)
+        in_parallel(self._remove, names)
 
     def copy_small(self, folder: RunFolder) -> None:
         """Copies the small files of a run as they are now; raises SettingsError as `copy`."""
@@ -134,11 +134,11 @@ class DurableTier:
             with contextlib.suppress(IntegrityError):
                 check_file(path, str(path), said)
                 return
-            with self._store.getting(_file(step, name), fetching / ".parts", path) as part:
+            with self._store.fetching(_file(step, name), fetching / ".parts", path) as part:
                 check_file(part, self._store.address(_file(step, name)), said)
 
         try:
-            each(get, manifest.files)
+            in_parallel(get, manifest.files)
         except IntegrityError:
             shutil.rmtree(fetching, ignore_errors=True)
             raise
@@ -155,16 +155,16 @@ class DurableTier:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.fetching.touch()
         for path in folder.small_files:  # the settings last: they make it a run
-            content = self._store.read_if_there(path.name)
+            content = self._store.read_if_exists(path.name)
             if content is not None:
-                with whole_file(path) as temporary:
+                with atomic_write(path) as temporary:
                     temporary.write_bytes(content)
         folder.fetching.unlink()
 
     def remove(self, step: int) -> None:
         """Removes a checkpoint, or what is left of one; its manifest first."""
         self._remove(_file(step, MANIFEST))
-        each(self._remove, self._store.names(f"checkpoints/{step}"))
+        in_parallel(self._remove, self._store.names(f"checkpoints/{step}"))
 
     def _remove(self, name: str) -> None:
         self._check_lease()
@@ -192,7 +192,7 @@ class DurableTier:
 
     def _check_same_run(self, folder: RunFolder) -> None:
         """Raises SettingsError unless the events here begin as those of the run do."""
-        there = self._store.read_if_there(folder.events.name)
+        there = self._store.read_if_exists(folder.events.name)
         if there is None or not folder.events.exists():
             return
         here = folder.events.read_bytes()

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from configs.errors import SettingsError, TesseraError
-from data.object_store import Store
+from data.object_store import ObjectStore
 from train.record.run_folder import RunFolder
 
 _NAME = "lease.json"
@@ -27,7 +27,7 @@ class Lease:
     A process that was out for so long that another took over must write no more: `check` says so.
     """
 
-    def __init__(self, store: Store, folder: RunFolder):
+    def __init__(self, store: ObjectStore, folder: RunFolder):
         """The caller holds the run folder."""
         self._store = store
         self._owner = {"host": socket.gethostname(), "run_dir": str(folder.path.absolute())}
@@ -108,7 +108,7 @@ class Lease:
                 continue
 
     def _read(self) -> dict[str, Any] | None:
-        content = self._store.read_if_there(_NAME)
+        content = self._store.read_if_exists(_NAME)
         if content is None:
             return None
         try:

@@ -23,7 +23,7 @@ from configs.data import DataConfig
 from configs.errors import IntegrityError, SettingsError
 from configs.run import CheckpointConfig, RunConfig
 from configs.settings import classify, differences, flatten, unflatten, up_to_date
-from data.atomic_files import digest_file, retried, stays_inside, whole_file
+from data.atomic_files import atomic_write, digest_file, stays_inside, with_retries
 from data.step_ranges import StepRange, steps_from
 
 FORMAT_VERSION = 4
@@ -170,7 +170,7 @@ def read_manifest(folder: Path, step: int) -> Manifest:
     """
     path = _manifest(folder, step)
     try:
-        content = retried(path.read_bytes, f"{path} cannot be read")
+        content = with_retries(path.read_bytes, f"{path} cannot be read")
     except OSError as error:
         raise IntegrityError(f"{path} is missing: {error.strerror}") from None
     return parse_manifest(content, str(path))
@@ -215,7 +215,7 @@ def _ranges_of_batches(
         return ()
     steps = steps_from(unflatten(up_to_date(settings)))
     size = steps.batch_size
-    return (steps.skipping((item * size, (item + 1) * size) for item in skipped),)
+    return (steps.without_rows((item * size, (item + 1) * size) for item in skipped),)
 
 
 def verify(
@@ -253,7 +253,7 @@ def check_files(
     for name, said in sorted(manifest.files.items())[part::num_parts]:
         path = checkpoint / name
         check_file(path, str(path), said, how)
-    there = retried(lambda: list_files(checkpoint), f"{checkpoint} cannot be listed")
+    there = with_retries(lambda: list_files(checkpoint), f"{checkpoint} cannot be listed")
     for name in sorted(there - set(manifest.files)):
         raise IntegrityError(f"{checkpoint / name} is not named by its manifest")
 
@@ -272,7 +272,7 @@ def check_file(
         return there, digest_file(path) if is_read else said.sha256
 
     try:
-        there, found = retried(look, f"{where} cannot be read")
+        there, found = with_retries(look, f"{where} cannot be read")
     except OSError:
         raise IntegrityError(f"{where} is missing") from None
     if not stat.S_ISREG(there.st_mode):
@@ -310,7 +310,9 @@ def describe_files(making: Path, names: Iterable[str]) -> dict[str, FileEntry]:
             return FileEntry(os.fstat(file.fileno()).st_size, sha256)
 
     return {
-        name: retried(lambda path=making / name: describe(path), f"{making / name} cannot be read")
+        name: with_retries(
+            lambda path=making / name: describe(path), f"{making / name} cannot be read"
+        )
         for name in names
     }
 
@@ -328,7 +330,7 @@ def finish_save(making: Path, manifest: Manifest) -> Path:
 
 def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
     """Writes what a checkpoint says of itself, whole or not at all."""
-    with whole_file(checkpoint / MANIFEST) as temporary:
+    with atomic_write(checkpoint / MANIFEST) as temporary:
         temporary.write_bytes(manifest_content(manifest))
 
 

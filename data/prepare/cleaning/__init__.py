@@ -1,1 +1,1 @@
-"""Cleaning and selection of documents: steps that look at one, and duplicates among many."""
+"""Cleaning and selection: steps that read one document, and duplicates among all of them."""

@@ -1,9 +1,9 @@
-"""Step "boilerplate_lines": lines that a site puts on every page."""
+"""Step "boilerplate_lines": drops lines that a site puts on every page."""
 
 import re
 import unicodedata
 
-from data.prepare.cleaning.word_split import num_unspaced, words
+from data.prepare.cleaning.word_split import num_unspaced, split_words
 
 POLICY_PHRASES = (
     *("terms of use", "privacy policy", "cookie policy"),
@@ -12,7 +12,7 @@ POLICY_PHRASES = (
 """Raffel et al. 2020, arXiv:1910.10683, section 2.2: phrases of notices about policies."""
 
 MAX_NOTICE_WORDS = 40
-"""A longer line is about cookies or JavaScript, rather than a notice of the site."""
+"""A longer line is a text about cookies or JavaScript, not a notice of the site."""
 MAX_ITEM_WORDS = 10
 """Penedo et al. 2023, RefinedWeb, arXiv:2306.01116, table 10: lines short enough for navigation."""
 _MAX_CHARACTERS = 600  # a line of 40 words is shorter, unless most of it is symbols
@@ -76,15 +76,15 @@ _PATTERN = re.compile(
 def drop_boilerplate_lines(text: str) -> str:
     """Returns the text without the lines that a site puts on every page.
 
-    A line goes, whole, by one of two rules; no line is changed, and blank lines stay.
+    A line is dropped by one of two rules; no line is changed, and blank lines stay.
 
     - A notice: at most 40 words, with a phrase of C4's about policies (Raffel et al. 2020,
       arXiv:1910.10683, section 2.2), on accepting cookies, or that JavaScript must be on. C4 drops
-      such lines at any length, and every line with the word Javascript; here texts on them stay.
+      such lines at any length, and every line with the word Javascript; here texts on these stay.
     - An item of navigation, an account, sharing, comments, rights or an advertisement: at most 10
-      words which are nothing else ("Skip to content", "3 likes", "Home > News > Sport"), after
+      words and nothing else ("Skip to content", "3 likes", "Home > News > Sport"), after
       Penedo et al. 2023, RefinedWeb, arXiv:2306.01116, table 10. Its rules on upper case and on
-      lone words or numbers are left out: they cost headings, verse and tables.
+      lone words or numbers are not applied: they drop headings, verse and tables.
 
     The phrases are English, Chinese and Japanese; lines of other languages stay.
     """
@@ -94,7 +94,7 @@ def drop_boilerplate_lines(text: str) -> str:
 def _is_boilerplate(line: str) -> bool:
     if not line or len(line) > _MAX_CHARACTERS:
         return False
-    # Full-width forms of punctuation and of ellipses become those of ASCII.
+    # NFKC turns full-width punctuation and ellipses into ASCII.
     plain = unicodedata.normalize("NFKC", line).casefold().strip(" \t*•·-|:[]")
     if any(phrase in plain for phrase in _NOTICES):
         return _num_words(line) <= MAX_NOTICE_WORDS
@@ -106,4 +106,4 @@ def _is_boilerplate(line: str) -> bool:
 
 def _num_words(line: str) -> float:
     """Returns the words of a line; two letters of a script without spaces count as one."""
-    return len(words(line)) - num_unspaced(line) / 2
+    return len(split_words(line)) - num_unspaced(line) / 2

@@ -1,10 +1,10 @@
-"""Step "c4": the rules by which the Colossal Clean Crawled Corpus was made."""
+"""Step "c4": the rules of the Colossal Clean Crawled Corpus."""
 
 import re
 
 from data.prepare.cleaning.boilerplate import POLICY_PHRASES
-from data.prepare.cleaning.verdict import Dropped
-from data.prepare.cleaning.word_split import words
+from data.prepare.cleaning.cleaning_step import Dropped
+from data.prepare.cleaning.word_split import split_words
 
 MIN_SENTENCES = 3
 MIN_WORDS_PER_LINE = 5
@@ -27,7 +27,7 @@ _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 
 
 def clean_like_c4(text: str) -> str | Dropped:
-    """Returns the lines that C4 would keep, or drops the text by its rules on pages.
+    """Returns the lines that C4 keeps, or drops the text by its rules on pages.
 
     Citation marks ("[1]", "[edit]", "[citation needed]") are removed. A line stays if it ends with
     a terminal mark (. ! ? or an end quote), has at least 5 words, and holds neither the word
@@ -37,7 +37,7 @@ def clean_like_c4(text: str) -> str | Dropped:
     Beyond the paper: terminal marks of other scripts count as well, such as the full-width ones of
     Chinese and Japanese, and the ellipsis; a line of Thai or Lao, which have no such mark, may end
     with a letter; of scripts without spaces each letter is a word; sentences are counted by their
-    marks (the authors use a trained splitter). Left out are the list of bad words, which costs
+    marks (the authors use a trained splitter). Not applied are the list of bad words, which drops
     texts about and by minorities (Dodge et al. 2021, arXiv:2104.08758, section 5.3), the repeated
     three-sentence spans (see the duplicate steps) and langdetect (see the step "language").
 
@@ -60,4 +60,4 @@ def _is_kept(line: str) -> bool:
     lower = line.lower()
     if "javascript" in lower or any(phrase in lower for phrase in POLICY_PHRASES):
         return False
-    return len(words(line)) >= MIN_WORDS_PER_LINE
+    return len(split_words(line)) >= MIN_WORDS_PER_LINE

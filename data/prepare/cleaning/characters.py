@@ -1,10 +1,10 @@
-"""Steps "unicode", "control_characters" and "length": the characters of a text."""
+"""Steps "unicode", "control_characters" and "length": normalisation, removal and counting."""
 
 import re
 import unicodedata
 
 from configs.data import PrepareConfig
-from data.prepare.cleaning.verdict import Dropped, Step
+from data.prepare.cleaning.cleaning_step import CleaningStep, Dropped
 from data.prepare.cleaning.word_split import character_class
 
 _LINE_ENDS = re.compile("\r\n|[\r\x85\u2028\u2029]")
@@ -26,18 +26,18 @@ _NONCHARACTERS = {
 
 
 def normalise(text: str) -> str:
-    r"""Returns the text in Unicode normalisation form C, every line ended by \n alone.
+    r"""Returns the text in Unicode normalisation form C, with \n as the only line end.
 
-    CR LF, CR, NEL, LS and PS become \n, for all later steps look at lines. NFC joins letters with
-    their accents and changes no letter for a like one, as NFKC would do (x², ㎏, ﬁ).
+    CR LF, CR, NEL, LS and PS become \n, as all later steps read lines. NFC joins letters with their
+    accents and replaces no letter by a similar one, as NFKC does (x², ㎏, ﬁ).
 
     Source: Unicode Standard Annex 15, and Unicode Standard 5.8, Newline Guidelines.
     """
     return unicodedata.normalize("NFC", _LINE_ENDS.sub("\n", text))
 
 
-def make_control_characters() -> Step:
-    r"""Returns a step that removes the characters which carry no text.
+def make_control_characters() -> CleaningStep:
+    r"""Returns a step that removes characters that carry no text.
 
     Removed are the categories Cc and Cf (control and format characters: the byte order mark, soft
     hyphens, zero-width spaces, direction marks), noncharacters, and the colour codes of terminals
@@ -49,8 +49,8 @@ def make_control_characters() -> Step:
     planes = (*range(0x20000), *range(0xE0000, 0xE1000))
     removed = {c for c in planes if unicodedata.category(chr(c)) in ("Cc", "Cf")}
     removed = (removed | _NONCHARACTERS) - _KEPT
-    # A character of plane 0 is found by one look, one beyond by a walk through ranges: so first the
-    # question whether it is beyond.
+    # "re" finds a character of plane 0 by one look-up, one beyond by a scan of ranges: so the
+    # pattern first tests whether the character is beyond.
     plane_0, beyond = (
         character_class(c for c in removed if (c < 0x10000) == low) for low in (True, False)
     )
@@ -66,7 +66,7 @@ def make_control_characters() -> Step:
     return remove_control_characters
 
 
-def make_length(config: PrepareConfig) -> Step:
+def make_length(config: PrepareConfig) -> CleaningStep:
     """Returns a step that drops texts outside data.min_characters to data.max_characters."""
     most = config.max_characters
 

@@ -1,7 +1,7 @@
-"""Steps "exact_duplicates" and "near_duplicates": documents that repeat an earlier one.
+"""Steps "exact_duplicates" and "near_duplicates": finds duplicates of earlier documents.
 
-A task that cleans documents writes one signature per document; when all tasks are done, one pass
-over the signatures finds which documents repeat which. The text itself is not read again.
+Scanning writes one signature per document; after all tasks, one pass over the signatures finds the
+duplicates. The text itself is not read again.
 """
 
 import functools
@@ -18,20 +18,20 @@ from data.prepare.cleaning.key_buckets import group_by_key
 from data.prepare.cleaning.minhash import NUM_BINS, comparable, minhash, mix, similarity
 
 KEPT = -1
-"""In place of the number of an earlier document: there is none that this one repeats."""
+"""Instead of the number of an earlier document: the document is no duplicate."""
 
 MAX_COMPARED = 16
-"""Documents of a group with a common band with which its others are compared: its first ones."""
+"""Of the documents that share a band, the first so many are compared with the others."""
 
 MIN_RECALL = 0.9
-"""Least probability that two documents, just as similar as asked for, share a band."""
+"""Least probability that two documents exactly at the threshold share a band."""
 
 _CHUNK = 1 << 15  # signatures in memory at once: 17 MiB
 _MAX_OPEN_FILES = 256  # a process may have 1024 at once on most systems
 
 
 def signature_dtype(config: PrepareConfig) -> np.dtype:
-    """Returns the type of one document's signature: 16 bytes, and 512 more for near duplicates."""
+    """Returns the dtype of a signature: 16 bytes, and 512 more for near duplicates."""
     fields: list[tuple] = [("exact", "<u8", (2,))]
     if "near_duplicates" in config.clean:
         fields.append(("near", "<u4", (NUM_BINS,)))
@@ -41,8 +41,8 @@ def signature_dtype(config: PrepareConfig) -> np.dtype:
 def signature_of(text: str, config: PrepareConfig) -> np.void:
     """Returns the signature of a document, of `signature_dtype`.
 
-    Two documents have the same `exact` if they differ in case, in white space and in compatible
-    forms of characters (NFKC) at most: a 128-bit BLAKE2b hash. For `near` see `minhash`.
+    `exact` is a 128-bit BLAKE2b hash, the same for documents that differ only in case, white space
+    and compatible forms of characters (NFKC). For `near` see `minhash`.
     """
     text = comparable(text)
     signature = np.zeros(1, signature_dtype(config))
@@ -56,51 +56,51 @@ def signature_of(text: str, config: PrepareConfig) -> np.void:
 def find_duplicates(
     files: Sequence[Path], config: PrepareConfig, work_dir: Path
 ) -> list[np.ndarray]:
-    """Returns for each document the earlier one that it repeats, or KEPT: int64, one array a file.
+    """Returns for each document its earlier original, or KEPT: int64, one array per file.
 
-    Documents are numbered over all files, in their order. A document repeats
+    Documents are numbered over all files, in order. The original of a document is
 
-    - by "exact_duplicates": the first one with the same `exact`;
-    - by "near_duplicates", if it has no such: the first one among the earlier documents that have a
-      band of the signature in common with it and an estimated Jaccard similarity of at least
-      data.duplicate_similarity. Of more than MAX_COMPARED documents with a common band (a licence,
-      a template) only the first ones are compared with the others.
+    - by "exact_duplicates": the first document with the same `exact`;
+    - by "near_duplicates", if there is none: the first earlier document that shares a band of the
+      signature with it and has an estimated Jaccard similarity of at least
+      data.duplicate_similarity. If more than MAX_COMPARED documents share a band (a licence, a
+      template), only the first ones are compared with the others.
 
-    An earlier document counts whether or not it repeats another one itself. So the answer does not
-    depend on how documents are cut into files, and a chain of similar texts keeps only its first.
+    An original may be a duplicate itself. So the result does not depend on how documents are
+    divided into files, and a chain of similar texts keeps only its first.
 
-    Memory does not grow with the corpus: files are mapped, keys go to buckets on disk (see
-    `group_by_key`), and the arrays returned are parts of one mapped file in work_dir. On disk this
+    Memory does not grow with the corpus: files are memory-mapped, keys go to buckets on disk (see
+    `group_by_key`), and the arrays returned are slices of one mapped file in work_dir. On disk this
     takes 24 bytes per document for exact duplicates, 16 per document and band for near ones (one
-    after the other), and 8 for the answer.
+    after the other), and 8 for the result.
 
     Args:
-        files: .npy of `signature_dtype`, one per task, of which none need hold a document.
-        config: which of the steps, and from which similarity on.
-        work_dir: a folder for files that may be removed once the answer is not needed any more.
+        files: .npy of `signature_dtype`, one per task; any may be empty.
+        config: the steps and the similarity.
+        work_dir: a folder for files that may be removed once the result is not needed any more.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     starts = np.cumsum([0, *(len(np.load(path, mmap_mode="r")) for path in files)])
     shape = (int(starts[-1]),)
-    path = work_dir / "repeats.npy"
-    repeats = np.lib.format.open_memmap(path, "w+", np.int64, shape)
-    with path.open("r+b") as file:  # a full disk is an error here, and a crash when written to
+    path = work_dir / "earlier.npy"
+    earlier = np.lib.format.open_memmap(path, "w+", np.int64, shape)
+    with path.open("r+b") as file:  # a full disk is an error here, but a crash on writing
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    repeats[:] = KEPT
+    earlier[:] = KEPT
     if "exact_duplicates" in config.clean:
-        _mark_exact(files, repeats, work_dir / "exact")
+        _mark_exact(files, earlier, work_dir / "exact")
     if "near_duplicates" in config.clean:
-        _mark_near(files, starts, repeats, config.duplicate_similarity, work_dir / "near")
-    return [repeats[start:end] for start, end in itertools.pairwise(starts)]
+        _mark_near(files, starts, earlier, config.duplicate_similarity, work_dir / "near")
+    return [earlier[start:end] for start, end in itertools.pairwise(starts)]
 
 
 def bands_and_rows(threshold: float) -> tuple[int, int]:
-    """Returns into how many bands of how many bins a signature is cut.
+    """Returns the number of bands of a signature, and the bins of a band.
 
-    Two signatures of similarity s have one of b bands of r bins in common with a probability of
-    1 - (1 - s^r)^b. The longer a band, the fewer documents are compared in vain; so r is the
-    largest with which that is at least MIN_RECALL at the threshold, and b = NUM_BINS // r. At 0.8
-    it is 16 bands of 8: 0.947 at 0.8, 0.994 at 0.85, 0.9999 at 0.9, and 0.06 at 0.5.
+    Two signatures of similarity s share one of b bands of r bins with a probability of
+    1 - (1 - s^r)^b. The longer a band, the fewer comparisons are in vain; so r is the largest for
+    which that is at least MIN_RECALL at the threshold, and b = NUM_BINS // r. At 0.8 these are 16
+    bands of 8: 0.947 at 0.8, 0.994 at 0.85, 0.9999 at 0.9, and 0.06 at 0.5.
 
     Source: Leskovec, Rajaraman and Ullman 2014, Mining of massive datasets, section 3.4.2.
     """
@@ -114,7 +114,7 @@ def bands_and_rows(threshold: float) -> tuple[int, int]:
 
 
 def _chunks(files: Sequence[Path], field: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (document numbers, a field of their signatures), a part of a file at a time."""
+    """Yields (document numbers, a field of their signatures), a chunk of a file at a time."""
     number = 0
     for path in files:
         signatures = np.load(path, mmap_mode="r")
@@ -124,49 +124,48 @@ def _chunks(files: Sequence[Path], field: str) -> Iterator[tuple[np.ndarray, np.
             number += len(values)
 
 
-def _mark_exact(files: Sequence[Path], repeats: np.ndarray, folder: Path) -> None:
-    parts = ((exact, documents) for documents, exact in _chunks(files, "exact"))
-    for documents, first in group_by_key(parts, len(repeats), folder):
+def _mark_exact(files: Sequence[Path], earlier: np.ndarray, folder: Path) -> None:
+    chunks = ((exact, documents) for documents, exact in _chunks(files, "exact"))
+    for documents, first in group_by_key(chunks, len(earlier), folder):
         original = documents[first]
         is_copy = documents != original
-        repeats[documents[is_copy]] = original[is_copy]
+        earlier[documents[is_copy]] = original[is_copy]
 
 
 def _mark_near(
-    files: Sequence[Path], starts: np.ndarray, repeats: np.ndarray, threshold: float, folder: Path
+    files: Sequence[Path], starts: np.ndarray, earlier: np.ndarray, threshold: float, folder: Path
 ) -> None:
     num_bands, _ = bands_and_rows(threshold)
     opened = functools.lru_cache(_MAX_OPEN_FILES)(lambda number: np.load(files[number], "r"))
-    # All keys are made before the first group comes, so from the marks of exact copies alone.
-    parts = _band_keys(files, repeats, threshold)
-    for documents, first in group_by_key(parts, len(repeats) * num_bands, folder):
-        place = np.arange(len(documents))
+    # All keys are read before the first group is yielded, so only exact duplicates are known.
+    chunks = _band_keys(files, earlier, threshold)
+    for documents, first in group_by_key(chunks, len(earlier) * num_bands, folder):
+        index = np.arange(len(documents))
         for k in range(MAX_COMPARED):
             # The group's document k against all later ones of it, in every group at once.
-            later = np.flatnonzero(place > first + k)
+            later = np.flatnonzero(index > first + k)
             one, other = documents[later], documents[first[later] + k]
-            known = repeats[one]
+            known = earlier[one]
             new = (known == KEPT) | (known > other)
             one, other = one[new], other[new]
             is_near = _similarity_of(opened, starts, one, other) >= threshold
-            # A document may be in several groups; its earliest match counts.
+            # A document may be in several groups; its earliest match is its original.
             order = np.argsort(-other[is_near], kind="stable")
-            repeats[one[is_near][order]] = other[is_near][order]
+            earlier[one[is_near][order]] = other[is_near][order]
 
 
 def _band_keys(
-    files: Sequence[Path], repeats: np.ndarray, threshold: float
+    files: Sequence[Path], earlier: np.ndarray, threshold: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (keys [N * bands, 1], documents) of documents that are no exact copies.
+    """Yields (keys [N * bands, 1], documents) of documents that are no exact duplicates.
 
-    A copy has the signature of its original, which is earlier: it need not be compared again, nor
-    be there for others to be compared with.
+    An exact duplicate has the signature of its earlier original, so it needs no comparison.
     """
     num_bands, num_rows = bands_and_rows(threshold)
     for documents, near in _chunks(files, "near"):
-        chosen = repeats[documents] == KEPT
+        chosen = earlier[documents] == KEPT
         bins = near[chosen, : num_bands * num_rows].reshape(-1, num_bands, num_rows)
-        # The number of the band is part of its key: bands are compared with their like alone.
+        # The number of the band is part of its key: only bands of the same number are compared.
         keys = np.broadcast_to(mix(np.arange(1, num_bands + 1, dtype=np.uint64)), bins.shape[:2])
         for row in range(num_rows):
             keys = mix(keys + bins[:, :, row])
@@ -176,12 +175,14 @@ def _band_keys(
 def _similarity_of(
     opened: Callable[[int], np.ndarray], starts: np.ndarray, one: np.ndarray, other: np.ndarray
 ) -> np.ndarray:
-    """Returns the similarity of documents, given by their numbers, each with the other."""
-    parts = [np.zeros(0)]
+    """Returns the similarity of pairs of documents, given by their numbers."""
+    similarities = [np.zeros(0)]
     for begin in range(0, len(one), _CHUNK):
         pair = (documents[begin : begin + _CHUNK] for documents in (one, other))
-        parts.append(similarity(*(_near_of(opened, starts, documents) for documents in pair)))
-    return np.concatenate(parts)
+        similarities.append(
+            similarity(*(_near_of(opened, starts, documents) for documents in pair))
+        )
+    return np.concatenate(similarities)
 
 
 def _near_of(

@@ -1,13 +1,13 @@
-"""Steps "gopher_quality" and "gopher_stop_words": does a text read like one?
+"""Steps "gopher_quality" and "gopher_stop_words": Gopher's rules on the quality of a document.
 
 Source: Rae et al. 2021, Scaling Language Models (Gopher), arXiv:2112.11446, appendix A1.1, "Quality
-filtering". The numbers are the paper's; how a script without spaces is counted is said below.
+filtering". The numbers are those of the paper.
 """
 
 import re
 
-from data.prepare.cleaning.verdict import Dropped
-from data.prepare.cleaning.word_split import has_letter, is_unspaced, num_unspaced, words
+from data.prepare.cleaning.cleaning_step import Dropped
+from data.prepare.cleaning.word_split import has_letter, is_unspaced, num_unspaced, split_words
 
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 MIN_STOP_WORDS = 2
@@ -32,19 +32,19 @@ _LONE_SYMBOLS = re.compile(r"(?<=\S )[^\w\s]+(?!\S)")  # no bullet before an ite
 
 
 def check_quality(text: str) -> str | Dropped:
-    """Returns the text, unless a rule of Gopher's on the quality of documents drops it.
+    """Returns the text, unless one of Gopher's quality rules drops it.
 
     Dropped is what has fewer than 50 or more than 100,000 words, a mean word length below 3 or
     above 10 characters, more than one "#" or ellipsis per 10 words, more than 90 % of lines that
     begin with a bullet or 30 % that end with an ellipsis, or less than 80 % of words with a letter.
-    Blank lines are no lines.
+    Blank lines do not count.
 
-    Scripts without spaces: a letter is a word (see `words`), but against the upper bound four are
-    one, so that no text is dropped which might be short enough. The mean word length is that of
-    words with spaces between them, and counts only where most words are such; it leaves out Hangul,
-    whose syllables stand for two or three letters each.
+    Scripts without spaces: a letter is a word (see `split_words`), but for the upper bound four
+    letters are one word, so that no text is dropped which might be short enough. The mean word
+    length is that of words with spaces between them, and counts only where most words are such; it
+    excludes Hangul, whose syllables stand for two or three letters each.
     """
-    found = words(text)
+    found = split_words(text)
     unspaced = num_unspaced(text)
     if len(found) < MIN_WORDS:
         return Dropped("too few words")
@@ -65,20 +65,20 @@ def check_quality(text: str) -> str | Dropped:
         return Dropped("lines that begin with a bullet")
     if sum(line.endswith(("\u2026", "...")) for line in lines) > MAX_ELLIPSIS_LINES * len(lines):
         return Dropped("lines that end with an ellipsis")
-    # A symbol between spaces ("|", "->") is a word to the paper, and none to `words`.
+    # A symbol between spaces ("|", "->") is a word in the paper, but not to `split_words`.
     num_words = len(found) + len(_LONE_SYMBOLS.findall(text))
     least = MIN_ALPHABETIC_WORDS * num_words
-    # Words of letters alone are quick to count, and mostly enough.
+    # Counting words of letters only is fast, and usually enough.
     if sum(map(str.isalpha, found)) < least and sum(map(has_letter, found)) < least:
         return Dropped("words with a letter")
     return text
 
 
 def check_stop_words(text: str) -> str | Dropped:
-    """Returns the text if at least two different words of Gopher's English list are in it.
+    """Returns the text if it has at least two different words of Gopher's English list.
 
-    Case does not count. For English alone: text in another language has none of them.
+    Case does not count. For English only: text in another language has none of them.
     """
-    if len(STOP_WORDS.intersection(words(text.lower()))) < MIN_STOP_WORDS:
+    if len(STOP_WORDS.intersection(split_words(text.lower()))) < MIN_STOP_WORDS:
         return Dropped("English stop words")
     return text

@@ -1,11 +1,11 @@
-"""Step "html": the text of web pages."""
+"""Step "html": extracts the text of web pages."""
 
 import re
 
-from data.prepare.cleaning.verdict import Dropped, Step
+from data.prepare.cleaning.cleaning_step import CleaningStep, Dropped
 
 MAX_DEPTH = 2000
-"""Elements within one another; the time of extraction grows with the square of it."""
+"""Nesting depth of elements; the time of extraction grows with its square."""
 
 _ELEMENTS = (
     "html head body title meta link main article section aside nav header footer div p span a "
@@ -22,10 +22,10 @@ _NESTING = re.compile(
 
 
 def is_html(text: str) -> bool:
-    """Tells whether a text is a page, or a part of one, and not a text that shows some tags.
+    """Returns whether a text is an HTML page or a part of one, not a text that shows some tags.
 
-    It is if its first characters, after comments, are <!doctype html>, <html>, <head> or <body>, or
-    if it begins with the tag of another element of HTML and ends with a ">".
+    A page begins, after comments, with <!doctype html>, <html>, <head> or <body>, or begins with
+    the tag of another element of HTML and ends with a ">".
     """
     start = _PREAMBLE.match(text)
     begin = start.end() if start else 0
@@ -34,13 +34,13 @@ def is_html(text: str) -> bool:
     return _ELEMENT.match(text, begin) is not None and text.rstrip().endswith(">")
 
 
-def make_html() -> Step:
-    """Returns a step that turns a page into the text of its main content.
+def make_html() -> CleaningStep:
+    """Returns a step that extracts the main content of a page as text.
 
-    Scripts, navigation, side bars, footers, forms and alternative texts are left out; paragraphs
-    are set apart by blank lines, and <pre> keeps its shape. Menus are told from content by their
-    place and by how short their links are, so that a list of very short items may go with them.
-    Other text passes unchanged. A page nested deeper than any browser shows is dropped.
+    Scripts, navigation, side bars, footers, forms and alternative texts are removed; blank lines
+    separate paragraphs, and <pre> keeps its layout. Menus are recognised by position and by short
+    links, so a list of very short items may be removed with them. Other text is unchanged. A page
+    nested deeper than any browser shows is dropped.
 
     Source: Bevendorff et al. 2018, Elastic ChatNoir (Resiliparse), as used for web text by Li et
     al. 2024, DataComp-LM, arXiv:2406.11794, section 4.2.

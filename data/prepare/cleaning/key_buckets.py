@@ -1,4 +1,4 @@
-"""Documents that have a key in common, found with bounded memory however many there are."""
+"""Groups documents by key with bounded memory, through buckets on disk."""
 
 import shutil
 from collections.abc import Iterable, Iterator
@@ -7,30 +7,29 @@ from pathlib import Path
 import numpy as np
 
 BUCKET_ENTRIES = 1 << 22
-"""Entries of a bucket on average: 64 to 96 MiB, read and sorted at once."""
+"""Mean entries of a bucket: 64 to 96 MiB, read and sorted at once."""
 
 
 def group_by_key(
-    parts: Iterable[tuple[np.ndarray, np.ndarray]], num_entries: int, folder: Path
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]], num_entries: int, folder: Path
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (documents, first), with all documents that share a key next to one another.
 
-    `documents` are int64, in rising order within a group; `first` tells for each the place where
-    its group begins. Groups of one are left out. Each yield is a bucket: all keys of which the
-    upper bits are the same, so that a key is in one bucket alone. What is yielded does not depend
-    on how the entries are cut into parts, but for the number of buckets it would be one array.
+    `documents` are int64, ascending within a group; `first` is the index at which the group of each
+    begins. Groups of one are omitted. Each yield is a bucket: all keys with the same upper bits, so
+    a key is in one bucket only. The result does not depend on how entries are divided into chunks.
 
     Args:
-        parts: (keys uint64 [N, W], whose first column is uniformly distributed; documents int64
-            [N]), the documents in rising order from part to part.
-        num_entries: how many entries all parts have together.
-        folder: where entries wait on disk; emptied before and removed after.
+        chunks: (keys uint64 [N, W], the first column uniformly distributed; documents int64 [N]),
+            the documents ascending from chunk to chunk.
+        num_entries: total number of entries of all chunks.
+        folder: for the buckets; emptied before and removed after.
     """
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed process left would be read as ours
+    shutil.rmtree(folder, ignore_errors=True)  # files of a killed process would be read as ours
     folder.mkdir(parents=True)
     num_buckets = max(1, -(-num_entries // BUCKET_ENTRIES))
     width = 0
-    for keys, documents in parts:
+    for keys, documents in chunks:
         width = keys.shape[1] + 1
         _append(keys, documents, num_buckets, folder)
     for path in sorted(folder.iterdir()):
@@ -48,12 +47,12 @@ def _append(keys: np.ndarray, documents: np.ndarray, num_buckets: int, folder: P
     edges = np.searchsorted(bucket[order], np.arange(num_buckets + 1, dtype=np.uint64))
     for number in np.flatnonzero(np.diff(edges)):
         with (folder / f"{number:08}").open("ab") as file:
-            # tofile would write less on a full disk, and say nothing.
+            # tofile would write less on a full disk without an error.
             file.write(entries[edges[number] : edges[number + 1]].tobytes())
 
 
 def _groups(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # lexsort is stable and the entries came in rising order of documents.
+    # lexsort is stable, and entries are in ascending order of documents.
     entries = entries[np.lexsort(entries[:, :-1].T)]
     begins = np.ones(len(entries), bool)
     begins[1:] = (entries[1:, :-1] != entries[:-1, :-1]).any(axis=1)

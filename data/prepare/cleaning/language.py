@@ -1,4 +1,4 @@
-"""Step "language": keeps what is written in one of the languages asked for."""
+"""Step "language": keeps texts in the languages of data.languages."""
 
 import functools
 from typing import Any
@@ -6,18 +6,17 @@ from typing import Any
 from configs.check import require
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.prepare.cleaning.verdict import Dropped, Step
+from data.prepare.cleaning.cleaning_step import CleaningStep, Dropped
 
 SAMPLE_CHARACTERS = 20_000
-"""Of a longer text only the beginning is looked at; it is enough to tell a language by."""
+"""Of a longer text only the beginning is read; it is enough to identify a language."""
 
 
-def make_language(config: PrepareConfig) -> Step:
+def make_language(config: PrepareConfig) -> CleaningStep:
     """Returns a step that drops a text whose most likely language is not in data.languages.
 
-    py3langid knows 140 languages by the sequences of bytes in them (naive Bayes), and says "zxx"
-    where there is no language. Its rule is the code of what it found, so that a report shows how
-    much was dropped of each.
+    py3langid identifies 140 languages by byte n-grams (naive Bayes); "zxx" is no language. The rule
+    is the code of the language, so that a report shows how much was dropped of each.
 
     Source: Lui and Baldwin 2012, langid.py, ACL System Demonstrations, P12-3005.
 
@@ -30,7 +29,7 @@ def make_language(config: PrepareConfig) -> Step:
         require(
             code in known,
             f"data.languages={' '.join(config.languages)} must be of {' '.join(sorted(known))}, "
-            f"but {code} is not",
+            f"but {code} is not one of them",
         )
 
     def check_language(text: str) -> str | Dropped:
@@ -47,7 +46,7 @@ def _identifier() -> Any:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
         raise SettingsError(
-            "data.clean=language must have the package py3langid; install it by "
+            "data.clean=language needs the package py3langid: run "
             ".venv/bin/pip install -c constraints.txt py3langid"
         ) from None
     return LanguageIdentifier.from_model_file(MODEL_FILE)

@@ -1,9 +1,9 @@
 """A short signature of a text, from which the similarity of two texts is estimated.
 
 One-permutation hashing: each 5-gram of characters is hashed once; some bits of the hash choose one
-of 128 bins, of which each keeps the least value of the rest. Two texts agree in a bin with a
-probability of their Jaccard similarity, the standard error of the estimate is at most 0.045. It
-costs one hash per character, where 128 permutations would cost 128.
+of 128 bins, and each bin keeps the minimum of the other bits. Two texts agree in a bin with a
+probability of their Jaccard similarity; the standard error of the estimate is at most 0.045. It
+costs one hash per character instead of the 128 of 128 permutations.
 
 Source: Broder 1997, On the resemblance and containment of documents; Li, Owen and Zhang 2012, One
 permutation hashing, arXiv:1208.1259; bins that stay empty are filled after Shrivastava 2017,
@@ -17,7 +17,7 @@ import numpy as np
 
 NUM_BINS = 128
 NGRAM_LEN = 5
-"""Characters in an n-gram: of letters, so that a script without spaces is no special case."""
+"""Characters in an n-gram; not words, so that a script without spaces is no special case."""
 
 _BIN_BITS = NUM_BINS.bit_length() - 1
 _CHUNK = 1 << 16  # characters hashed at once: the arrays stay in the cache of a core
@@ -25,7 +25,7 @@ _EMPTY = np.uint32(0xFFFFFFFF)
 
 
 def comparable(text: str) -> str:
-    """Returns the text as duplicates see it: NFKC, lower case, each run of white space a space."""
+    """Returns the text normalised for comparison: NFKC, lower case, single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).lower().split())
 
 
@@ -76,9 +76,9 @@ def _hash_ngrams(characters: np.ndarray, length: int) -> np.ndarray:
 
 @functools.cache
 def _donors() -> np.ndarray:
-    """Returns for each bin all bins in the order in which they give it their value [bin, donor].
+    """Returns for each bin all bins in the order in which they fill it if empty [bin, donor].
 
-    The order is random and fixed. Shrivastava 2017 draws with replacement, which may draw an empty
+    The order is random and fixed. Shrivastava 2017 samples with replacement, which may try an empty
     bin twice.
     """
     bins = np.arange(NUM_BINS, dtype=np.uint64)

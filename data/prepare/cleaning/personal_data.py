@@ -1,4 +1,4 @@
-"""Step "mask_personal": addresses by which a person can be reached."""
+"""Step "mask_personal": masks e-mail addresses, phone numbers and IP addresses."""
 
 import ipaddress
 import re
@@ -20,7 +20,7 @@ _IPV4 = re.compile(
 )
 _IPV6 = re.compile(r"(?<![\w:.]) [23][0-9a-f]{3}: [0-9a-f:]{1,33} (?:[0-9a-f]|::) (?!\w)", _FLAGS)
 _PHONE = re.compile(
-    r"""(?P<label>  # any 7 to 15 digits, after a word that says what they are
+    r"""(?P<label>  # any 7 to 15 digits after such a word
         (?: \b(?:tel|phone|mobile|fax|whatsapp|call|dial) (?:ephone|[ ]number|[ ]no|[ ]us)?
             | 电话 | 手机 | 联系方式 | 传真 | 電話 | 携帯 | тел | Тел | телефон | Телефон )
         (?:[ ]is|[ ]at|[ ]on)? [ .:\uff1a]{0,3} )
@@ -49,15 +49,15 @@ _DECIMAL = re.compile(r"\+\d+\.\d+")
 def mask_personal(text: str) -> str:
     """Returns the text with e-mail addresses, phone numbers and IP addresses masked.
 
-    They become <EMAIL>, <PHONE> and <IP>. Of IP addresses only those that are public are masked
-    (`ipaddress` decides; IPv6 of 2000::/3), as no other tells of a person; four numbers below ten,
-    or after a word such as "version", are a version. A phone number is masked where its form says
-    that it is one: international with "+", North American, with a trunk prefix 0 and groups, a
-    Chinese mobile number in groups, or any digits after a word such as "phone". Dates, ISBNs,
-    versions and integers without a form stay, so an eleven-digit number alone stays as well.
+    They become <EMAIL>, <PHONE> and <IP>. Only public IP addresses are masked (by `ipaddress`; IPv6
+    of 2000::/3), as no other identifies a person; four numbers below ten, or after a word such as
+    "version", are a version. A phone number is masked by its form: international with "+", North
+    American, with a trunk prefix 0 and groups, a Chinese mobile number in groups, or any digits
+    after a word such as "phone". Dates, ISBNs, versions and integers without a form stay, so an
+    eleven-digit number alone stays as well.
 
-    Masks again until nothing is left to mask, for a mask may end what was too long to be an
-    address. So masking twice is masking once.
+    Repeats until nothing is left to mask, as a mask may shorten what was too long to be an address.
+    So masking is idempotent.
     """
     masked = _mask_once(text)
     while masked != text:
@@ -70,7 +70,7 @@ def _mask_once(text: str) -> str:
 
 
 def _mask_line(line: str) -> str:
-    # No address spans lines, and most lines cannot hold any, which is quick to see.
+    # No address spans lines, and a quick test rules out most lines.
     if "@" in line:
         line = _EMAIL.sub(EMAIL, line)
     if _NUMBER.search(line):

@@ -1,4 +1,4 @@
-"""Step "gopher_repetition": a text that says the same again and again.
+"""Step "gopher_repetition": drops texts that repeat lines, paragraphs or n-grams.
 
 Source: Rae et al. 2021, Scaling Language Models (Gopher), arXiv:2112.11446, appendix A1.1,
 "Repetition removal", and table A1.
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data.prepare.cleaning.verdict import Dropped
-from data.prepare.cleaning.word_split import num_unspaced, words
+from data.prepare.cleaning.cleaning_step import Dropped
+from data.prepare.cleaning.word_split import num_unspaced, split_words
 
 MAX_DUPLICATE_LINES = 0.30
 MAX_DUPLICATE_LINE_CHARACTERS = 0.20
@@ -18,7 +18,7 @@ MAX_TOP_NGRAM = {2: 0.20, 3: 0.18, 4: 0.16}
 MAX_DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 
 LETTERS_PER_WORD = 2
-"""Letters of a script without spaces that make an n-gram as long as one word would."""
+"""Letters of a script without spaces that count as one word of an n-gram."""
 
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
 
@@ -26,7 +26,7 @@ _PARAGRAPH_END = re.compile(r"\n\s*\n")
 def check_repetition(text: str) -> str | Dropped:
     """Returns the text, unless it repeats its lines, paragraphs or n-grams of words too much.
 
-    Of lines, and of paragraphs (set apart by blank lines): at most 30 % are copies of an earlier
+    Of lines, and of paragraphs (separated by blank lines): at most 30 % are copies of an earlier
     one, and at most 20 % of characters are in such copies. Of n-grams: the most frequent one that
     occurs twice or more has at most 20, 18, 16 % of all characters (n = 2, 3, 4); those that occur
     twice or more have together at most 15, 14, ..., 10 % (n = 5, 6, ..., 10), where each character
@@ -37,14 +37,14 @@ def check_repetition(text: str) -> str | Dropped:
     a Chinese word has about two, and a name of five is no repetition of a phrase.
     """
     lines = [line.strip() for line in text.split("\n")]
-    for pieces, what in ((lines, "lines"), (_PARAGRAPH_END.split(text), "paragraphs")):
-        copies, characters = _copies([piece for piece in pieces if piece and not piece.isspace()])
+    for blocks, what in ((lines, "lines"), (_PARAGRAPH_END.split(text), "paragraphs")):
+        copies, characters = _copies([block for block in blocks if block and not block.isspace()])
         if copies > MAX_DUPLICATE_LINES:
             return Dropped(f"duplicate {what}")
         if characters > MAX_DUPLICATE_LINE_CHARACTERS:
             return Dropped(f"characters in duplicate {what}")
 
-    found = words(text)
+    found = split_words(text)
     unspaced = 2 * num_unspaced(text) > len(found)
     scale = LETTERS_PER_WORD if unspaced else 1
     length = np.fromiter(map(len, found), np.int64, len(found))
@@ -61,21 +61,21 @@ def check_repetition(text: str) -> str | Dropped:
     return text
 
 
-def _copies(pieces: list[str]) -> tuple[float, float]:
-    """Returns the shares of pieces, and of their characters, that are copies of earlier pieces."""
-    if not pieces:
+def _copies(blocks: list[str]) -> tuple[float, float]:
+    """Returns the shares of blocks, and of their characters, that are copies of earlier blocks."""
+    if not blocks:
         return 0.0, 0.0
-    originals = set(pieces)
-    total = sum(map(len, pieces))
+    originals = set(blocks)
+    total = sum(map(len, blocks))
     characters = (total - sum(map(len, originals))) / total
-    return (len(pieces) - len(originals)) / len(pieces), characters
+    return (len(blocks) - len(originals)) / len(blocks), characters
 
 
 def _repeated_ngrams(found: list[str], most: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields n, the starts of all n-grams that occur twice or more, and which each is.
+    """Yields n, the starts of all n-grams that occur twice or more, and the id of each n-gram.
 
-    n counts from 1 to most. Starts are in order; equal numbers are equal n-grams. Exact and fast:
-    an n-gram repeats only if its first n - 1 words do, so that only these are looked at.
+    n counts from 1 to most. Starts are in order; equal ids are equal n-grams. Exact and fast: an
+    n-gram repeats only if its first n - 1 words do, so only these are counted.
     """
     number: dict[str, int] = {}
     word = np.fromiter((number.setdefault(w, len(number)) for w in found), np.int64, len(found))
@@ -91,7 +91,7 @@ def _repeated_ngrams(found: list[str], most: int) -> Iterator[tuple[int, np.ndar
 
 
 def _is_most_frequent(ngram: np.ndarray) -> np.ndarray:
-    """Returns where the most frequent n-gram stands (the first one of several), as a mask."""
+    """Returns the occurrences of the most frequent n-gram (the first one of several), as a mask."""
     if not len(ngram):
         return np.zeros(0, bool)
     return ngram == ngram[np.argmax(np.bincount(ngram)[ngram])]

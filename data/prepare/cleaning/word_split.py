@@ -1,4 +1,4 @@
-"""What a word is, in every script: one that writes spaces, and one that does not."""
+"""Splits text into words, in scripts with and without spaces."""
 
 import re
 import unicodedata
@@ -26,37 +26,37 @@ _UNSPACED_BLOCKS = (
     (0x1AFF0, 0x1B2FF),  # Kana extended, Nushu
     (0x20000, 0x323AF),  # Han, planes 2 and 3
 )
-_PLANES_WITH_WORDS = 0x20000  # above them are Han alone, and selectors that belong to no word
+_PLANES_WITH_WORDS = 0x20000  # higher planes have only Han, and variation selectors
 
 
-def words(text: str) -> list[str]:
-    """Returns the words of a text, in order; spaces, punctuation and symbols are in none.
+def split_words(text: str) -> list[str]:
+    """Returns the words of a text, in order, without spaces, punctuation and symbols.
 
-    Where a script has spaces between words, a word is a run of letters, digits and their marks
-    ("don't" is two). Where it has none (Han, Kana, Thai, Lao, Tibetan, Myanmar, Khmer and others:
-    the classes ID and SA of Unicode Standard Annex 14), each letter with its marks is a word, so
-    that a text which has no spaces is not one word. Hangul has spaces.
+    In a script with spaces between words, a word is a run of letters, digits and their marks
+    ("don't" is two). In a script without spaces (Han, Kana, Thai, Lao, Tibetan, Myanmar, Khmer and
+    others: the classes ID and SA of Unicode Standard Annex 14), each letter with its marks is a
+    word, so that a text without spaces is not one word. Hangul has spaces.
     """
     return _WORD.findall(text)
 
 
 def is_unspaced(word: str) -> bool:
-    """Tells whether a word is a letter of a script that has no spaces."""
+    """Returns whether a word is a letter of a script without spaces."""
     return _LETTER.match(word) is not None
 
 
 def num_unspaced(text: str) -> int:
-    """Returns how many words of a text are letters of a script that has no spaces."""
+    """Returns how many words of a text are letters of a script without spaces."""
     return len(_LETTER.findall(text))
 
 
 def has_letter(word: str) -> bool:
-    """Tells whether a word has at least one letter, of any script."""
+    """Returns whether a word has at least one letter, of any script."""
     return word.isalpha() or any(map(str.isalpha, word))
 
 
 def character_class(characters: Iterable[int]) -> str:
-    """Returns the inside of a regular expression's [...] that holds just these code points."""
+    """Returns the inside of a regular expression's [...] that matches exactly these code points."""
     ranges: list[list[int]] = []
     for character in sorted(characters):
         if ranges and ranges[-1][1] == character - 1:
@@ -69,9 +69,9 @@ def character_class(characters: Iterable[int]) -> str:
 def _patterns() -> tuple[str, str]:
     """Returns expressions for a letter of a script without spaces, and for a word of any script.
 
-    They are made of the Unicode tables of this Python, for "re" knows no scripts and takes the
-    vowel signs of Hindi and Thai for the ends of words. Planes 1 to 3 stand apart: "re" finds a
-    character of plane 0 in a class by one look, one of another plane by a walk through its ranges.
+    They are built from the Unicode tables of this Python: "re" knows no scripts, and ends words at
+    the vowel signs of Hindi and Thai. Planes 1 to 3 are separate: "re" finds a character of plane 0
+    in a class by one look-up, one of another plane by a scan of its ranges.
     """
     blocks = [range(first, last + 1) for first, last in _UNSPACED_BLOCKS]
     unspaced = {letter for block in blocks for letter in block if chr(letter).isalpha()}
@@ -84,13 +84,13 @@ def _patterns() -> tuple[str, str]:
 
     letters, words = [], []
     for plane_0 in (True, False):
-        ours, mark, other = (
+        letter, mark, other = (
             character_class(c for c in members if (c < 0x10000) == plane_0)
             for members in (unspaced, marks, spaced)
         )
         here = "" if plane_0 else "(?=[\U00010000-\U0003ffff])"
-        letters.append(f"{here}[{ours}]")
-        words.append(f"{here}(?:[{ours}][{mark}]*|[{other}][{other}{mark}]*)")
+        letters.append(f"{here}[{letter}]")
+        words.append(f"{here}(?:[{letter}][{mark}]*|[{other}][{other}{mark}]*)")
     return "|".join(letters), "|".join(words)
 
 

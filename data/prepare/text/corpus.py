@@ -1,4 +1,4 @@
-"""Where text comes from: one's own files, or the standard library that every Python brings."""
+"""The corpus that data.path names: files of text or tokens, or Python's standard library."""
 
 import hashlib
 import os
@@ -13,40 +13,40 @@ from typing import Any
 from configs.check import require
 from configs.data import STDLIB, PrepareConfig
 from data.atomic_files import digest_file
+from data.prepare.text.parquet_arrow import has_token_rows
 from data.prepare.text.readers import topic_names
-from data.prepare.text.sources import (
-    Part,
+from data.prepare.text.source_files import (
+    ByteRange,
     SourceFile,
     Split,
     find_files,
-    plan_parts,
+    plan_ranges,
     plan_tasks,
     record_name,
     source_file,
 )
-from data.prepare.text.split_names import by_split
-from data.prepare.text.tables import has_token_rows
+from data.prepare.text.split_names import assign_splits
 from data.prepare.text.token_files import choose_dtype
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
-_STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
-_STDLIB_VALIDATION = 20  # one document in so many validates, by the digest of its name
+_STDLIB_EXCLUDED = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
+_STDLIB_VALIDATION = 20  # one document in 20 validates, by the digest of its name
 _TOPICS = "pydoc_data/topics.py"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Files of text, and the tasks that they are read in."""
+    """Files of text or tokens, and their byte ranges in tasks; plan.json has the same fields."""
 
     description: str
     files: tuple[SourceFile, ...]
-    tasks: tuple[tuple[Part, ...], ...]
+    tasks: tuple[tuple[ByteRange, ...], ...]
     is_stdlib: bool
     not_read: dict[str, int]
-    """Files beside them that are not read, by suffix."""
+    """Number of other files that are ignored, by suffix."""
     notes: tuple[str, ...] = ()
-    """What was worked out about the files, in words."""
+    """How the files are read, for the log and the report."""
 
     @property
     def num_bytes(self) -> int:
@@ -55,11 +55,11 @@ class Corpus:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the files hold tokens, not text."""
+        """Whether the files hold tokens rather than text."""
         return self.files[0].has_tokens
 
     def digest(self) -> str:
-        """Returns the SHA-256 of the names and bytes of all files, which reads all of them."""
+        """Returns the SHA-256 of the names and bytes of all files; reads every byte."""
         total = hashlib.sha256()
         for file in self.files:
             digest = f"{digest_file(Path(file.path))}{file.dtype or ''}"
@@ -67,15 +67,14 @@ class Corpus:
         return total.hexdigest()
 
     def document_name(self, file: int, number: int) -> str:
-        """Returns the name of a document: its file, and its line or row from 1 where it has one."""
+        """Returns the name of a document: its file, with its line or row from 1 if it has one."""
         name, kind = self.files[file].name, self.files[file].kind
         return topic_names()[number] if kind == "topics" else record_name(name, kind, number)
 
     def split_of(self, file: int, number: int) -> Split | None:
-        """Returns which split the names of its file or itself say that a document belongs to.
+        """Returns the split of a document by the name of its file or its own name.
 
-        None leaves it to data.validation_fraction: its bytes decide, or the place in a
-        single text.
+        None leaves it to data.validation_fraction: by its digest, or by position in a single text.
         """
         if not self.is_stdlib:
             return self.files[file].split
@@ -84,18 +83,20 @@ class Corpus:
         return "validation" if digest % _STDLIB_VALIDATION == 0 else "train"
 
     def changed_files(self) -> list[str]:
-        """Returns the names of files that are no longer as they were found."""
+        """Returns the names of files that changed since the corpus was opened."""
         return [file.name for file in self.files if not _is_as_found(file)]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what `from_json` makes the same corpus from."""
+        """Returns the corpus as JSON holds it."""
         return asdict(self)
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> "Corpus":
         """Returns the corpus that `to_json` wrote."""
         files = tuple(SourceFile(**file) for file in content["files"])
-        tasks = tuple(tuple(Part(**part) for part in task) for task in content["tasks"])
+        tasks = tuple(
+            tuple(ByteRange(**byte_range) for byte_range in task) for task in content["tasks"]
+        )
         return Corpus(**{**content, "files": files, "tasks": tasks, "notes": (*content["notes"],)})
 
 
@@ -103,7 +104,7 @@ def open_corpus(config: PrepareConfig, vocab_size: int | None = None) -> Corpus:
     """Returns the corpus that data.path names.
 
     Args:
-        vocab_size: of the tokenizer that is given, if any; it may say how wide token ids are.
+        vocab_size: of the given tokenizer, if any; it may decide the width of token ids.
 
     Raises:
         SettingsError: there is none, or nothing in it can be read.
@@ -113,7 +114,7 @@ def open_corpus(config: PrepareConfig, vocab_size: int | None = None) -> Corpus:
         require(
             False,
             "data.path=None must name a text: --data.path FILE_OR_DIR (.txt, .jsonl, .parquet, a "
-            f"folder of them, ...), or {STDLIB} for the text that comes with Python",
+            f"folder of them, ...), or {STDLIB} for Python's standard library",
         )
     if config.path == STDLIB:
         (root, files), not_read = _stdlib_files(), {}
@@ -121,20 +122,20 @@ def open_corpus(config: PrepareConfig, vocab_size: int | None = None) -> Corpus:
     else:
         root, files, not_read = find_files(config)
         description = str(root)
-        files, notes = by_split(files, config)
+        files, notes = assign_splits(files, config)
         files = _with_tokens(files, config, vocab_size, notes)
         prose = Counter(Path(file.name).suffix for file in files if file.is_prose)
         if prose:
             kinds = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(prose.items()))
             notes.append(f"each of these files is one document: {kinds}")
-    tasks = tuple(map(tuple, plan_tasks(files, plan_parts(files))))
+    tasks = tuple(map(tuple, plan_tasks(files, plan_ranges(files))))
     return Corpus(
         description, tuple(files), tasks, config.path == STDLIB, not_read, notes=tuple(notes)
     )
 
 
 def open_overlap(config: PrepareConfig, path: str) -> tuple[PrepareConfig, Corpus]:
-    """Returns an evaluation text of data.decontaminate_from, all of it, whatever its names say."""
+    """Returns an evaluation text of data.decontaminate_from, all its files whatever their names."""
     own = replace(config, path=path, clean=(), decontaminate_from=(), split_files="ignore")
     return own, open_corpus(own)
 
@@ -142,7 +143,7 @@ def open_overlap(config: PrepareConfig, path: str) -> tuple[PrepareConfig, Corpu
 def _with_tokens(
     files: Sequence[SourceFile], config: PrepareConfig, vocab_size: int | None, notes: list[str]
 ) -> list[SourceFile]:
-    """Returns files with what their token ids are written as; raises where some hold text."""
+    """Returns files with the dtype of their token ids; raises SettingsError if some hold text."""
     tables = [file for file in files if file.kind in ("parquet", "arrow")]
     if tables and has_token_rows(tables[0], config):
         files = [replace(file, kind="token_rows") if file in tables else file for file in files]
@@ -175,11 +176,9 @@ def _stdlib_files() -> tuple[Path, list[SourceFile]]:
     paths = sorted(
         path
         for path in root.rglob("*.py")
-        if not _STDLIB_LEFT_OUT.intersection(path.relative_to(root).parts)
+        if not _STDLIB_EXCLUDED.intersection(path.relative_to(root).parts)
     )
-    require(
-        bool(paths), f"data.path={STDLIB}: no Python sources in {root}; give a text of your own"
-    )
+    require(bool(paths), f"data.path={STDLIB}: no Python sources in {root}; give another text")
     names = [path.relative_to(root).as_posix() for path in paths]
     return root, [
         source_file(path, name, "topics" if name == _TOPICS else "python")

@@ -1,4 +1,4 @@
-"""The records of a part of a file, whatever its format."""
+"""Reads the records of a byte range of a file, in any format."""
 
 import importlib
 import tokenize
@@ -8,26 +8,26 @@ from pathlib import Path
 
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
-from data.prepare.text.lines import read_jsonl, read_text
-from data.prepare.text.read_report import Reading, Record
-from data.prepare.text.records import read_csv, read_json
-from data.prepare.text.sources import Part, SourceFile
+from data.prepare.text.json_csv import read_csv, read_json
+from data.prepare.text.parquet_arrow import read_arrayrecord, read_table
+from data.prepare.text.read_report import ReadReport, Record
+from data.prepare.text.source_files import ByteRange, SourceFile
 from data.prepare.text.streams import other_encoding
-from data.prepare.text.tables import read_arrayrecord, read_table
 from data.prepare.text.token_files import read_tokens
+from data.prepare.text.txt_jsonl import read_jsonl, read_text
 
-# The last is what numpy says of a damaged header.
+# numpy raises the last for a damaged header.
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, tokenize.TokenError)
 _UTF8 = ("text", "jsonl", "json", "csv")
 
 
-def read_part(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+def read_range(
+    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
-    """Yields the records of a part in their order; memory does not grow with the file.
+    """Yields the records of a byte range in order; memory does not grow with the file.
 
     Raises:
-        SettingsError: something cannot be read, and data.bad_records is stop.
+        SettingsError: a record cannot be read, and data.bad_records is stop.
     """
     read: Callable[..., Iterator[Record]] = {
         "text": read_text,
@@ -44,15 +44,15 @@ def read_part(
     }[file.kind]
     try:
         if file.kind in _UTF8 and (encoding := other_encoding(Path(file.path))):
-            if part.start == 0:  # once, though a text may be read in many parts
+            if byte_range.start == 0:  # once, though a text may be read in many ranges
                 reading.add(file, "", encoding, "convert it (iconv -f UTF-16 -t UTF-8)")
             return
-        yield from read(part, file, config, reading)
+        yield from read(byte_range, file, config, reading)
     except SettingsError:
         raise
     except UnicodeDecodeError as error:
         what = f"is not UTF-8 (byte {error.object[error.start]:#04x})"
-        way_out = "convert it, pass --data.invalid_utf8 replace to put U+FFFD there"
+        way_out = "convert it, pass --data.invalid-utf8 replace to put U+FFFD there"
         reading.add(file, "", what, way_out)
     except _UNREADABLE as error:
         what = f"cannot be read as {file.kind} ({' '.join(str(error).split()) or repr(error)})"
@@ -60,20 +60,20 @@ def read_part(
 
 
 def _read_python(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
-    """Reads a source of the standard library; a few test the reading of other encodings."""
+    """Reads a source file of the standard library; a few have other encodings on purpose."""
     try:
         text = Path(file.path).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        reading.leave_out(file, "", f"is not UTF-8 (offset {error.start})")
+        reading.count_skipped(file, "", f"is not UTF-8 (offset {error.start})")
         return
     if text:
         yield Record(0, text)
 
 
 def _read_topics(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
     for number, (_, text) in enumerate(_topics()):
         yield Record(number, text)
@@ -85,5 +85,5 @@ def _topics() -> list[tuple[str, str]]:
 
 
 def topic_names() -> list[str]:
-    """Returns the names of the pages of Python's manual, in the order of their records."""
+    """Returns the names of the help topics of Python, in the order of their records."""
     return [f"pydoc_data/{topic}" for topic, _ in _topics()]

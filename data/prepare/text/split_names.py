@@ -1,4 +1,4 @@
-"""Files named as the splits of a data set: which train, which validate, which are left out."""
+"""Splits by file name: which files train, which validate, which are excluded."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from configs.data import PrepareConfig
-from data.prepare.text.sources import SourceFile, Split
+from data.prepare.text.source_files import SourceFile, Split
 
 _SPLITS: dict[str, Split | None] = {
     "train": "train",
@@ -21,7 +21,7 @@ _WORD = re.compile(rf"(?<![a-z0-9])({'|'.join(_SPLITS)})(?![a-z])")
 
 
 def split_word(name: str) -> str | None:
-    """Returns the word in a file's name that names a split, or else in its folders' names.
+    """Returns the word in a file's name, or else in its folders' names, that names a split.
 
     The last one of a name counts: train-00000-of-00002.parquet, wiki.valid.txt, val/0.bin.
     """
@@ -29,13 +29,13 @@ def split_word(name: str) -> str | None:
     return next((found[-1] for found in words if found), None)
 
 
-def by_split(
+def assign_splits(
     files: Sequence[SourceFile], config: PrepareConfig
 ) -> tuple[list[SourceFile], list[str]]:
-    """Returns the files that are read, with their splits, and in words what their names decided.
+    """Returns the files to read with their splits, and notes about what their names decided.
 
-    Held-out names count only where others are named train. Where some validate, all others train;
-    of a corpus that only validates (data.validation_fraction=1) they alone are read.
+    Names of held-out splits count only if other files are named train. If some files validate, all
+    others train; with data.validation_fraction=1 only the validation files are read.
     """
     words = {file.name: None if file.is_prose else split_word(file.name) for file in files}
     splits = {name: word and _SPLITS[word] for name, word in words.items()}
@@ -48,24 +48,24 @@ def by_split(
     trains = [file.name for file in files if file.name not in {*tests, *validates}]
     use = "to train on"
     if config.validation_fraction == 1:
-        use = "left out" if validates else "to validate on"
-    left_out = {*tests, *(trains if use == "left out" else ())}
+        use = "excluded" if validates else "to validate on"
+    excluded = {*tests, *(trains if use == "excluded" else ())}
     kept = [
         replace(file, split=(splits[file.name] or "train") if validates else None)
         for file in files
-        if file.name not in left_out
+        if file.name not in excluded
     ]
     notes = [
         f"{_some(names)} {what}"
         for names, what in (
             (trains, use),
             (validates, "to validate on"),
-            (tests, "left out"),
+            (tests, "excluded"),
         )
         if names
     ]
     return kept, [
-        f"files are named as splits: {', '.join(notes)}; --data.split_files ignore reads all alike"
+        f"files are named as splits: {', '.join(notes)}; --data.split-files ignore reads all alike"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Files as bytes, decompressed, and whether those bytes are text in UTF-8."""
+"""Opens files as decompressed bytes, and detects encodings other than UTF-8 and kinds of JSON."""
 
 import codecs
 import gzip
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 COMPRESSIONS = (".gz", ".zst")
-MARK = "\ufeff"
-"""The byte-order mark, which says of UTF-8 only that it is UTF-8, and belongs to no text."""
+BYTE_ORDER_MARK = "\ufeff"
+"""Some programs write it before UTF-8; it is no part of the text."""
 
-_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
+_BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -26,27 +26,27 @@ _FEW_BYTES = 16
 
 
 def open_stream(path: Path) -> Any:
-    """Opens the bytes of a file, those within where its name says that it is compressed."""
+    """Opens the bytes of a file, decompressed if its suffix is one of COMPRESSIONS."""
     match path.suffix.lower():
         case ".gz":
             return gzip.open(path)
         case ".zst":
             import pyarrow
 
-            # Reads all frames of a file, and says when the last is not whole; zstandard does not.
+            # Reads all frames of a file, and fails if the last is truncated; zstandard does not.
             return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
     return path.open("rb")
 
 
 def other_encoding(path: Path) -> str | None:
-    """Returns how a text is written that is not UTF-8, as a predicate; None if it may be UTF-8.
+    """Returns the encoding of a text as a predicate ("is UTF-16, ..."); None if it may be UTF-8.
 
-    Without a mark UTF-16 and UTF-32 are seen by their high bytes: in one or three of four places
-    nearly every byte is below 9, and in another nearly none.
+    Without a byte-order mark UTF-16 and UTF-32 show in their high bytes: at one or three of four
+    byte positions nearly every byte is below 9, and at another nearly none.
     """
     with open_stream(path) as stream:
-        head = stream.read1(_HEAD_BYTES)  # what is damaged later is for the reader to tell
-    for mark, name in _MARKS.items():
+        head = stream.read1(_HEAD_BYTES)  # the reader reports damage further on
+    for mark, name in _BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return f"is {name}, by its byte-order mark"
     if len(head) < _FEW_BYTES:
@@ -58,15 +58,15 @@ def other_encoding(path: Path) -> str | None:
 
 
 def json_layout(path: Path) -> str | None:
-    """Returns what a .json holds: an "array", "lines" of records, or one "object" on one line.
+    """Returns what the beginning of a .json shows: an "array", "lines" of records or an "object".
 
-    None is anything else, such as an object over many lines. Its beginning is looked at.
+    An object is one on a single line; None is anything else, such as an object over many lines.
     """
     try:
         with open_stream(path) as stream:
             head = stream.read(_LINE_BYTES).decode("utf-8-sig", errors="ignore").lstrip()
     except (OSError, EOFError, zlib.error):
-        return "lines"  # reading says what is wrong
+        return "lines"  # reading reports the error
     if not head.startswith("{"):
         return "array" if head.startswith("[") else None
     line, newline, more = head.partition("\n")

@@ -1,4 +1,4 @@
-"""Arrays of token ids in files: how wide an id is, and the ids themselves."""
+"""Reads arrays of token ids (.bin, .npy), and chooses their dtype."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 
 from configs.check import require
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import Reading, Record
-from data.prepare.text.sources import Part, SourceFile
+from data.prepare.text.read_report import ReadReport, Record
+from data.prepare.text.source_files import ByteRange, SourceFile
 
 _LLM_C = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}  # magic number: dtype
 _LLM_C_HEADER_BYTES = 1024
@@ -23,26 +23,26 @@ _FEW_WORDS = 16
 def choose_dtype(
     path: Path, config: PrepareConfig, vocab_size: int | None
 ) -> tuple[str | None, str]:
-    """Returns the dtype of the ids in a .bin, and what decided; None for an .npy, which says it.
+    """Returns the dtype of the ids in a .bin, and what decided it; None for an .npy, which has it.
 
-    It is that of its header (llm.c) or of the .idx beside it (Megatron); else data.token_dtype;
-    else 32 bits for a vocabulary that needs them; else 16.
+    It is the dtype in its header (llm.c) or in the .idx beside it (Megatron); else
+    data.token_dtype; else 32 bits for a vocabulary that needs them; else 16.
 
     Raises:
-        SettingsError: two of these differ, or 32 bits are read as 16.
+        SettingsError: two of these differ, or ids of 32 bits would be read as 16.
     """
     if path.suffix.lower() == ".npy":
         return None, ""
     given = config.token_dtype
     with path.open("rb") as file:
         head = file.read(2 * _WORDS_LOOKED_AT)
-    said, by = _said_dtype(path, head, given)
-    if said is not None:
+    own, by = _own_dtype(path, head, given)
+    if own is not None:
         require(
-            given in (None, said),
-            f"data.token_dtype={given} must be {said}, or left out: {by} of {path} says so",
+            given in (None, own),
+            f"data.token_dtype={given} must be {own} or None, as {by} of {path} gives {own}",
         )
-        return said, by
+        return own, by
     if given is not None:
         return given, "data.token_dtype"
     if vocab_size is not None and vocab_size > 2**16:
@@ -51,11 +51,11 @@ def choose_dtype(
     is_constant = (words == words[:1]).all(0)
     require(
         len(words) * 2 < _FEW_WORDS or is_constant.sum() != 1,
-        f"data.path: {path} would be read as uint16, but every other of these is "
+        f"data.path: {path} would be read as uint16, but every other value is "
         f"{words[0, is_constant.argmax()] if len(words) else 0}, as in ids of 32 bits: pass "
-        "--data.token_dtype uint32, or uint16 if it is that",
+        "--data.token-dtype uint32, or uint16 if the ids have 16 bits",
     )
-    return "uint16", "default, as nothing else says"
+    return "uint16", "default"
 
 
 def _llm_c_header(head: bytes) -> tuple[np.dtype | None, int]:
@@ -64,8 +64,8 @@ def _llm_c_header(head: bytes) -> tuple[np.dtype | None, int]:
     return _LLM_C.get(magic), num_tokens
 
 
-def _said_dtype(path: Path, head: bytes, given: str | None) -> tuple[str | None, str]:
-    """Returns the dtype by a file's own header or index, and which of these; None without one."""
+def _own_dtype(path: Path, head: bytes, given: str | None) -> tuple[str | None, str]:
+    """Returns the dtype in a file's own header or index, and which of the two; None without one."""
     if (own := _llm_c_header(head)[0]) is not None:
         return own.name, "the header of llm.c"
     index = path.with_suffix(".idx")
@@ -77,7 +77,7 @@ def _said_dtype(path: Path, head: bytes, given: str | None) -> tuple[str | None,
             return None, ""  # another program's
         header = header.ljust(34, b"\0")
         num_lengths = int.from_bytes(header[18:26], "little")
-        num_lengths *= 34 + 4 * num_lengths <= index.stat().st_size  # none of one that is torn
+        num_lengths *= 34 + 4 * num_lengths <= index.stat().st_size  # 0 for a truncated index
         num_tokens = sum(
             int(
                 np.fromfile(file, "<i4", min(_TOKENS_AT_ONCE, num_lengths - start)).sum(
@@ -92,31 +92,31 @@ def _said_dtype(path: Path, head: bytes, given: str | None) -> tuple[str | None,
         agrees or given is not None,
         f"data.path: {index} must be the index of {path} as Megatron writes it, but has "
         f"dtype={dtype} and {num_tokens:,} tokens for {num_bytes:,} bytes: copy both again, or "
-        "pass --data.token_dtype to read the .bin without it",
+        "pass --data.token-dtype to read the .bin without it",
     )
     return (dtype, "the .idx") if agrees else (None, "")
 
 
 def read_tokens(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
-    """Yields an array of tokens in pieces, as they are."""
+    """Yields an array of tokens in chunks."""
     ids = open_tokens(Path(file.path), file.dtype)
     size = ids.dtype.itemsize
-    stop = len(ids) if part.stop is None else part.stop // size
-    for start in range(part.start // size, min(stop, len(ids)), _TOKENS_AT_ONCE):
-        piece = np.asarray(ids[start : min(start + _TOKENS_AT_ONCE, stop)])
-        yield Record(start, ids=piece, begins=start == 0)
+    stop = len(ids) if byte_range.stop is None else byte_range.stop // size
+    for start in range(byte_range.start // size, min(stop, len(ids)), _TOKENS_AT_ONCE):
+        chunk = np.asarray(ids[start : min(start + _TOKENS_AT_ONCE, stop)])
+        yield Record(start, ids=chunk, begins=start == 0)
 
 
 def open_tokens(path: Path, dtype: str | None) -> np.ndarray:
-    """Returns an array of token ids, one axis, mapped into memory and not read.
+    """Returns an array of token ids, one axis, memory-mapped.
 
     Args:
-        dtype: of a .bin; one with the header of llm.c says it again, and how many ids follow.
+        dtype: of a .bin; the header of llm.c repeats it, with the number of ids.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the file is not such an array.
     """
     if dtype is None:
         ids = np.lib.format.open_memmap(path, mode="r")  # np.load would unpickle and unzip as well

@@ -9,10 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_corpora import corpus_config, texts_of, write_dataset
 
-import data.prepare.text.sources
+import data.prepare.text.source_files
 from configs.errors import SettingsError
 from data.prepare.text.corpus import open_corpus
-from data.prepare.text.sources import Part, SourceFile, find_files, plan_parts, plan_tasks
+from data.prepare.text.source_files import (
+    ByteRange,
+    SourceFile,
+    find_files,
+    plan_ranges,
+    plan_tasks,
+)
 
 READ = ["a.txt", "b.jsonl", "c.txt.gz", "d.jsonl.zst", "e.parquet", "f.arrow", "g.arrayrecord"]
 READ += ["h.csv", "h.py", "h.tsv.gz", "i.md"]
@@ -135,7 +141,7 @@ def test_a_glob_without_a_match_is_refused(tmp_path):
 def test_a_folder_without_anything_to_read_is_refused_with_what_is_read(tmp_path, pattern):
     touch(tmp_path / "some", *NOT_READ)
     message = refusal(f"{tmp_path}/some/{pattern}")
-    assert message.startswith(f"data.path={tmp_path}/some/{pattern} holds nothing that is read: ")
+    assert message.startswith(f"data.path={tmp_path}/some/{pattern} has no file that can be read: ")
     assert ".txt .jsonl .json .csv .tsv (also .gz .zst) .parquet" in message
 
 
@@ -180,7 +186,7 @@ def test_hidden_folders_are_not_read(tmp_path):
 def test_a_link_that_leads_nowhere_is_refused(tmp_path):
     touch(tmp_path, "a.txt")
     (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
-    assert f"has a link that leads nowhere: {tmp_path}/b.txt" in refusal(tmp_path)
+    assert f"has a broken link: {tmp_path}/b.txt" in refusal(tmp_path)
 
 
 def test_suffixes_are_known_in_any_case(tmp_path):
@@ -194,7 +200,7 @@ def test_a_saved_dataset_that_was_not_copied_whole_is_refused(tmp_path):
     assert len(json.loads((path / "state.json").read_text())["_data_files"]) == 2
     (path / "data-00001-of-00002.arrow").unlink()
     message = refusal(path)
-    assert "is a saved dataset without its data-00001-of-00002.arrow; copy it whole" in message
+    assert "is a saved dataset without its data-00001-of-00002.arrow; copy it again" in message
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"_data_files": 3}'])
@@ -215,13 +221,13 @@ kinds = st.sampled_from(["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.zst", "a.parqu
 def test_tasks_are_all_bytes_of_all_files_once_and_in_order(sizes, part, task):
     files = []
     for name, num_bytes in sizes:
-        kind = data.prepare.text.sources.kind_of(Path(name))
+        kind = data.prepare.text.source_files.kind_of(Path(name))
         assert kind is not None
         files.append(SourceFile(name, name, kind, num_bytes, 0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.prepare.text.sources, "PART_BYTES", part)
-        patch.setattr(data.prepare.text.sources, "TASK_BYTES", task)
-        parts = plan_parts(files)
+        patch.setattr(data.prepare.text.source_files, "RANGE_BYTES", part)
+        patch.setattr(data.prepare.text.source_files, "TASK_BYTES", task)
+        parts = plan_ranges(files)
         tasks = plan_tasks(files, parts)
     assert [each for group in tasks for each in group] == parts
     can_be_cut = {"a.txt", "a.jsonl", "a.npy"}
@@ -232,7 +238,7 @@ def test_tasks_are_all_bytes_of_all_files_once_and_in_order(sizes, part, task):
         assert len(own) == (max(1, -(-file.num_bytes // part)) if file.name in can_be_cut else 1)
     assert [each.file for each in parts] == sorted(each.file for each in parts)
 
-    def size_of(group: list[Part]) -> int:
+    def size_of(group: list[ByteRange]) -> int:
         return sum((p.stop or files[p.file].num_bytes) - p.start for p in group)
 
     # A task ends with the part that fills it, and only then.

@@ -1,55 +1,55 @@
-"""What happens to one document after the other, and what is written down about it."""
+"""Runs the cleaning steps on one document at a time, and reports what they did."""
 
 import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from configs.data import CleanStep, PrepareConfig
-from data.prepare.cleaning.steps import LOCAL_STEPS, make_step
-from data.prepare.cleaning.verdict import Dropped
+from data.prepare.cleaning.cleaning_step import Dropped
+from data.prepare.cleaning.step_table import LOCAL_STEPS, make_cleaning_step
 
 NOTHING_LEFT = "nothing left"
-"""The rule by which a step drops a document of which it leaves only white space."""
+"""The rule of a document that a step leaves only white space of."""
 
 NUM_EXAMPLES = 3
-"""Documents that a report shows for each step: so many it changed, and so many it dropped."""
+"""Examples in a report for each step: this many changed and this many dropped documents."""
 EXCERPT_CHARACTERS = 80
 
 Report = list[dict[str, Any]]
-"""What each step did, in order; see `Cleaner.report`. JSON can hold it."""
+"""What each step did, in order, as JSON; see `Cleaner.report`."""
 
 
 class Cleaner:
-    """The steps of data.clean that look at one document, and a report of what they did."""
+    """The steps of data.clean that read one document at a time, and a report of what they did."""
 
     report: Report
     """For each step, under these keys:
 
-    step: its name. documents: how many it was given. changed: how many it altered and kept.
-    dropped: how many it left out. characters_removed: characters given minus characters kept; all
-    those of a dropped document, and less than zero where text grew. rules: {rule: documents dropped
-    by it}. changed_examples, dropped_examples: the first few, in the order of the corpus, as
-    {document, before, after} around the first difference, or as {document, rule, text}.
+    step: its name. documents: how many it read. changed: how many it changed and kept. dropped: how
+    many it dropped. characters_removed: characters read minus characters kept; all characters of a
+    dropped document, negative where text grew. rules: {rule: documents dropped by it}.
+    changed_examples, dropped_examples: the first few, in the order of the corpus, as {document,
+    before, after} around the first difference, or as {document, rule, text}.
     """
 
     def __init__(self, config: PrepareConfig, overlap_texts: Iterable[str] = ()):
         names: list[CleanStep] = [name for name in config.clean if name in LOCAL_STEPS]
-        self._steps = [make_step(name, config, overlap_texts) for name in names]
+        self._steps = [make_cleaning_step(name, config, overlap_texts) for name in names]
         self.report = [_empty_report(name) for name in names]
 
-    def anew(self) -> "Cleaner":
-        """Returns a cleaner of the same steps with an empty report; it costs nothing to make."""
+    def with_empty_report(self) -> "Cleaner":
+        """Returns a cleaner with the same steps and an empty report; creating it costs nothing."""
         other = copy.copy(self)
         other.report = [_empty_report(report["step"]) for report in self.report]
         return other
 
     def __call__(self, name: str, text: str) -> str | None:
-        """Returns the text of a document after all steps, or None if one of them drops it."""
+        """Returns the text of a document after all steps, or None if a step drops it."""
         for step, report in zip(self._steps, self.report, strict=True):
             after = step(text)
             if isinstance(after, str) and not after.strip():
                 after = Dropped(NOTHING_LEFT)
-            _note(report, name, text, after)
+            _record(report, name, text, after)
             if isinstance(after, Dropped):
                 return None
             text = after
@@ -57,9 +57,9 @@ class Cleaner:
 
 
 def merge_reports(reports: Sequence[Report]) -> Report:
-    """Returns one report of tasks whose documents follow one another, given in that order.
+    """Returns the reports of consecutive tasks, given in order, as one.
 
-    It is the report of a Cleaner that had cleaned the documents of all tasks itself.
+    It equals the report of one Cleaner that cleans the documents of all tasks.
     """
     merged: Report = []
     for of_step in zip(*reports, strict=True):
@@ -86,7 +86,7 @@ def _empty_report(name: CleanStep) -> dict[str, Any]:
     }
 
 
-def _note(report: dict[str, Any], name: str, before: str, after: str | Dropped) -> None:
+def _record(report: dict[str, Any], name: str, before: str, after: str | Dropped) -> None:
     report["documents"] += 1
     if isinstance(after, Dropped):
         report["dropped"] += 1
@@ -105,7 +105,7 @@ def _note(report: dict[str, Any], name: str, before: str, after: str | Dropped) 
 
 
 def _excerpts(before: str, after: str) -> dict[str, str]:
-    """Returns the two texts around the place where they first differ."""
+    """Returns excerpts of two texts around their first difference."""
     pairs = enumerate(zip(before, after, strict=False))
     first = next((i for i, (a, b) in pairs if a != b), min(len(before), len(after)))
     start = max(first - EXCERPT_CHARACTERS // 4, 0)

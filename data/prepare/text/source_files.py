@@ -1,4 +1,4 @@
-"""Files of text, of records or of tokens: which there are, and the parts they are read in."""
+"""Finds the files that data.path names, and divides them into byte ranges and tasks."""
 
 import glob
 import json
@@ -34,9 +34,9 @@ _PROSE = {
     *(".js", ".jsx", ".ts", ".tsx", ".java", ".kt", ".go", ".rs", ".rb", ".php", ".cs", ".swift"),
     *(".scala", ".lua", ".pl", ".r", ".jl", ".hs", ".ml", ".sh", ".sql"),
 }
-"""Suffixes of writing and of source code, each file of which is a document."""
+"""Suffixes of prose and source code; each such file is one document."""
 _ABOUT = ("readme", "license", "changelog", "contributing", "citation")
-"""Names of files that describe what is beside them."""
+"""Beginnings of names of files that describe the others."""
 _KINDS: dict[str, Kind] = {
     ".txt": "text",
     ".raw": "text",  # wiki.train.raw
@@ -56,50 +56,50 @@ _READABLE = (
     ".txt .jsonl .json .csv .tsv (also .gz .zst) .parquet .arrow .arrayrecord .npy .bin, .md or "
     "source code, a folder or a glob of them"
 )
-PART_BYTES = 16 * 2**20
-"""Bytes of a file that are read in one go, where a file can be entered in the middle."""
+RANGE_BYTES = 16 * 2**20
+"""Bytes of a byte range, for formats that can be read from any offset."""
 TASK_BYTES = 64 * 2**20
-"""Bytes of the parts that one worker prepares in one go."""
+"""Bytes of a task: the byte ranges that one worker prepares at a time."""
 _TASK_FILES = 4096
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the corpus, as it was when it was found."""
+    """A file of the corpus, as it was when the corpus was opened."""
 
     path: str
     name: str
-    """Below the root, the same on every machine."""
+    """Path below the root, the same on every machine."""
     kind: Kind
     num_bytes: int
     mtime_ns: int
     split: Split | None = None
-    """What its name says that it is for; None leaves it to the settings."""
+    """The split that its name gives; None leaves it to data.validation_fraction."""
     dtype: str | None = None
     """Of the token ids in a .bin."""
 
     @property
     def has_tokens(self) -> bool:
-        """Whether it holds tokens, not text."""
+        """Whether it holds tokens rather than text."""
         return self.kind in ("tokens", "token_rows")
 
     @property
     def is_prose(self) -> bool:
-        """Whether it is writing or source code by its suffix, and not the file of a data set."""
+        """Whether its suffix is one of prose or source code, not of a data set."""
         return Path(self.name).suffix.lower() in _PROSE
 
     @property
     def compression(self) -> str | None:
-        """Suffix of the compression, if any."""
+        """Suffix of its compression, if any."""
         suffix = Path(self.path).suffix.lower()
         return suffix if suffix in COMPRESSIONS else None
 
 
 @dataclass(frozen=True)
-class Part:
-    """Bytes start to stop of a file, as far as its format can be cut there; stop None is the end.
+class ByteRange:
+    """Bytes start to stop of a file; stop None is the end.
 
-    Boundaries move to the next place where a record or a line begins, for both neighbours alike.
+    A reader moves both boundaries to the next start of a record or line, so neighbours agree.
     """
 
     file: int
@@ -119,7 +119,7 @@ def record_name(name: str, kind: Kind, number: int) -> str:
 
 
 def kind_of(path: Path) -> Kind | None:
-    """Returns how a file is read, by its name; None if it is not."""
+    """Returns the kind of a file by its name; None if it cannot be read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         kind = _KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
@@ -127,8 +127,8 @@ def kind_of(path: Path) -> Kind | None:
     return _KINDS.get(path.suffix.lower())
 
 
-def _kind_there(path: Path, *, is_named: bool) -> Kind | None:
-    """Returns how a file is read, a .json by what it holds; one of settings only if it is named."""
+def _kind_on_disk(path: Path, *, is_named: bool) -> Kind | None:
+    """Returns the kind of a file, of a .json by its content; a single object only if named."""
     kind = kind_of(path)
     if kind != "json":
         return kind
@@ -139,46 +139,44 @@ def _kind_there(path: Path, *, is_named: bool) -> Kind | None:
 
 
 def source_file(path: Path, name: str, kind: Kind) -> SourceFile:
-    """Returns the entry of a file that is there."""
+    """Returns the entry of an existing file."""
     stat = path.stat()
     return SourceFile(str(path), name, kind, stat.st_size, stat.st_mtime_ns)
 
 
 def find_files(config: PrepareConfig) -> tuple[Path, list[SourceFile], dict[str, int]]:
-    """Returns the root, the files that data.path names, by name, and how many others are there.
-
-    The others are {suffix: files} of kinds that are not read.
+    """Returns the root, the files that data.path names, and {suffix: number} of ignored files.
 
     Raises:
-        SettingsError: there is none, or nothing in it can be read.
+        SettingsError: data.path does not exist, or has no file that can be read.
     """
     assert config.path is not None
     given = os.path.expanduser(config.path)
     if glob.has_magic(given) and not Path(given).exists():
-        return _globbed(config.path, given)
-    root = _whole(given)
+        return _glob_files(config.path, given)
+    root = _absolute(given)
     require(root.exists(), f"data.path={config.path} does not exist; give a file or a folder")
     if not root.is_dir():
         require(kind_of(root) is not None, f"data.path={config.path} must end in {_READABLE}")
         require(
-            _kind_there(root, is_named=True) is not None,
-            f"data.path={config.path} must hold an array of JSON, [...], or a record on each line; "
-            "write the records so",
+            _kind_on_disk(root, is_named=True) is not None,
+            f"data.path={config.path} must hold a JSON array, [...], or one record on each line; "
+            "rewrite the file so",
         )
         return root, *_kinds_of(config.path, root.parent, [root])
     require(
         not (root / ".work").is_dir(),
-        f"data.path={config.path} is a prepared folder that is not finished: give the same "
-        "./tessera prepare again, which goes on where it stopped",
+        f"data.path={config.path} is a prepared folder that is not finished: run the same "
+        "./tessera prepare command again to resume it",
     )
     return root, *_kinds_of(config.path, root, _files_below(config.path, root))
 
 
 def _files_below(given: str, root: Path) -> list[Path]:
-    """Returns all files below a folder, behind links too; hidden folders are not looked into.
+    """Returns all files below a folder, following links; skips hidden folders.
 
     Raises:
-        SettingsError: a link leads nowhere, or a saved dataset is not whole.
+        SettingsError: a link is broken, or a saved dataset is incomplete.
     """
     found = []
     for folder, folders, names in os.walk(root, followlinks=True):
@@ -191,14 +189,12 @@ def _files_below(given: str, root: Path) -> list[Path]:
         here = [Path(folder) / name for name in names]
         found += _saved_dataset(given, Path(folder)) if is_dataset else here
     for path in found:
-        require(
-            path.exists(), f"data.path={given} has a link that leads nowhere: {path}; remove it"
-        )
+        require(path.exists(), f"data.path={given} has a broken link: {path}; remove it")
     return sorted(path for path in found if path.is_file())
 
 
 def _saved_dataset(given: str, root: Path) -> list[Path]:
-    """Returns the files of a dataset, not those of caches or of what was saved here before."""
+    """Returns the files of a saved dataset, without caches or files of an earlier save."""
     state = root / "state.json"
     try:
         paths = sorted(
@@ -212,34 +208,36 @@ def _saved_dataset(given: str, root: Path) -> list[Path]:
     missing = [path.name for path in paths if not path.is_file()]
     require(
         not missing,
-        f"data.path={given} is a saved dataset without its {', '.join(missing[:3])}; copy it whole",
+        f"data.path={given} is a saved dataset without its {', '.join(missing[:3])}; copy it again",
     )
     return paths
 
 
-def _globbed(given: str, pattern: str) -> tuple[Path, list[SourceFile], dict[str, int]]:
+def _glob_files(given: str, pattern: str) -> tuple[Path, list[SourceFile], dict[str, int]]:
     fixed = before_wildcard(pattern)
-    root = _whole(fixed if fixed.endswith("/") else os.path.dirname(fixed))
-    found = {_whole(path) for path in glob.glob(pattern, recursive=True)}
+    root = _absolute(fixed if fixed.endswith("/") else os.path.dirname(fixed))
+    found = {_absolute(path) for path in glob.glob(pattern, recursive=True)}
     below = {file for path in found if path.is_dir() for file in _files_below(given, path)}
     paths = sorted(below | {path for path in found if path.is_file()})
-    require(bool(paths), f"data.path={given} matches no file; quote it, and see what is there")
+    require(
+        bool(paths), f"data.path={given} matches no file; quote the pattern, and check the folder"
+    )
     return root, *_kinds_of(given, root, paths)
 
 
-def _whole(path: str) -> Path:
-    """Returns an absolute path; links are kept, as what they lead to may have another name."""
+def _absolute(path: str) -> Path:
+    """Returns an absolute path; keeps links, as the target may have another name."""
     return Path(os.path.abspath(path))
 
 
 def _kinds_of(given: str, root: Path, paths: list[Path]) -> tuple[list[SourceFile], dict[str, int]]:
-    """Returns the files that are read, named below a folder, and {suffix: how many are not}.
+    """Returns the files to read, named relative to root, and {suffix: number} of ignored files.
 
-    Beside arrays of tokens nothing else counts as data that may describe them, and beside files of
-    records no README: it is about them.
+    Beside arrays of tokens, prose, CSV and JSON are ignored as descriptions of them; beside files
+    of records, a README and its like.
     """
     kinds: dict[Path, Kind] = {
-        path: kind for path in paths if (kind := _kind_there(path, is_named=len(paths) == 1))
+        path: kind for path in paths if (kind := _kind_on_disk(path, is_named=len(paths) == 1))
     }
     has_tokens = "tokens" in kinds.values()
     has_records = any(kind != "text" for kind in kinds.values())
@@ -255,31 +253,33 @@ def _kinds_of(given: str, root: Path, paths: list[Path]) -> tuple[list[SourceFil
         for path, kind in kinds.items()
         if counts(path, kind)
     ]
-    require(bool(files), f"data.path={given} holds nothing that is read: {_READABLE}")
+    require(bool(files), f"data.path={given} has no file that can be read: {_READABLE}")
     read = {file.path for file in files}
     others = Counter(path.suffix or "no suffix" for path in paths if str(path) not in read)
     return files, dict(sorted(others.items()))
 
 
-def plan_parts(files: list[SourceFile]) -> list[Part]:
-    """Returns all parts of all files; a compressed file or a table is read as one."""
-    parts = []
+def plan_ranges(files: list[SourceFile]) -> list[ByteRange]:
+    """Returns the byte ranges of all files; a compressed file or a table has one."""
+    ranges = []
     for i, file in enumerate(files):
         can_be_cut = file.kind in ("text", "jsonl", "tokens") and file.compression is None
-        starts = range(0, file.num_bytes if can_be_cut else 0, PART_BYTES) or [0]
+        starts = range(0, file.num_bytes if can_be_cut else 0, RANGE_BYTES) or [0]
         stops = [*starts[1:], None]
-        parts += [Part(i, start, stop) for start, stop in zip(starts, stops, strict=True)]
-    return parts
+        ranges += [ByteRange(i, start, stop) for start, stop in zip(starts, stops, strict=True)]
+    return ranges
 
 
-def plan_tasks(files: list[SourceFile], parts: list[Part]) -> list[list[Part]]:
-    """Returns the parts in groups of about TASK_BYTES, which depend on nothing but the files."""
-    tasks: list[list[Part]] = []
+def plan_tasks(files: list[SourceFile], ranges: list[ByteRange]) -> list[list[ByteRange]]:
+    """Returns the byte ranges in groups of about TASK_BYTES, which depend on the files alone."""
+    tasks: list[list[ByteRange]] = []
     num_bytes = TASK_BYTES
-    for part in parts:
+    for byte_range in ranges:
         if num_bytes >= TASK_BYTES or len(tasks[-1]) >= _TASK_FILES:
             tasks.append([])
             num_bytes = 0
-        tasks[-1].append(part)
-        num_bytes += (files[part.file].num_bytes if part.stop is None else part.stop) - part.start
+        tasks[-1].append(byte_range)
+        num_bytes += (
+            files[byte_range.file].num_bytes if byte_range.stop is None else byte_range.stop
+        ) - byte_range.start
     return tasks

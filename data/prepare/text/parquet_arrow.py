@@ -1,4 +1,4 @@
-"""Parquet, Arrow and ArrayRecord."""
+"""Reads Parquet, Arrow and ArrayRecord files."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import Reading, Record, decode
-from data.prepare.text.sources import Part, SourceFile
+from data.prepare.text.read_report import ReadReport, Record, decode
+from data.prepare.text.source_files import ByteRange, SourceFile
 from data.prepare.text.text_fields import field_names, field_of
 
 _TABLE_ROWS = 64  # rows may be whole books
 
 
 def read_table(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
-    """Yields the text of each row of a Parquet or Arrow file that has one, or its token ids."""
+    """Yields the text, or the token ids, of each row of a Parquet or Arrow file."""
     import pyarrow
 
     number = 0
@@ -41,7 +41,7 @@ def read_table(
 
 
 def _columns(names: list[str], config: PrepareConfig) -> list[str]:
-    """Returns the columns that make a text, those of dotted names by what is before the dot."""
+    """Returns the columns that the text is made of; of a dotted name the part before the dot."""
     wanted = (n if n in names else n.split(".")[0] for n in field_names(config))
     return list(dict.fromkeys(wanted))
 
@@ -49,33 +49,33 @@ def _columns(names: list[str], config: PrepareConfig) -> list[str]:
 def _ids_of(values: Any, number: int) -> np.ndarray:
     ids = np.array([] if values is None else values)
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
-        raise ValueError(f"row {number + 1} has something other than token ids")
+        raise ValueError(f"row {number + 1} is not a list of token ids")
     return ids.astype(np.int64)
 
 
 def has_token_rows(file: SourceFile, config: PrepareConfig) -> bool:
-    """Says whether data.text_field of a Parquet or Arrow file is a column of lists of integers."""
+    """Returns whether data.text_field is a column of lists of integers."""
     import pyarrow
 
     try:
         schema = _schema(file)
         kind = schema.field(config.text_field).type
     except (pyarrow.ArrowException, KeyError, OSError):
-        return False  # reading says what is wrong
+        return False  # reading reports the error
     types = pyarrow.types
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return is_list and types.is_integer(kind.value_type)
 
 
 def _contents(column: Any) -> list[Any]:
-    """Returns the values of a column, of text its bytes, so that each is decoded by itself."""
+    """Returns the values of a column, text as bytes, so that each value is decoded separately."""
     import pyarrow
 
     if pyarrow.types.is_string(column.type):
         column = column.view(pyarrow.binary())
     if pyarrow.types.is_large_string(column.type):
         column = column.view(pyarrow.large_binary())
-    column.validate(full=True)  # what is damaged would otherwise be read outside of the file
+    column.validate(full=True)  # else damaged offsets read outside the file
     return column.to_pylist()
 
 
@@ -103,7 +103,7 @@ def _open_table(file: SourceFile, config: PrepareConfig) -> tuple[list[str], Ite
 
 
 def _open_arrow(path: str) -> tuple[Any, Iterator[Any]]:
-    """Opens what Hugging Face `datasets` saves to disk (a stream), or an Arrow file."""
+    """Opens an Arrow stream (Hugging Face `datasets` saves these) or an Arrow file."""
     import pyarrow
 
     source = pyarrow.memory_map(path)
@@ -116,9 +116,9 @@ def _open_arrow(path: str) -> tuple[Any, Iterator[Any]]:
 
 
 def read_arrayrecord(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
-    """Yields each record of an ArrayRecord file, which are UTF-8."""
+    """Yields the records of an ArrayRecord file as UTF-8 text."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:

@@ -64,7 +64,7 @@ TOKENIZERS = {
 def test_a_document_in_pieces_has_the_ids_of_the_whole(tmp_path, monkeypatch, name, part_bytes):
     path = tmp_path / name
     path.write_bytes(TOKENIZERS[name]())
-    monkeypatch.setattr(data.prepare.encode, "_PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(data.prepare.encode, "_CHUNK_CHARACTERS", 100)
     small_sizes(monkeypatch, part_bytes=part_bytes, task_bytes=10**6)
     (tmp_path / "a.txt").write_text(TEXT)
     config = corpus_config(tmp_path / "a.txt", tokenizer=str(path), validation_fraction=0)

@@ -1,4 +1,4 @@
-"""The objective of a run: how long its rows are in the stream, and what becomes of each."""
+"""Makes batches under the objective of a run, and says how many stream tokens a row takes."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,34 +12,36 @@ from configs.objective import NUM_SENTINELS
 from data.batch import Batch
 from data.objectives.causal import causal, causal_batch, infill, prefix
 from data.objectives.masked import Masking, masked, masked_pairs
-from data.objectives.segments import Form, Piece, Segment, pack, pieces_of
-from data.objectives.span import UL2, Denoiser, corrupt, lengths
+from data.objectives.segments import BatchShape, DocumentSpan, Segment, document_spans, pack
+from data.objectives.span_corruption import UL2, Denoiser, corrupt, lengths
 from data.tokenizers.tokenizer import Tokenizer
 
 
-class Row(NamedTuple):
-    """A row as it is read, before an objective has made something of it."""
+class RowTokens(NamedTuple):
+    """The tokens of a row, before the objective is applied."""
 
     spans: Sequence[np.ndarray] = ()
-    """Tokens of each span, with the one after it; none is padding."""
-    key: tuple[int, ...] = ()
-    """What chance depends on: of a row of training the seed and its place in the sequence."""
-    others: Sequence[np.ndarray] = ()
-    """Spans of another row, for an objective that asks for them."""
+    """Tokens of each stream span, with the token after it; no span is a row of padding."""
+    rng_key: tuple[int, ...] = ()
+    """Seed of the random choices: of a training row, the run's seed and the row's index."""
+    other_spans: Sequence[np.ndarray] = ()
+    """Spans of another row, for next-sentence prediction."""
 
 
-Make = Callable[[Sequence[Piece], Sequence[Piece], np.random.Generator], Sequence[Segment]]
-"""From the pieces of a row, those of another one and chance to segments."""
+MakeSegments = Callable[
+    [Sequence[DocumentSpan], Sequence[DocumentSpan], np.random.Generator], Sequence[Segment]
+]
+"""From the document spans of a row, those of another row, and an RNG to segments."""
 
 
-class ObjectiveMaker:
-    """Makes batches of rows: a pure function of the rows and their keys."""
+class BatchMaker:
+    """Makes batches: a pure function of the tokens of rows and their RNG keys."""
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
         """Prepares the objectives.
 
         Raises:
-            SettingsError: the tokenizer lacks special tokens or words that they need.
+            SettingsError: the tokenizer lacks special tokens or word starts that they need.
         """
         self._config, self._separator = config, tokenizer.separator
         kinds = config.objectives()
@@ -53,68 +55,68 @@ class ObjectiveMaker:
         self._makes = [self._make(name, tokenizer) for name, _ in kinds]
         weights = np.array([weight for _, weight in kinds])
         self._shares = np.cumsum(weights / weights.sum())
-        self._form = form_of(config)
+        self._shape = batch_shape(config)
 
     @property
-    def needs_others(self) -> bool:
-        """Whether a row is to come with another one."""
+    def needs_other_row(self) -> bool:
+        """Whether rows need the spans of another row (next-sentence prediction)."""
         return any(name == "masked_pairs" for name, _ in self._config.objectives())
 
-    def batch(self, rows: Sequence[Row]) -> Batch[np.ndarray]:
-        """Returns the batch [B, T] of rows; one without spans is padding."""
+    def batch(self, rows: Sequence[RowTokens]) -> Batch[np.ndarray]:
+        """Returns the batch [B, T] of rows; a row without spans is padding."""
         if self._config.objective == "causal":
             spans = [list(row.spans) for row in rows]
             return causal_batch(spans, self._config.sequence_len, self._separator)
-        return pack([self._segments(row) for row in rows], self._form)
+        return pack([self._segments(row) for row in rows], self._shape)
 
-    def _segments(self, row: Row) -> Sequence[Segment]:
+    def _segments(self, row: RowTokens) -> Sequence[Segment]:
         if not row.spans:
             return []
-        draw = np.random.default_rng(row.key)
+        rng = np.random.default_rng(row.rng_key)
         which = 0
         if len(self._makes) > 1:
-            which = int(np.searchsorted(self._shares, draw.random(), side="right"))
-        pieces = list(pieces_of(row.spans, self._separator))
-        others = list(pieces_of(row.others, self._separator))
-        return self._makes[min(which, len(self._makes) - 1)](pieces, others, draw)
+            which = int(np.searchsorted(self._shares, rng.random(), side="right"))
+        spans = list(document_spans(row.spans, self._separator))
+        others = list(document_spans(row.other_spans, self._separator))
+        return self._makes[min(which, len(self._makes) - 1)](spans, others, rng)
 
-    def _make(self, name: str, tokenizer: Tokenizer) -> Make:
+    def _make(self, name: str, tokenizer: Tokenizer) -> MakeSegments:
         config, separator = self._config, self._separator
         special = dict(tokenizer.special)
         match name:
             case "causal":
-                return lambda pieces, _, draw: list(causal(pieces, separator))
+                return lambda spans, _, rng: list(causal(spans, separator))
             case "prefix":
                 two_sided = config.target_len is not None
-                return lambda pieces, _, draw: list(
-                    prefix(pieces, separator, draw, two_sided=two_sided)
+                return lambda spans, _, rng: list(
+                    prefix(spans, separator, rng, two_sided=two_sided)
                 )
             case "infill":
                 change = partial(infill, rate=config.infill_rate, most=_most_changed(config, name))
-                return lambda pieces, _, draw: list(change(pieces, separator, special, draw))
+                return lambda spans, _, rng: list(change(spans, separator, special, rng))
             case "masked":
                 masking = _masking(config, tokenizer)
-                return lambda pieces, _, draw: list(masked(pieces, special, masking, draw))
+                return lambda spans, _, rng: list(masked(spans, special, masking, rng))
             case "masked_pairs":
                 masking = _masking(config, tokenizer)
                 most = _most_changed(config, name)
-                return lambda pieces, others, draw: list(
-                    masked_pairs(pieces, others, special, masking, draw, most=most)
+                return lambda spans, others, rng: list(
+                    masked_pairs(spans, others, special, masking, rng, most=most)
                 )
         sentinels = np.array([special[f"<extra_id_{i}>"] for i in range(NUM_SENTINELS)])
         denoisers = denoisers_of(config, name)
 
         def denoise(
-            pieces: Sequence[Piece], _: Sequence[Piece], draw: np.random.Generator
+            spans: Sequence[DocumentSpan], _: Sequence[DocumentSpan], rng: np.random.Generator
         ) -> Sequence[Segment]:
-            denoiser = denoisers[int(draw.integers(len(denoisers)))]
+            denoiser = denoisers[int(rng.integers(len(denoisers)))]
             return list(
                 corrupt(
-                    pieces,
+                    spans,
                     denoiser,
                     separator,
                     sentinels,
-                    draw,
+                    rng,
                     target_len=config.target_len,
                     most_targets=config.target_len or config.sequence_len,
                 )
@@ -123,11 +125,11 @@ class ObjectiveMaker:
         return denoise
 
 
-def form_of(config: DataConfig) -> Form:
-    """Returns the shape of the batches, the same whatever objective a row has."""
+def batch_shape(config: DataConfig) -> BatchShape:
+    """Returns the shape of the batches, the same for every objective of a mixture."""
     names = [name for name, _ in config.objectives()]
     two_sided = config.target_len is not None
-    return Form(
+    return BatchShape(
         config.target_len if config.target_len is not None else config.sequence_len,
         config.sequence_len if two_sided else None,
         has_prefix=not two_sided and any(name in ("prefix", "span", "ul2") for name in names),
@@ -136,17 +138,17 @@ def form_of(config: DataConfig) -> Form:
 
 
 def empty_row(config: DataConfig) -> Batch[np.ndarray]:
-    """Returns a row of padding: a batch of one, which has the fields of all others."""
+    """Returns a batch of one padding row, with the fields of all other batches."""
     if config.objective == "causal":
         return causal_batch([[]], config.sequence_len, separator=0)
-    return pack([[]], form_of(config))
+    return pack([[]], batch_shape(config))
 
 
 def stream_len(config: DataConfig) -> int:
-    """Returns how many tokens of the stream a row has, so that all that is made of it fits.
+    """Returns how many tokens of the stream a row takes, so that its inputs and targets fit.
 
     Raises:
-        SettingsError: no token would fit, or spans would be more than there are tokens for.
+        SettingsError: no token would fit, or a row would have more spans than sentinels exist.
     """
     length = min(_stream_len(config, name) for name, _ in config.objectives())
     require(
@@ -173,25 +175,25 @@ def _stream_len(config: DataConfig, name: str) -> int:
     require(
         most <= NUM_SENTINELS,
         f"data.sequence_len={T} must be shorter, or data.span_len={config.span_len} longer: a row "
-        f"has {most} spans, but there are {NUM_SENTINELS} tokens that stand for them",
+        f"has {most} masked spans, but there are only {NUM_SENTINELS} sentinel tokens",
     )
     return length
 
 
 def _fits(denoiser: Denoiser, length: int, config: DataConfig) -> bool:
-    given, found = lengths(denoiser, length)
+    inputs, targets = lengths(denoiser, length)
     if config.target_len is None:
-        return given + found - 1 <= config.sequence_len
-    return given <= config.sequence_len and found <= config.target_len
+        return inputs + targets - 1 <= config.sequence_len
+    return inputs <= config.sequence_len and targets <= config.target_len
 
 
 def denoisers_of(config: DataConfig, name: str) -> tuple[Denoiser, ...]:
-    """Returns the kinds of spans of an objective."""
+    """Returns the denoisers of an objective."""
     return UL2 if name == "ul2" else (Denoiser(config.span_density, config.span_len),)
 
 
 def _most_changed(config: DataConfig, name: str) -> int:
-    """Returns how many pieces of a row may get longer, by three tokens each."""
+    """Returns how many document spans of a row may get three tokens longer."""
     return max(config.sequence_len // (256 if name == "infill" else 128), 1)
 
 

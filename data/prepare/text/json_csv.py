@@ -1,4 +1,4 @@
-"""Arrays of JSON and CSV, whose records are read one after the other."""
+"""Reads JSON arrays and CSV, record by record."""
 
 import csv
 import io
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import Reading, Record
-from data.prepare.text.sources import Part, SourceFile
+from data.prepare.text.read_report import ReadReport, Record
+from data.prepare.text.source_files import ByteRange, SourceFile
 from data.prepare.text.streams import open_stream
 from data.prepare.text.text_fields import field_names, field_of
 
 _RECORD_CHARACTERS = 64 * 2**20
-"""A longer element of an array, line or field of a CSV is refused, as memory is bounded by it."""
+"""The longest array element, CSV line or CSV field; it bounds memory."""
 _BLOCK_CHARACTERS = 2**20
 _BETWEEN = re.compile(r"[\s,]*")
 
@@ -27,9 +27,9 @@ def _open_text(file: SourceFile, config: PrepareConfig) -> IO[str]:
 
 
 def read_json(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
-    """Yields the text of each element of an array: a record, or a string that is the text."""
+    """Yields the text of each element of an array: a record, or the text as a string."""
     with _open_text(file, config) as stream:
         for number, record in enumerate(_elements(stream)):
             if isinstance(record, str) and config.text_template is None:
@@ -39,44 +39,44 @@ def read_json(
 
 
 def _elements(stream: IO[str]) -> Iterator[Any]:
-    """Yields the elements of an array, of which a few MB are held; ValueError if it is none."""
+    """Yields the elements of an array, a few MB at a time; ValueError if it is no array."""
     parse = json.JSONDecoder().raw_decode
     while stream.read(1) not in ("[", ""):
         pass
-    buffer, place, number, is_last = "", 0, 1, False
+    buffer, index, number, is_last = "", 0, 1, False
     while True:
-        between = _BETWEEN.match(buffer, place)
-        place = between.end() if between else place
-        if buffer.startswith("]", place):
-            rest = buffer[place + 1 :]
+        between = _BETWEEN.match(buffer, index)
+        index = between.end() if between else index
+        if buffer.startswith("]", index):
+            rest = buffer[index + 1 :]
             while not rest.strip() and (rest := stream.read(_BLOCK_CHARACTERS)):
                 pass
             if rest.strip():
-                raise ValueError(f"more follows after the ] of the array, element {number - 1}")
+                raise ValueError(f"text follows the closing ] of the array, element {number - 1}")
             return
         try:
-            record, end = parse(buffer, place)
+            record, end = parse(buffer, index)
         except (json.JSONDecodeError, RecursionError) as error:
             reason = f"element {number} is not JSON ({error})"
         else:
             reason = f"element {number} is too long"
-            if end < len(buffer) or is_last:  # of a number the next block may have more
+            if end < len(buffer) or is_last:  # the next block may continue a number
                 yield record
-                place, number = end, number + 1
+                index, number = end, number + 1
                 continue
-        buffer = buffer[place:]
+        buffer = buffer[index:]
         if is_last or len(buffer) > _RECORD_CHARACTERS:
-            raise ValueError(reason if buffer.strip() else "it ends without the ] of the array")
+            raise ValueError(reason if buffer.strip() else "the array has no closing ]")
         block = stream.read(max(_BLOCK_CHARACTERS, len(buffer)))
-        buffer, place, is_last = buffer + block, 0, not block
+        buffer, index, is_last = buffer + block, 0, not block
 
 
 def read_csv(
-    part: Part, file: SourceFile, config: PrepareConfig, reading: Reading
+    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
-    """Yields the text of each row; the first row names the fields. Quoted text has any line ends.
+    """Yields the text of each row; the first row names the fields. Quoted text may span lines.
 
-    Fields end with a comma, in a .tsv with a tab.
+    Fields are separated by commas, in a .tsv by tabs.
     """
     csv.field_size_limit(_RECORD_CHARACTERS)
     is_tsv = ".tsv" in (suffix.lower() for suffix in Path(file.path).suffixes[-2:])
@@ -85,7 +85,7 @@ def read_csv(
         try:
             yield from _rows(rows, file, config, reading)
         except csv.Error as error:
-            what = f"is not CSV ({error}), so that the rest of the file cannot be read"
+            what = f"is not CSV ({error}), so the rest of the file cannot be read"
             reading.add(file, f", line {rows.line_num}", what)
 
 
@@ -100,7 +100,7 @@ def _lines(stream: IO[str]) -> Iterator[str]:
 
 
 def _rows(
-    rows: Iterator[list[str]], file: SourceFile, config: PrepareConfig, reading: Reading
+    rows: Iterator[list[str]], file: SourceFile, config: PrepareConfig, reading: ReadReport
 ) -> Iterator[Record]:
     header, names = next(rows, []), field_names(config)
     if not set(names) <= set(header):
@@ -109,11 +109,11 @@ def _rows(
     for name in names:
         if (num_columns := header.count(name)) > 1:
             what = f"has {num_columns} columns named {name}"
-            reading.add(file, " in its first line", what, "rename all but the one that is meant")
+            reading.add(file, " in its first line", what, "rename all but the one to read")
             return
     for number, row in enumerate(rows):
         if row and len(row) != len(header):
-            what = f"has {len(row)} fields, but the first row names {len(header)}"
+            what = f"has {len(row)} fields, but the header has {len(header)}"
             reading.add(file, f", row {number + 1}", what)
         elif row:
             record = dict(zip(header, row, strict=True))

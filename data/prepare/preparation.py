@@ -1,0 +1,263 @@
+"""Turns a corpus into a prepared folder: a tokenizer, shards of tokens, and a manifest.
+
+Three passes over the tasks of the corpus, each in parallel: scan (clean and count), sample (lines
+to train a tokenizer on) and write. Each result on disk is complete or absent, so a killed
+preparation resumes where it stopped, and the result does not depend on which process ran which
+task. The manifest is written last: a folder without one is unfinished.
+"""
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.check import require
+from configs.data import PrepareConfig
+from data.atomic_files import file_entry, write_json
+from data.hf_hub import is_hub
+from data.object_store import is_remote
+from data.prepare.cleaning.cleaner import merge_reports
+from data.prepare.deduplicate import drop_duplicates
+from data.prepare.engine import Workers
+from data.prepare.plan import Plan
+from data.prepare.shards import BLOCK_LEN, FORMAT_VERSION
+from data.prepare.tasks import sample, scan, write
+from data.prepare.text.corpus import SPLITS, Corpus, open_corpus
+from data.prepare.text.read_report import NUM_EXAMPLES
+from data.prepare.validation_split import ValidationSplit, choose_split
+from data.prepare.work_folder import WORK, OnProgress, WorkFolder, remove_work
+from data.token_store import FILES, MANIFEST, REPORT
+from data.tokenizers.tokenizer import Tokenizer, tokenizer_digest
+
+_NUM_FILES = 1000  # that the report lists
+
+
+class Preparation:
+    """The preparation of one corpus into one folder."""
+
+    def __init__(
+        self,
+        config: PrepareConfig,
+        folder: Path,
+        workers: Workers,
+        on_progress: OnProgress,
+        made_with: PrepareConfig | None = None,
+        corpus: Corpus | None = None,
+    ):
+        """Begins the preparation, or resumes that of an earlier process.
+
+        Args:
+            made_with: the settings as given, where config.path is a local copy.
+            corpus: the corpus of config.path, if it is open already.
+
+        Raises:
+            SettingsError: there is nothing to read, or the folder holds other files.
+        """
+        self.config, self.folder = config, folder
+        self._made_with = made_with or config
+        self.corpus = corpus or open_corpus(config)
+        self._check_unchanged()
+        require(
+            not (self.corpus.has_tokens and config.clean),
+            f"data.clean={' '.join(config.clean)} must not be given: data.path={config.path} holds "
+            "tokens, and only text can be cleaned",
+        )
+        self._plan = Plan(config, self.corpus, folder / WORK)
+        self._scans: list[dict[str, Any]] = []
+        self._duplicates: dict[str, Any] = {}
+        self.split = ValidationSplit("none yet", 0, (), 0)
+        self._workers = workers
+        self._work = WorkFolder(self._plan, workers, on_progress)
+
+    def scan(self, tokenizer: Tokenizer | None = None) -> None:
+        """Cleans and counts every task, finds duplicates among all of them, and chooses the split.
+
+        Args:
+            tokenizer: required for files of tokens, for its separator.
+        """
+        if self.corpus.has_tokens:
+            assert tokenizer is not None
+            self._work.put_tokenizer(tokenizer)
+        self._scans = self._work.run("scan", "scan", scan, [()] * len(self.corpus.tasks))
+        if self._plan.finds_duplicates:
+            self._duplicates = drop_duplicates(self._plan, self._scans, self._first_lines())
+        self.split = choose_split(self._plan, self._scans)
+        require(
+            self.split.num_characters > 0,
+            f"data.path={self.config.path} holds no text"
+            + (" after cleaning" if self.config.clean else "")
+            + "; give one that is not empty",
+        )
+
+    @property
+    def description(self) -> str:
+        """What is prepared: the remote path as given, or the local corpus."""
+        given = self._made_with.path
+        return given if given and (is_remote(given) or is_hub(given)) else self.corpus.description
+
+    @property
+    def separator_notes(self) -> list[str]:
+        """Notes about the document separators found in .txt files."""
+        found = Counter[str]()
+        for scan_ in self._scans:
+            found.update(scan_["marks"])
+        separator = self.config.document_separator
+        require(
+            separator is None or bool(found),
+            f"data.document_separator={separator} must occur in a .txt of data.path="
+            f"{self.config.path}, but does not; remove the setting",
+        )
+        return [
+            f"text has {number:,} {name}, each of which ends a document"
+            if separator
+            else f"text has {number:,} {name}, read as ordinary text; to end documents there, pass "
+            f"--data.document-separator '{name}'"
+            for name, number in sorted(found.items())
+        ]
+
+    @property
+    def alphabet(self) -> set[str]:
+        """All characters of the text, for the tokenizer `characters`; empty for any other."""
+        return set().union(*(scan["alphabet"] for scan in self._scans))
+
+    @property
+    def num_line_characters(self) -> int:
+        """Characters to train a tokenizer on, newlines not counted."""
+        total = sum(scan["line_characters"] for scan in self._scans)
+        num_read = sum(scan["learnable"] for scan in self._scans)
+        return round(total * sum(self.split.num_train) / max(1, num_read))
+
+    def sample(self, stride: int) -> list[str]:
+        """Returns every stride-th line of the training text."""
+        first_lines = np.cumsum([0, *(scan["lines"] for scan in self._scans)]).tolist()
+        calls = [
+            (str(self._plan.work), task, first_lines[task], stride)
+            for task, num_train in enumerate(self.split.num_train)
+            if num_train
+        ]
+        found = dict(self._workers.run(sample, calls))
+        return [line for task in sorted(found) for line in found[task]]
+
+    def write(self, tokenizer: Tokenizer, notes: str = "") -> None:
+        """Writes every shard, then the manifest, and removes the work folder.
+
+        Args:
+            notes: how the tokenizer was trained, for the report.
+
+        Raises:
+            SettingsError: a split has no text, or a file has changed since the corpus was opened.
+        """
+        self._work.put_tokenizer(tokenizer)
+        calls = [(first_lines,) for first_lines in self._first_lines()]
+        shards = self._work.run("tokenize", "shards", write, calls)
+        self._work.remove_unfinished()  # of a killed worker whose task another has run
+        self._check_unchanged()
+        splits = {split: self._split(split, shards) for split in SPLITS}
+        fraction = self.split.fraction
+        for split, is_wanted in (("train", fraction < 1), ("validation", fraction > 0)):
+            require(
+                not is_wanted or splits[split]["tokens"] > 1,
+                f"data.path={self.config.path} has too little text: none is left for the {split} "
+                "split; give more text, or another --data.validation-fraction",
+            )
+        write_json(self.folder / REPORT, {**self._report(), "learning": notes})
+        files = [
+            {
+                "name": f.name,
+                "kind": f.kind,
+                "size": f.num_bytes,
+                "split": f.split,
+                "dtype": f.dtype,
+            }
+            for f in self.corpus.files
+        ]
+        write_json(self.folder / FILES, files)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "block_len": BLOCK_LEN,
+            "source": self.description,
+            "validation": {"rule": self.split.rule, "fraction": self.split.fraction},
+            "num_unread": sum(sum(scan["unread"].values()) for scan in self._scans),
+            "tokenizer": {
+                "kind": tokenizer.kind,
+                "vocab_size": tokenizer.vocab_size,
+                "separator": tokenizer.separator,
+                "special": dict(tokenizer.special),
+                "sha256": tokenizer_digest(tokenizer),
+            },
+            "splits": splits,
+            "files": [file_entry(self.folder / name) for name in ("tokenizer", REPORT, FILES)],
+            "made_with": asdict(self._made_with),
+        }
+        write_json(self.folder / MANIFEST, manifest)
+        remove_work(self.folder)
+
+    def _check_unchanged(self) -> None:
+        changed = self.corpus.changed_files()
+        require(
+            not changed,
+            f"data.path={self.config.path} changed while it was read, in "
+            f"{', '.join(changed[:3])}; run the same command again to start over",
+        )
+
+    def _first_lines(self) -> list[list[int]]:
+        """Returns, for each byte range of each task, the number of lines before it in its file."""
+        before: dict[int, int] = {}
+        first_lines = []
+        for ranges, scan_ in zip(self.corpus.tasks, self._scans, strict=True):
+            first_lines.append([])
+            for byte_range, num_lines in zip(ranges, scan_["part_lines"], strict=True):
+                file = byte_range.file
+                first_lines[-1].append(before.get(file, 0))
+                before[file] = before.get(file, 0) + num_lines
+        return first_lines
+
+    def _split(self, split: str, shards: list[dict[str, Any]]) -> dict[str, Any]:
+        entries = [entry[split] for entry in shards if split in entry]
+        counts = {
+            name: sum(entry[name] for entry in entries)
+            for name in ("tokens", "documents", "characters", "bytes")
+        }
+        counts["tokens"] += bool(entries)  # the separator that ends the stream is in no shard
+        return {**counts, "shards": entries}
+
+    def _report(self) -> dict[str, Any]:
+        """Returns what was skipped, dropped or changed, and why, with examples."""
+        unread, documents = (
+            sum((Counter(scan[name]) for scan in self._scans), Counter[str]())
+            for name in ("unread", "by_file")
+        )
+        examples = [line for scan_ in self._scans for line in scan_["unread_examples"]]
+        return {
+            "notes": [*self.corpus.notes, *self.separator_notes],
+            "files": [
+                {
+                    "file": file.name,
+                    "read_as": file.kind,
+                    "split": file.split or "a fraction validates",
+                    "documents": documents[file.name],
+                    "left_out": unread[file.name],
+                }
+                for file in self.corpus.files[:_NUM_FILES]
+            ],
+            "not_read": self.corpus.not_read,
+            "unread": dict(unread),
+            "unread_examples": examples[:NUM_EXAMPLES],
+            "cleaning": merge_reports(self._cleaning()),
+            "duplicates": self._duplicates,
+        }
+
+    def _cleaning(self) -> list[list[dict[str, Any]]]:
+        """Returns the cleaning report of each task, with document names in its examples."""
+        for task, (scan_, first_lines) in enumerate(
+            zip(self._scans, self._first_lines(), strict=True)
+        ):
+            for step in scan_["cleaning"]:
+                for example in (*step["changed_examples"], *step["dropped_examples"]):
+                    index, number = map(int, example["document"].split(":"))
+                    example["document"] = self.corpus.document_name(
+                        self.corpus.tasks[task][index].file, first_lines[index] + number
+                    )
+        return [scan_["cleaning"] for scan_ in self._scans]
