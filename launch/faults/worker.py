@@ -63,7 +63,7 @@ _BATCH_FAULTS = {"bad_batches": _scrambled, "stalled_data": _stalled, "slow_data
 
 
 def in_batches(corrupt: Callable[[Batch], Batch], first: int, last: int) -> None:
-    """Corrupts some batches of the data order, at whatever step a run reads them."""
+    """Spoils some batches of the sequence, wherever a run meets them."""
     original = train.loop.train_batches
 
     def train_batches(data: Any, config: Any, steps: StepRange, **kwargs: Any) -> Any:
@@ -177,7 +177,7 @@ def in_a_state(call: int, change: Callable[[TrainState], TrainState]) -> None:
 
 
 def in_listings() -> None:
-    """Hides every second file of a checkpoint from each process, others from each."""
+    """Hides every second file of a checkpoint from each process, another one from each."""
     original = train.checkpoints.save_restore.list_files
 
     def list_files(checkpoint: Path) -> set[str]:
