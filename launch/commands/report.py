@@ -1,4 +1,4 @@
-"""`./tessera report RUN`: one page that tells the whole story of a run, running or not."""
+"""`./tessera report RUN`: writes one page about a run, which may be running."""
 
 import json
 from collections.abc import Sequence
@@ -52,21 +52,21 @@ def write_page(report: RunReport, folder: RunFolder, out: Path | None) -> Path:
     """Writes the page, whole or not at all, and returns where it is.
 
     Raises:
-        SettingsError: it cannot be written there, or would take the place of a file of the run.
+        SettingsError: it cannot be written there, or would overwrite a file of the run.
     """
     page = folder.path / _PAGE if out is None else out.expanduser()
     run = folder.path.resolve()
     require(
         page.resolve() == run / _PAGE or run not in page.resolve().parents,
         f"--out={page} is in the run folder, where only {_PAGE} may be written; give a file "
-        "elsewhere, or leave --out away",
+        "elsewhere, or omit --out",
     )
     content = run_page(report)
     try:
         with whole_file(page) as temporary:
             temporary.write_text(content, encoding="utf-8")
     except OSError as error:
-        way_out = "give --out FILE" if out is None else "give a file in a folder that is there"
+        way_out = "give --out FILE" if out is None else "give a file in a folder that exists"
         raise SettingsError(
             f"{'--out=' if out else ''}{page} cannot be written ({error.strerror}): {way_out}"
         ) from None

@@ -22,40 +22,40 @@ _SAMPLE_CHARACTERS = 4000
 
 @dataclass(frozen=True, kw_only=True)
 class TimeLedger:
-    """Where the time of a run went, all of it as one moment has it."""
+    """Where the time of a run went, at one moment."""
 
     seconds: dict[str, float]
     """By class; {} where the run keeps no ledger."""
     passed_sec: float | None
-    """From the first start to that moment by the clock; None where the run has not left it."""
+    """Wall time from the first start to that moment; None if the run has no ledger file."""
 
     @property
     def counted_sec(self) -> float:
-        """The sum of the classes, which is to be what has passed."""
+        """The sum of the classes, which should equal the wall time."""
         return sum(self.seconds.values())
 
     @property
     def unaccounted_sec(self) -> float | None:
-        """What has passed and is in no class; negative where more is counted than has passed."""
+        """Wall time that is in no class; negative if the classes sum to more than the wall time."""
         return None if self.passed_sec is None else self.passed_sec - self.counted_sec
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """All that the page shows of a run."""
+    """A run, as its folder has it at one moment."""
 
     run: str
     """The folder, as it was given."""
     written: datetime.datetime
     status: dict[str, Any]
     records: dict[int, Record]
-    """{step: record} without what a resume has superseded."""
+    """{step: record} without records that a resume superseded."""
     events: list[Event]
     checkpoints: list[SavedCheckpoint]
     set_aside: list[str]
-    """Folders beside the checkpoints that do not count: being saved, damaged."""
+    """Folders beside the checkpoints that are none: being saved, damaged, set aside."""
     samples: dict[int, str]
-    """{step: text} of the last few, long ones cut."""
+    """{step: text} of the last few, truncated."""
     settings: dict[str, Any]
     environments: tuple[dict[str, Any], dict[str, Any]]
     """Of the first and of the last start."""
@@ -68,12 +68,12 @@ class RunReport:
 
     @property
     def goodput(self) -> float | None:
-        """The part of the run's life that went into steps, from 0 to 1."""
+        """The share of the wall time spent in training steps, from 0 to 1."""
         counted = self.ledger.counted_sec
         return self.ledger.seconds.get("step", 0.0) / counted if counted else None
 
     def curve(self, name: str) -> list[tuple[int, float | None]]:
-        """Returns (step, value) of the records that have a key; None is what was not finite."""
+        """Returns (step, value) of the records that have a key; None for a nonfinite value."""
         return [(s, finite(record[name])) for s, record in self.records.items() if name in record]
 
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class RunReport:
 
 
 def read_report(folder: RunFolder) -> RunReport:
-    """Returns all there is to tell of a run, which is not touched and may be running.
+    """Returns the report of a run, which may be running and is not changed.
 
     Raises:
         SettingsError: the folder is not a run folder.
@@ -116,7 +116,7 @@ def read_report(folder: RunFolder) -> RunReport:
 
 
 def finite(value: Any) -> float | None:
-    """Returns a value that is a finite number, None for all others."""
+    """Returns a finite number as it is, None for all else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number and math.isfinite(value) else None
 
@@ -126,7 +126,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def _last_samples(folder: Path) -> dict[int, str]:
-    """Returns {step: text}; a link is no sample, for it may lead anywhere."""
+    """Returns {step: text}; links are skipped, because they may lead anywhere."""
     paths = {
         int(number): path
         for path in folder.glob("step-*.txt")
@@ -145,11 +145,11 @@ def _last_samples(folder: Path) -> dict[int, str]:
 
 
 def _read_ledger(path: Path, records: dict[int, Record]) -> TimeLedger:
-    """Returns the ledger as it was last written, else the older one of the last record."""
-    said = _read_object(path)
+    """Returns the ledger of its file, else the older one of the last record."""
+    content = _read_object(path)
     try:
-        seconds = {kind: float(value) for kind, value in said["seconds"].items()}
-        passed = round(float(said["beat"]) - float(said["first_start"]), 3)
+        seconds = {kind: float(value) for kind, value in content["seconds"].items()}
+        passed = round(float(content["beat"]) - float(content["first_start"]), 3)
     except (KeyError, TypeError, ValueError, AttributeError):
         last = next(reversed(records.values()), {})
         seconds, passed = {kind: last.get(f"goodput/{kind}_sec") for kind in CLASSES}, None
@@ -158,7 +158,7 @@ def _read_ledger(path: Path, records: dict[int, Record]) -> TimeLedger:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file; {} where there is none, or none that can be read."""
+    """Returns the object in a JSON file; {} if there is none or it cannot be read."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
