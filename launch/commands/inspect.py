@@ -72,10 +72,11 @@ def main(arguments: Sequence[str]) -> int:
     _refuse(parsed, _OF_DATA, "a run", "the prepared folder that it reads")
     rows = parsed.rows or None
     if parsed.first_row is not None:
+        require_at_least("--first-row", parsed.first_row, 0)
         require(
-            parsed.diff is None and parsed.first_row >= 0,
-            f"--first-row={parsed.first_row} must be at least 0, and cannot be combined with "
-            f"--diff={parsed.diff}",
+            parsed.diff is None,
+            f"--first-row={parsed.first_row} cannot be combined with --diff={parsed.diff}; give "
+            "--step for a comparison",
         )
         run = open_run_data(path, cache_dir, step=parsed.step)
         report = run.report_from(parsed.first_row, parsed.step, rows)
