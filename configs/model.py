@@ -160,8 +160,8 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
         kind = self.architecture
         require(
             (kind == "encoder_decoder") == (self.num_encoder_layers is not None),
-            f"model.num_encoder_layers={self.num_encoder_layers} must be a number with "
-            f"model.architecture=encoder_decoder and None otherwise, but model.architecture={kind}",
+            f"model.num_encoder_layers={self.num_encoder_layers} must be a number if "
+            f"model.architecture=encoder_decoder, else None; here model.architecture={kind}",
         )
         require_at_least("model.num_encoder_layers", self.num_encoder_layers or 1, 1)
         only: list[tuple[str, object, tuple[str, ...]]] = [

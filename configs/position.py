@@ -45,8 +45,8 @@ class PositionConfig:
         """Raises SettingsError where settings of positions cannot be or do not fit each other."""
         require(
             (self.position == "learned") == (self.num_positions is not None),
-            f"model.num_positions={self.num_positions} must be a number of tokens with "
-            f"model.position=learned and None otherwise, but model.position={self.position}",
+            f"model.num_positions={self.num_positions} must be a number of tokens if "
+            f"model.position=learned, else None; here model.position={self.position}",
         )
         for name in (
             "rope_theta",
@@ -62,8 +62,8 @@ class PositionConfig:
             require(value is None or value > 0, f"model.{name}={value} must be above zero")
         require(
             (self.rope_scaling in ("llama3", "yarn")) == (self.rope_original_len is not None),
-            f"model.rope_original_len={self.rope_original_len} must be a number of tokens with "
-            f"model.rope_scaling=llama3 or yarn and None otherwise, but model.rope_scaling="
+            f"model.rope_original_len={self.rope_original_len} must be a number of tokens if "
+            f"model.rope_scaling=llama3 or yarn, else None; here model.rope_scaling="
             f"{self.rope_scaling}",
         )
         require(

@@ -46,8 +46,8 @@ class OptimConfig:
         require_at_least("optim.num_warmup_steps", self.num_warmup_steps, 0)
         require(
             (self.schedule == "wsd") == (self.num_decay_steps is not None),
-            f"optim.num_decay_steps={self.num_decay_steps} must be a number of steps with "
-            f"optim.schedule=wsd and None otherwise, but optim.schedule={self.schedule}",
+            f"optim.num_decay_steps={self.num_decay_steps} must be a number of steps if "
+            f"optim.schedule=wsd, else None; here optim.schedule={self.schedule}",
         )
         require_at_least("optim.num_decay_steps", self.num_decay_steps or 1, 1)
         require_fraction("optim.b1", self.b1)
@@ -288,7 +288,7 @@ class RunConfig:
         require(
             self.model.num_positions is None or self.data.sequence_len <= self.model.num_positions,
             f"data.sequence_len={self.data.sequence_len} must be at most "
-            f"model.num_positions={self.model.num_positions}, the rows of the learned table",
+            f"model.num_positions={self.model.num_positions}, the number of learned positions",
         )
         num_decay_steps = self.optim.num_decay_steps or 0
         require(
@@ -311,8 +311,8 @@ class RunConfig:
         )
         require(
             (model.architecture == "encoder_decoder") == (data.target_len is not None),
-            f"data.target_len={data.target_len} must be a number of tokens with "
-            "model.architecture=encoder_decoder and None otherwise, but model.architecture="
+            f"data.target_len={data.target_len} must be a number of tokens if "
+            "model.architecture=encoder_decoder, else None; here model.architecture="
             f"{model.architecture}",
         )
         require(

@@ -26,10 +26,10 @@ _PACKAGES = (
     "sentencepiece",
 )
 _THREADS_PER_DEVICE = 16
-"""A virtual device holds a thread in every exchange that waits for the others, and XLA starts those
-that do not depend on each other in any order: without a free thread they would wait for ever."""
-_SAYS_NOTHING = ("packages", "host", "hosts", "system", "cpu_count", "has_local_changes")
-"""What of an environment may be another one without a word."""
+"""A virtual device blocks a thread in every collective that waits for the others, and XLA starts
+independent ones in any order: without a free thread they would wait for ever."""
+_NOT_COMPARED = ("packages", "host", "hosts", "system", "cpu_count", "has_local_changes")
+"""Keys of an environment whose changes are not reported."""
 _CODE = ("configs", "sharding", "model", "data", "train", "launch")
 
 
@@ -57,7 +57,7 @@ def prepare_jax(*, virtual_devices: int | None = None, deterministic: bool = Fal
 
 
 def describe_software() -> dict[str, str]:
-    """Returns what must be the same in all processes of a run: versions and our own code."""
+    """Returns what must be equal in all processes of a run: versions and the code of Tessera."""
     total = hashlib.sha256()
     for path in sorted(path for folder in _CODE for path in (ROOT / folder).rglob("*.py")):
         total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
@@ -69,7 +69,7 @@ def describe_software() -> dict[str, str]:
 
 
 def describe_devices() -> dict[str, Any]:
-    """Returns what must be the same in all processes of a run: its own devices."""
+    """Returns what must be equal in all processes of a run: kind and number of their devices."""
     import jax
 
     return {
@@ -103,9 +103,9 @@ def describe_environment(processes: "Processes") -> dict[str, Any]:
 
 
 def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns {name: (before, now)} of what may change the numbers of a run, or its speed."""
+    """Returns {name: (before, now)} of changes that may affect results or speed."""
     old, new = ({**e, **e.get("packages", {})} for e in (before, now))
-    names = [name for name in new if name not in _SAYS_NOTHING]
+    names = [name for name in new if name not in _NOT_COMPARED]
     return {n: (old[n], new[n]) for n in names if n in old and old[n] != new[n]}
 
 

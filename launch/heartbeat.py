@@ -1,8 +1,7 @@
-"""The thread between a run and its supervisor: signs of life one way, its end the other way.
+"""The pipe between a run and its supervisor: heartbeats one way, its end the other way.
 
-Both ends of one pipe: the run writes a byte a second, and a run that is frozen writes none. The
-system closes the reading end when the supervisor is gone, whatever killed it, and the next byte
-tells the run.
+The run writes a byte a second; a frozen run writes none. The system closes the reading end when the
+supervisor is gone, whatever killed it, and the next write of the run fails.
 """
 
 import os
@@ -11,17 +10,17 @@ import threading
 import time
 
 DESCRIPTOR = "TESSERA_HEARTBEAT_FD"
-"""The variable that gives a process the writing end, if a supervisor started it."""
+"""The environment variable with the writing end, if a supervisor started the process."""
 PERIOD_SEC = 1.0
 _GRACE_SEC = 8.0
-"""A period before it, and a moment for the end: a run outlives its supervisor by 10 s at most."""
+"""With the period before it and the time to exit, a run outlives its supervisor by at most 10 s."""
 
 
 def start_heartbeat() -> bool:
-    """Lets the supervisor know that this process is alive, and ends it when there is none.
+    """Sends heartbeats to the supervisor, and ends this process when the supervisor is gone.
 
-    To be called once, as early as can be: until then nobody notices that the supervisor is gone.
-    Its processes do not inherit the pipe. Returns whether there is a supervisor.
+    Must be called once, as early as possible: before, the end of the supervisor goes unnoticed.
+    Child processes do not inherit the pipe. Returns whether there is a supervisor.
     """
     descriptor = os.environ.pop(DESCRIPTOR, None)
     if descriptor is None:
@@ -32,9 +31,9 @@ def start_heartbeat() -> bool:
 
 
 def _beat(descriptor: int) -> None:
-    """Writes a byte a second; without a reader it asks to stop once, and then ends the group.
+    """Writes a byte a second; without a reader sends SIGTERM once, then kills the process group.
 
-    The group is that of the process which the supervisor started, workers included.
+    The group is that of the process that the supervisor started, workers included.
     """
     try:
         while True:

@@ -1,38 +1,38 @@
-"""Text that others wrote, harmless in a terminal and a page: nothing in it acts or hides."""
+"""Untrusted text made harmless for a terminal or a page: no character acts or is invisible."""
 
 import unicodedata
 
 from rich.cells import chop_cells
 
 _SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
-_JOINERS = "\u200c\u200d"  # words and emoji need them, and they do nothing else
+_JOINERS = "\u200c\u200d"  # words and emoji need them; they have no other effect
 _ESCAPED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def visible(text: str) -> str:
-    """Returns a text on one line, with a sign or an escape for each character that has no shape."""
+    """Returns a text on one line, with a sign or an escape for each nonprintable character."""
     if text.isprintable():
         return text
-    return "".join(_SIGNS.get(character) or _shape(character) for character in text)
+    return "".join(_SIGNS.get(character) or _escaped(character) for character in text)
 
 
 def visible_lines(text: str) -> str:
-    """Returns what `visible` does, but keeps line ends and tabs."""
+    """Returns what `visible` does, but keeps line breaks and tabs."""
     return "".join(
-        character if character in "\n\t" else _SIGNS.get(character) or _shape(character)
+        character if character in "\n\t" else _SIGNS.get(character) or _escaped(character)
         for character in text
     )
 
 
 def shortened(text: str, num_characters: int) -> str:
-    """Returns the beginning of a text on one visible line, with … where it is cut."""
+    """Returns the beginning of a text on one line, with … if it is cut."""
     if len(text) <= num_characters:
         return visible(text)
     return f"{visible(text[: max(num_characters - 1, 0)])}…"
 
 
 def first_lines(text: str, width: int, num_lines: int = 2) -> str:
-    """Returns the beginning of a text as a few full lines of a terminal, with … where it is cut."""
+    """Returns the beginning of a text as a few full lines of a terminal, with … if it is cut."""
     width = max(width, 8)
     lines = chop_cells(visible(text[: width * num_lines + 1]), width)
     if len(lines) > num_lines or len(text) > width * num_lines:
@@ -41,7 +41,7 @@ def first_lines(text: str, width: int, num_lines: int = 2) -> str:
     return "\n".join(lines)
 
 
-def _shape(character: str) -> str:
+def _escaped(character: str) -> str:
     if unicodedata.category(character) not in _ESCAPED or character in _JOINERS:
         return character
     point = ord(character)

@@ -1,4 +1,4 @@
-"""The arguments of commands that use a saved run: which one, and where its model is put."""
+"""Arguments of the commands that use a saved run: which run, and on which mesh."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from train.record.run_folder import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRunArguments:
-    """What all of them have."""
+    """The arguments that all of them have."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
     step: int | None = None
     """Which checkpoint; None is the newest."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1))
-    """Where the model is put. Without any of it that is as the run was trained, where this fits the
-    devices here, else cut over all of them; with some of it the rest is as the run was trained."""
+    """The mesh of the model. If none is given, that of the run where it fits the devices here, else
+    fully sharded over all of them; axes that are not given are as in the run."""
     virtual_devices: int | None = None
     """Split the CPU into this many devices, to try a mesh on one machine."""
 
@@ -34,9 +34,9 @@ Arguments = TypeVar("Arguments", bound=SavedRunArguments)
 def parse_saved_run(
     kind: type[Arguments], arguments: Sequence[str], *, command: str
 ) -> tuple[Arguments, MeshConfig | None]:
-    """Returns what the words ask for, and the mesh that they name, None where they name none.
+    """Returns the parsed arguments, and the mesh they name, None if they name none.
 
-    Raises as parse_arguments does, and SettingsError where a mesh is for no run folder.
+    Raises as parse_arguments does, and SettingsError if a mesh is given without a run folder.
     """
     own = [each.name for each in dataclasses.fields(kind) if each.name != "mesh"]
     of_mesh = [f"mesh.{each.name}" for each in dataclasses.fields(MeshConfig)]

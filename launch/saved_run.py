@@ -1,4 +1,4 @@
-"""Opens a run that was trained before, for the commands that use its model."""
+"""Opens a trained run for the commands that use its model."""
 
 import math
 from contextlib import AbstractContextManager
@@ -25,18 +25,18 @@ from train.state import abstract_state, params_in_stage_order
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRun:
-    """A run's settings, data and parameters, on the devices that are here."""
+    """Settings, data and parameters of a run, on the devices of this process."""
 
     config: RunConfig
     data: Data | None
-    """None where a model was imported and has not been trained here."""
+    """None for a model that was imported and not trained."""
     tokenizer: Tokenizer | None
     params: Params
     step: int
     mesh: jax.sharding.Mesh
 
     def on_mesh(self) -> AbstractContextManager:
-        """Returns the context in which its model is called."""
+        """Returns the context in which the model must be called."""
         return jax.set_mesh(self.mesh)
 
 
@@ -44,29 +44,28 @@ def open_run(
     run: Path,
     step: int | None,
     cache_dir: Path,
-    asked: MeshConfig | None = None,
+    mesh_config: MeshConfig | None = None,
     *,
     frugal: bool = False,
 ) -> SavedRun:
     """Returns a run at a step, or at its newest checkpoint.
 
     Args:
-        asked: where its parameters are put; None is as the run was trained, where that fits the
-            devices here, else as fully_sharded says.
-        frugal: read them piece by piece, with little memory beside theirs.
+        mesh_config: None takes the mesh that the run was trained on if it fits the devices here,
+            else fully_sharded.
+        frugal: read the parameters piece by piece, with little memory beside theirs.
 
     Raises:
-        SettingsError: it is not a run folder, or has no such checkpoint, or the mesh that is asked
-            for does not fit.
+        SettingsError: it is not a run folder, or has no such checkpoint, or the mesh does not fit.
         IntegrityError: the checkpoint or the data is not what its manifest says.
     """
     folder = RunFolder(run)
     config = folder.read_config()
-    if asked is None:
-        asked = config.mesh if _fits(config, config.mesh) else fully_sharded(config)
-    config, mesh = placed(config, asked)
+    if mesh_config is None:
+        mesh_config = config.mesh if _fits(config, config.mesh) else fully_sharded(config)
+    config, mesh = on_devices(config, mesh_config)
     steps = checkpoint_steps(folder.checkpoints)
-    require(bool(steps), f"{run} has no checkpoint yet; let it train to its first")
+    require(bool(steps), f"{run} has no checkpoint yet; train it until the first is saved")
     chosen = steps[-1] if step is None else step
     require(
         chosen in steps,
@@ -92,22 +91,22 @@ def open_run(
 
 
 def fully_sharded(config: RunConfig) -> MeshConfig:
-    """Returns the mesh of all devices here that cuts the parameters into the most parts."""
+    """Returns the mesh of all devices here that shards the parameters the most."""
     num = jax.device_count()
     meshes = (MeshConfig(fsdp=size) for size in range(num, 0, -1) if num % size == 0)
     return next(mesh for mesh in meshes if _fits(config, mesh))
 
 
-def placed(config: RunConfig, asked: MeshConfig) -> tuple[RunConfig, jax.sharding.Mesh]:
+def on_devices(config: RunConfig, mesh_config: MeshConfig) -> tuple[RunConfig, jax.sharding.Mesh]:
     """Returns the settings for a mesh of the devices here, and that mesh.
 
-    Batches of evaluation have as many rows more as it takes to cut them evenly.
+    eval.batch_size is rounded up to a multiple of the number of shards of a batch.
 
     Raises:
         SettingsError: they do not fit.
     """
-    mesh = make_mesh(asked)
-    config = replace(config, mesh=asked)
+    mesh = make_mesh(mesh_config)
+    config = replace(config, mesh=mesh_config)
     share = num_stage_microbatches(config, mesh.shape["stage"])
     share *= math.prod(mesh.shape[axis] for axis in mesh_axes("act_batch"))
     batch_size = -(-(config.eval.batch_size or config.train.batch_size) // share) * share
@@ -117,9 +116,9 @@ def placed(config: RunConfig, asked: MeshConfig) -> tuple[RunConfig, jax.shardin
     return config, mesh
 
 
-def _fits(config: RunConfig, asked: MeshConfig) -> bool:
+def _fits(config: RunConfig, mesh_config: MeshConfig) -> bool:
     try:
-        placed(config, asked)
+        on_devices(config, mesh_config)
     except SettingsError:
         return False
     return True

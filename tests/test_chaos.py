@@ -1,4 +1,4 @@
-"""`./tessera chaos`: what it says of real faults, and that it sees a promise that is not kept."""
+"""`./tessera chaos`: its results for real faults, and for a promise that is not kept."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from small_runs import ROOT, call, wait_until
 from launch.commands.chaos import faults
 
 FEW = (
-    *("frozen", "data never comes", "byte flipped", "disk full", "clock set back"),
+    *("frozen", "data stalls", "byte flipped", "disk full", "clock set back"),
     *("stale listing", "NaN in a gradient", "spike", "bit flipped in a device"),
 )
 """One of each kind; the others run in the proof."""
@@ -58,7 +58,7 @@ def test_a_hundred_kills_and_twenty_of_each_other_fault_end_as_promised(tmp_path
     said = chaos(tmp_path, "--times", "100")
     rows = {row["fault"]: row for row in said["rows"]}
     assert said["ok"]
-    assert rows["SIGKILL as it starts"]["exact"] >= 10
+    assert rows["SIGKILL at the start"]["exact"] >= 10
     assert rows["SIGKILL in a save"]["exact"] >= 20
     kills = [row["exact"] for name, row in rows.items() if name.startswith("SIGKILL ")]
     assert sum(kills) == 100
@@ -66,8 +66,8 @@ def test_a_hundred_kills_and_twenty_of_each_other_fault_end_as_promised(tmp_path
         assert rows[name]["exact"] == 20
 
 
-def test_a_promise_that_is_not_kept_is_told_and_ends_with_1(tmp_path):
-    """A run that may not go back ends where the table promises that it goes on."""
+def test_a_promise_that_is_not_kept_is_shown_and_ends_with_1(tmp_path):
+    """A run that may not roll back diverges although the table promises that it recovers."""
     budget = ("--", "--guard.max_rollbacks", "0")
     said = chaos(tmp_path, "--times", "1", "--only", "spike", *budget, code=1)
     assert not said["ok"]
@@ -80,7 +80,7 @@ def test_a_promise_that_is_not_kept_is_told_and_ends_with_1(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_all_trials_at_once_and_leaves_nothing_running(tmp_path, number: int):
-    tries = ("--times", "10", "--only", "SIGKILL as it starts", "SIGKILL, supervised", "frozen")
+    tries = ("--times", "10", "--only", "SIGKILL at the start", "SIGKILL, supervised", "frozen")
     process = subprocess.Popen(
         [sys.executable, "-m", "launch", "chaos", "quickstart", "--json", "--jobs", "3", *tries],
         cwd=tmp_path,

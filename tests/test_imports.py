@@ -62,3 +62,55 @@ def test_settings_load_without_jax_in_a_new_process():
     modules = ", ".join(".".join(path.parts) for path in paths)
     code = f"import sys, {modules}; assert not {{'jax', 'flax', 'numpy'}} & {{*sys.modules}}"
     subprocess.run((sys.executable, "-c", code), cwd=ROOT, check=True)
+
+
+def modules_of_ours() -> dict[str, ast.Module]:
+    """Returns {name: syntax tree} of the modules of the product."""
+    paths = [path for folder in MAY_IMPORT for path in files(folder)]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    return {name: ast.parse(path.read_text()) for name, path in zip(names, paths, strict=True)}
+
+
+def imported_names(tree: ast.Module) -> set[str]:
+    """Returns MODULE or MODULE.SYMBOL of every import, in functions and for type checking too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_modules_do_not_import_one_another_in_a_circle():
+    modules = modules_of_ours()
+    left = {
+        name: {
+            module
+            for imported in imported_names(tree)
+            for module in (imported, imported.rpartition(".")[0])
+            if module in modules
+        }
+        for name, tree in modules.items()
+    }
+    while leaves := [name for name, needed in left.items() if not needed & {*left}]:
+        for name in leaves:
+            del left[name]
+    assert not left
+
+
+def test_no_private_name_is_imported_from_another_module():
+    for name, tree in modules_of_ours().items():
+        imported = {i for i in imported_names(tree) if i.split(".")[0] in OURS}
+        assert not [i for i in imported if i.rpartition(".")[2].startswith("_")], name
+        bound = {i.rpartition(".")[2] for i in imported} | {i.split(".")[0] for i in imported}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+                root = ast.unparse(node.value).split(".")[0]
+                assert root not in bound or node.attr.startswith("__"), (name, ast.unparse(node))
+
+
+def test_faults_are_imported_by_chaos_alone():
+    for name, tree in modules_of_ours().items():
+        if not name.startswith(("launch.faults.", "launch.commands.chaos")):
+            assert not [i for i in imported_names(tree) if i.startswith("launch.faults")], name

@@ -176,7 +176,7 @@ def test_rows_are_shown_though_they_were_skipped(folder: Path):
             assert found == {**wanted, "run": run, "step": None}
     code, output = call("inspect", "moved", "--first_row", "16")
     assert code == 0
-    assert "from row 16 of the sequence" in output
+    assert "from sequence 16 of the data order" in output
 
 
 def test_a_run_is_shown_without_its_text_and_without_a_device(
@@ -219,7 +219,7 @@ def test_a_run_of_another_seed_saw_something_else(folder: Path):
     ]
     code, output = call("inspect", "one", "--step", "1", "--diff", "two")
     assert code == 1
-    for said in ("different batches", "train.seed: 0 | 1", "rows that differ", "text.txt"):
+    for said in ("different batches", "train.seed: 0 | 1", "sequences that differ", "text.txt"):
         assert said in output
 
 
@@ -231,7 +231,7 @@ def test_a_larger_batch_differs_by_the_rows_that_it_has_more(folder: Path):
     assert [(one, two["index"]) for one, two in found["different_rows"]] == [(None, 8), (None, 9)]
     code, output = call("inspect", "one", "--step", "1", "--diff", "two")
     assert code == 1
-    assert "no such row" in output
+    assert "not in this batch" in output
 
 
 def test_a_text_at_another_place_is_the_same_text(folder: Path):
@@ -301,20 +301,20 @@ def test_every_character_is_shown_so_that_it_does_nothing():
         ("run --step 10", ("--step=10", "from 1", "train.num_steps=9")),
         ("run --step 1 --rows 3 8", ("--rows=8", "train.batch_size=8", "from 0 to 7")),
         ("run --step 1 --rows -1", ("--rows=-1", "train.batch_size=8", "from 0 to 7")),
-        ("run --first_row -1", ("--first_row=-1", "at least 0")),
-        ("run --first_row 1 --diff run", ("--first_row=1", "--diff=run")),
+        ("run --first-row -1", ("--first-row=-1", "at least 0")),
+        ("run --first-row 1 --diff run", ("--first-row=1", "--diff=run")),
         ("run --diff run", ("--diff=run needs --step", "train.num_steps=9")),
         ("run --step 1 --diff nowhere", ("nowhere", "not a run folder")),
         ("run --step 1 --diff data", ("data", "not a run folder")),
         ("run --step 7 --diff short", ("--step=7", "short", "train.num_steps=5")),
         ("run --step 1 --verify", ("--verify=True", "run", "prepared folder")),
         ("run --step 1 --html x.html", ("--html=x.html", "run", "prepared folder")),
-        ("run --step 1 --sequence_len 8", ("--sequence_len=8", "run", "prepared folder")),
+        ("run --step 1 --sequence-len 8", ("--sequence-len=8", "run", "prepared folder")),
         ("data --step 0", ("--step=0", "data", "a run")),
         ("data --rows 1", ("--rows=(1,)", "data", "a run")),
         ("data --diff run", ("--diff=run", "data", "a run")),
-        ("data --sequence_len 0", ("--sequence_len=0", "at least 1")),
-        ("data --html nowhere/x.html", ("--html=nowhere/x.html", "a folder that is there")),
+        ("data --sequence-len 0", ("--sequence-len=0", "at least 1")),
+        ("data --html nowhere/x.html", ("--html=nowhere/x.html", "a folder that exists")),
         ("data --html raw", ("--html=raw", "must be a file")),
         ("run --steps 1", ("--steps", "did you mean --step?")),
     ],

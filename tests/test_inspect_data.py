@@ -14,7 +14,7 @@ from data.token_statistics import count_split
 from data.token_store import open_store
 from launch.pages.page import join, tag
 from launch.reading.dataset_report import read_data
-from launch.reading.excluded import left_out
+from launch.reading.excluded import excluded_sections
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_files_share_all_documents_and_tokens(tmp_path: Path):
 def test_the_histogram_counts_every_document_in_the_bin_of_its_length(hostile: Path):
     store = open_store(hostile, "sizes")
     for name, split in read_data(
-        str(hostile), hostile, sequence_len=64, every_byte=False
+        str(hostile), hostile, sequence_len=64, checksums=False
     ).splits.items():
         stream = store.train if name == "train" else store.validation
         lengths = [len(stream.document(i)) for i in range(stream.num_documents)]
@@ -128,12 +128,12 @@ def test_samples_are_the_beginnings_of_documents(hostile: Path):
 
 
 def test_the_terminal_shows_all_parts_and_nothing_acts(hostile: Path):
-    code, output = call("inspect", str(hostile), "--sequence_len", "64")
+    code, output = call("inspect", str(hostile), "--sequence-len", "64")
     assert code == 0
     assert not {"\x1b", "\x07", "\u202e"} & set(output)
     for said in (
         *("train", "validation", HOSTILE_NAME, "b.jsonl:", "best_fit", "<separator>", "[MASK]"),
-        *("unread", "line 6 is not JSON", "data.bad_records=skip", "--verify", "rows of 64"),
+        *("unread", "line 6 is not JSON", "data.bad_records=skip", "--verify", "sequences of 64"),
     ):
         assert said in output
 
@@ -157,7 +157,7 @@ def test_the_terminal_shows_all_parts_and_nothing_acts(hostile: Path):
     ],
 )
 def test_a_report_of_any_form_is_shown(report: dict, said: list):
-    assert [(section.title, section.rows) for section in left_out(report)] == said
+    assert [(section.title, section.rows) for section in excluded_sections(report)] == said
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_verify_names_the_shard_that_has_changed(tmp_path: Path, hostile: Path, 
     name = (entry if kind == "arrayrecord" else entry["index"])["file"]
     code, output = call("inspect", str(hostile), "--verify")
     assert code == 0
-    assert "every byte" in output
+    assert "checksums match" in output
     assert inspect_json(str(hostile), "--verify")["checked"]["every_byte"]
     content = (hostile / name).read_bytes()
     flipped = bytearray(content)

@@ -1,4 +1,4 @@
-"""`./tessera report`: all that a run has to tell, on a page that harms nobody."""
+"""`./tessera report`: all that a run has recorded, on a page that is harmless."""
 
 import contextlib
 import io
@@ -28,9 +28,11 @@ from small_report import (
 )
 
 from configs.errors import SettingsError
-from launch.commands.report import main, read_report
+from launch.commands.report import main
 from launch.pages.curves import _Scale, thinned
-from launch.reading.event_messages import _WORDS, TROUBLES, tell
+from launch.pages.run_page import _CLASSES
+from launch.reading.event_messages import _MESSAGES, ISSUES, event_messages, name_of
+from launch.reading.run_report import read_report
 from train.record.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,23 +73,23 @@ def test_whatever_a_run_holds_is_shown_as_text(eventful: Path):
     assert "\\x1b[31m" in page.text
 
 
-def test_every_trouble_is_told_with_its_culprit(eventful: Path):
+def test_every_issue_is_shown_with_its_cause(eventful: Path):
     events = RunFolder(eventful).read_events()
     text = Page(report(eventful)[0]).text
-    assert {*TROUBLES} - {e["event"] for e in events} == {"copy_failed", "not_removed"}
+    assert {*ISSUES} - {name_of(e) for e in events} == {"copy_failed", "not_removed"}
     run = shlex.quote(str(eventful))
     for words in (
-        "4 steps were skipped, steps 40 to 43",
-        "went back from step 45 to step 30 and skipped rows 312 to 343",
-        "step 35 could not be saved",
-        "save took 61 s, 60 s are allowed; stacks are in logs/stacks-0.txt",
+        "4 nonfinite steps, steps 40 to 43",
+        "rolled back from step 45 to step 30, skipping sequences 312 to 343",
+        "the checkpoint of step 35 could not be saved",
+        "save took 61 s, more than the limit of 60 s; stack traces are in logs/stacks-0.txt",
         "ended with exit code 124 (hung)",
-        "started again after exit code 137 (SIGKILL) and a wait of 2 s",
+        "restarted 2 s after exit code 137 (SIGKILL)",
         "the checkpoint of step 40 is damaged",
-        "step 50 computed twice was not the same: devices cpu:1",
-        "the clock of the machine was set back by 3,600 s",
-        f"process 3 holds the others up: {HOSTILE}",
-        f"./tessera inspect {run} --first_row 312 --step 45",
+        "step 50, computed twice, gave two results: devices cpu:1",
+        "the system clock was set back by 3,600 s",
+        f"process 3 slows down the others: {HOSTILE}",
+        f"./tessera inspect {run} --first-row 312 --step 45",
         f"./tessera inspect {run} --step 50",
         f"./tessera checkpoints {run} --verify",
         f"decoder.{HOSTILE}[0]",
@@ -95,11 +97,13 @@ def test_every_trouble_is_told_with_its_culprit(eventful: Path):
         assert words in text, words
 
 
-@pytest.mark.parametrize("name", [*_WORDS, "changed", "environment_changed", "of another version"])
+@pytest.mark.parametrize(
+    "name", [*_MESSAGES, "changed", "environment_changed", "of another version"]
+)
 def test_an_event_of_an_old_run_may_lack_any_of_its_keys(name: str):
-    (told,) = tell([{"event": name}], "run")
-    assert told.time == "unknown"
-    assert "{" not in told.words
+    (message,) = event_messages([{"event": name}], "run")
+    assert message.time == "unknown"
+    assert "{" not in message.text
 
 
 def test_the_ledger_names_every_second_and_is_checked_against_the_clock(eventful: Path):
@@ -109,9 +113,10 @@ def test_the_ledger_names_every_second_and_is_checked_against_the_clock(eventful
     assert found["unaccounted_sec"] == 1.5
     text = Page(report(eventful)[0]).text
     for kind, seconds in LEDGER.items():
-        shown = rf"{kind.replace('_', ' ')}: [^%]*[sn]{seconds:.0f}{seconds / 10:.1f}%"
+        shown = rf"{_CLASSES[kind][0]}: [^%]*[sn]{seconds:.0f}{seconds / 10:.1f}%"
         assert re.search(shown, text), kind
-    assert "1,001.5 s have passed, and 1,000.0 s are accounted for (1.5 s fewer)" in text
+    assert "1,001.5 s passed" in text
+    assert "the classes sum to 1,000.0 s (1.5 s less)" in text
 
 
 def test_the_time_of_a_run_is_that_of_one_moment_whatever_came_since_its_last_record(
@@ -128,8 +133,8 @@ def test_the_time_of_a_run_is_that_of_one_moment_whatever_came_since_its_last_re
     assert found["goodput"] == pytest.approx(700 / 1100)
     assert (found["wall_clock_sec"], found["unaccounted_sec"]) == (1100.0, 0.0)
     text = Page(report(folder.path)[0]).text
-    assert "all since the first start18 min 20 s1,100100.0%" in text
-    assert "1,100.0 s have passed, and 1,100.0 s are accounted for (0.0 s more)" in text
+    assert "total since the first start18 min 20 s1,100100.0%" in text
+    assert "the classes sum to 1,100.0 s (0.0 s more)" in text
     assert "0:18:20" in text
     assert "63.6%" in text
 
@@ -140,7 +145,7 @@ def test_without_its_file_the_ledger_is_that_of_the_last_record(tmp_path: Path):
     folder.ledger.write_text('{"beat": 3')
     found = report_json(folder.path)
     assert (found["ledger"], found["goodput"], found["unaccounted_sec"]) == (LEDGER, 0.7, None)
-    assert "up to step 60, over all starts" in Page(report(folder.path)[0]).text
+    assert "up to step 60, all starts" in Page(report(folder.path)[0]).text
 
 
 def test_a_run_without_a_ledger_shows_none(tmp_path: Path):
@@ -154,7 +159,7 @@ def test_a_run_without_a_ledger_shows_none(tmp_path: Path):
 def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path):
     folder = begin_run(tmp_path / "new")
     content, said = report(folder.path)
-    assert "No step was logged yet." in Page(content).text
+    assert "No step is logged yet." in Page(content).text
     assert said.strip().endswith("report.html: not running, 0 of 60 steps")
     assert report_json(folder.path)["last_record"] == {}
 
@@ -163,7 +168,7 @@ def test_a_run_that_has_only_its_settings_has_a_page(tmp_path: Path):
     whole = begin_run(tmp_path / "whole")
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_bytes(whole.config.read_bytes())
-    assert "There is none yet." in report(tmp_path / "bare")[0]
+    assert "No checkpoint yet." in report(tmp_path / "bare")[0]
 
 
 def test_a_run_in_progress_is_reported_as_alive(tmp_path: Path):
@@ -172,7 +177,7 @@ def test_a_run_in_progress_is_reported_as_alive(tmp_path: Path):
         assert report_json(folder.path)["state"] == f"alive (process {os.getpid()})"
 
 
-def test_lines_that_a_kill_has_torn_are_passed_over(tmp_path: Path):
+def test_lines_that_a_kill_has_torn_are_ignored(tmp_path: Path):
     folder = begin_run(tmp_path / "run")
     write_lines(folder.metrics, [record(1), record(2)], torn='{"step": 3, "loss": 1')
     write_lines(folder.events, [event(1, "compiled", compile_sec=1.0)], torn='{"time": "2')
@@ -199,7 +204,7 @@ def test_a_loss_that_was_not_finite_is_a_gap(tmp_path: Path):
     pieces = [value for name, value in Page(content).attributes if name == "points"]
     assert [len(piece.split()) for piece in pieces] == [3, 3]
     assert "nan" not in content.lower()
-    assert "loss: not finite, and a gap, at 2 of 8 steps" in content
+    assert "loss: not finite at 2 of 8 steps, drawn as gaps" in content
     assert report_json(folder.path)["last_record"] == {"step": 8, "loss": 8.0}
 
 
@@ -215,7 +220,7 @@ def test_resumes_and_rollbacks_stand_in_every_curve(tmp_path: Path):
     num_charts = content.count('text-anchor="middle" class="note">step<')
     assert num_charts == 5
     assert content.count("<title>resumed at step 4</title>") == num_charts
-    assert content.count("<title>went back from step 9 to step 6</title>") == num_charts
+    assert content.count("<title>rolled back from step 9 to step 6</title>") == num_charts
     assert "resumed at step 50" not in content
 
 
@@ -263,18 +268,22 @@ def test_a_long_run_has_a_page_that_a_browser_opens(tmp_path: Path):
     content, _ = report(folder.path)
     text = Page(content).text
     assert len(content) < 1_000_000
-    assert "20,000 steps were skipped, steps 1 to 20,000" in text
-    assert "saved 2,000 times, steps 10 to 20,000" in text
-    assert "29,999 points, drawn as the lowest and the highest of each 60 in a row" in text
+    assert "20,000 nonfinite steps, steps 1 to 20,000" in text
+    assert "saved 2,000 checkpoints, steps 10 to 20,000" in text
+    assert (
+        "of 29,999 points, the lowest and the highest of each 60 successive ones are drawn" in text
+    )
     assert "761 in between are in events.jsonl" in text
 
 
-def test_skips_far_apart_are_told_apart():
-    skips = [event(0, "skipped", step=step, rows=[[step, step + 1]]) for step in (10, 11, 5000)]
-    told = tell(skips, "run")
-    assert [row.look for row in told] == [
-        "./tessera inspect run --first_row 10 --step 10",
-        "./tessera inspect run --first_row 5000 --step 5000",
+def test_nonfinite_steps_far_apart_are_not_grouped_in_old_and_new_runs():
+    steps = (("skipped", 10), ("nonfinite_step", 11), ("nonfinite_step", 5000))
+    events = [event(0, name, step=step, rows=[[step, step + 1]]) for name, step in steps]
+    messages = event_messages(events, "run")
+    assert {message.name for message in messages} == {"nonfinite_step"}
+    assert [message.command for message in messages] == [
+        "./tessera inspect run --first-row 10 --step 10",
+        "./tessera inspect run --first-row 5000 --step 5000",
     ]
 
 
@@ -293,7 +302,7 @@ def test_checkpoints_are_shown_as_they_are(tmp_path: Path):
     assert [c.damage is None for c in found] == [True, False, False]
     text = Page(report(folder.path)[0]).text
     assert "has 5 bytes; its manifest says 1000" in text
-    assert "Not counted: 20.saving" in text
+    assert "Not counted as checkpoints: 20.saving" in text
 
 
 def test_what_the_last_start_has_instead_stands_beside_what_the_first_one_had(tmp_path: Path):
@@ -370,7 +379,7 @@ def test_a_run_that_may_only_be_read_asks_for_out(tmp_path: Path):
     namespace = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
     if subprocess.run([*namespace, mount], cwd=tmp_path, capture_output=True).returncode:
         pytest.skip("a user may not mount a file system of his own here")
-    code = "import sys; from launch.cli import guarded; from launch.report import main; " \
+    code = "import sys; from launch.cli import guarded; from launch.commands.report import main; " \
         "sys.exit(guarded(lambda: main(sys.argv[1:])))"  # fmt: skip
 
     def run(*more: str) -> "subprocess.CompletedProcess[str]":
@@ -387,12 +396,12 @@ def test_a_run_that_may_only_be_read_asks_for_out(tmp_path: Path):
         "report.html cannot be written (Read-only file system): give --out FILE" in refused.stderr
     )
     assert done.returncode == 0, done.stderr
-    assert "No step was logged yet." in (tmp_path / "page.html").read_text()
+    assert "No step is logged yet." in (tmp_path / "page.html").read_text()
 
 
 def test_a_report_needs_no_jax(eventful: Path):
     code = (
-        "import sys; from launch.report import main; main([sys.argv[1]]); "
+        "import sys; from launch.commands.report import main; main([sys.argv[1]]); "
         "assert not {'jax', 'flax', 'grain'} & {*sys.modules}"
     )
     subprocess.run((sys.executable, "-c", code, str(eventful)), cwd=ROOT, check=True)

@@ -12,7 +12,7 @@ from small_model import refusal, small_model, small_run
 from small_runs import PROMPT, call, tiny_run, write_text
 
 from configs.run import MeshConfig
-from launch.saved_run import fully_sharded, open_run, placed
+from launch.saved_run import fully_sharded, on_devices, open_run
 from train.evaluate import Evaluator
 from train.record.run_folder import RunFolder, read_metrics
 
@@ -116,15 +116,15 @@ def test_help_needs_no_run():
     assert "--virtual" in output
 
 
-def test_a_run_that_does_not_fit_is_cut_into_as_many_parts_as_its_width_allows():
+def test_a_run_that_does_not_fit_is_sharded_as_far_as_its_width_allows():
     for width, parts in ((64, 8), (12, 4), (9, 1)):
         config = small_run(small_model(embed_dim=width))
         assert fully_sharded(config) == MeshConfig(fsdp=parts)
-    said = refusal(placed, config, MeshConfig(data=1, fsdp=8))
+    said = refusal(on_devices, config, MeshConfig(data=1, fsdp=8))
     assert "model.embed_dim=9" in said
 
 
-def test_a_batch_of_evaluation_is_as_large_as_the_cuts_of_a_batch_need():
+def test_a_batch_of_evaluation_is_a_multiple_of_the_shards_of_a_batch():
     config = small_run(small_model(num_heads=8, num_kv_heads=8, num_layers=4))
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=6))
     for mesh, size in (
@@ -134,4 +134,4 @@ def test_a_batch_of_evaluation_is_as_large_as_the_cuts_of_a_batch_need():
         (MeshConfig(stage=2), 8),
         (MeshConfig(stage=2, num_stage_microbatches=4), 16),
     ):
-        assert placed(config, mesh)[0].eval.batch_size == size
+        assert on_devices(config, mesh)[0].eval.batch_size == size

@@ -1,4 +1,4 @@
-"""The supervisor: it starts again what can go on, gives up on the rest, and leaves nobody behind.
+"""The supervisor: it restarts what can resume, gives up on the rest, and leaves no process behind.
 
 Its commands are small scripts, which play a part at each of their starts.
 """
@@ -251,7 +251,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 """
     assert play(part, frozen_limit_sec=2) == 0
     assert restarts() == [124]
-    assert "no sign of life for 2 s" in capfd.readouterr().err
+    assert "sent no heartbeat for 2 s" in capfd.readouterr().err
     assert not is_alive(read_pid("started-0"))
     wait_until(lambda: not is_alive(read_pid("worker")), 5)
 

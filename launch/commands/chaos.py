@@ -70,7 +70,7 @@ from launch.faults.unanswered import (
 from launch.train_settings import require_preset
 
 _PROOF = 100
-"""So many kills are a proof; storage then refuses for a whole minute."""
+"""From so many --times on, storage refuses writes for a whole minute."""
 _REFUSED_SEC, _REFUSED_IN_PROOF_SEC = 8.0, 60.0
 
 
@@ -100,46 +100,46 @@ class ChaosArguments:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something to survive, tried several times."""
+    """A fault that a run survives, tried several times."""
 
     name: str
     harm: Callable[[Trial], Result]
-    """Harms a run, lets it go on, and raises Broken where a promise was not kept."""
+    """Injects the fault, lets the run resume, and raises Broken if the promise is not kept."""
     share: float = 0.0
-    """Tries for each of --times; there is one at least, and just one of what takes minutes."""
+    """Tries as a fraction of --times, at least one; 0 for a fault that takes minutes."""
     missing: Callable[[], str | None] = lambda: None
-    """Says why it cannot be tried here."""
+    """Returns why it cannot be tried here, None if it can."""
 
     @property
     def promise(self) -> str:
-        """What is to be seen, in a sentence."""
+        """What happens and how the run ends, in a sentence."""
         harm = self.harm.func if isinstance(self.harm, functools.partial) else self.harm
         return (harm.__doc__ or "").strip()
 
 
 @dataclass(kw_only=True)
 class Row:
-    """What became of one fault; a line of the table."""
+    """The results of one fault; a line of the table."""
 
     fault: str
     promise: str
     tried: int = 0
     kept: int = 0
     steps_lost: list[int] = field(default_factory=list)
-    """Of all tries, one for each time that a run went back."""
+    """Over all tries, one for each time that a run went back."""
     exact: int | None = None
-    """Tries that recovered bit for bit; None where the course may be another one."""
+    """Tries that recovered bit for bit; None if the results may differ."""
     missing: str | None = None
     """Why it was not tried."""
     broken: list[str] = field(default_factory=list)
-    """What was not as promised, and in which folder."""
+    """The broken promises, with the folder of the run."""
 
 
 def faults(*, refused_sec: float) -> list[Fault]:
     """Returns all faults, in the order of the table."""
     refusal = functools.partial(refuse_writes, seconds=refused_sec)
     return [
-        Fault("SIGKILL as it starts", kill_as_it_starts, 0.2),
+        Fault("SIGKILL at the start", kill_as_it_starts, 0.2),
         Fault("SIGKILL at a step", kill_at_a_step, 0.5),
         Fault("SIGKILL in a save", kill_in_a_save, 0.3),
         Fault("SIGTERM or Ctrl-C", stop, 0.2),
@@ -148,7 +148,7 @@ def faults(*, refused_sec: float) -> list[Fault]:
         Fault("frozen, one of two", freeze_one_of_two, 0.2),
         Fault("SIGKILL, supervised", kill_the_supervised, 0.1),
         Fault("SIGKILL, supervisor", kill_the_supervisor, 0.1),
-        Fault("data never comes", stall, 0.05),
+        Fault("data stalls", stall, 0.05),
         Fault("byte flipped", flip_a_byte, 0.1),
         Fault("file truncated", truncate_a_file, 0.1),
         Fault("manifest missing", lose_the_manifest, 0.1),
@@ -161,16 +161,16 @@ def faults(*, refused_sec: float) -> list[Fault]:
         Fault("manifest unreadable", fail_to_read, 0.05, needs_compiler),
         Fault("stale listing", list_stale_files, 0.05),
         Fault("process late, one of two", come_late),
-        Fault("two in one folder", start_twice, 0.05),
+        Fault("two runs in one folder", start_twice, 0.05),
         Fault("clock set back", set_the_clock_back, 0.1, needs_faketime),
         Fault("other layouts", change_the_layout, 0.05),
         Fault("NaN in a gradient", nan_in_a_gradient, 0.05),
         Fault("infinite loss", infinite_loss, 0.05),
-        Fault("steps not finite", steps_that_are_not_finite, 0.05),
-        Fault("moment not finite", infinite_moment, 0.05),
+        Fault("nonfinite steps", steps_that_are_not_finite, 0.05),
+        Fault("optimizer not finite", infinite_moment, 0.05),
         Fault("burst of bad batches", burst_of_bad_batches, 0.05),
         Fault("spike", spike, 0.05),
-        Fault("bad batches, no end", no_end_of_bad_batches, 0.05),
+        Fault("endless bad batches", no_end_of_bad_batches, 0.05),
         Fault("bit flipped in a device", flip_a_bit_in_a_device, 0.05),
     ]
 

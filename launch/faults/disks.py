@@ -1,4 +1,4 @@
-"""Faults of disks, files and clocks: damaged, full, refusing, shared by two runs, set back."""
+"""Faults of disks, files and clocks: damage, a full disk, refused writes, a clock set back."""
 
 import json
 import os
@@ -26,36 +26,36 @@ _SET_BACK_SEC = 7200
 
 
 def flip_a_byte(trial: Trial) -> Result:
-    """One bit of the newest checkpoint is another one."""
+    """A bit of the newest checkpoint is flipped: it is quarantined, the one before is used."""
 
     def flip(checkpoint: Path) -> None:
         path = _largest(checkpoint)
         content = bytearray(path.read_bytes())
-        content[trial.draw.randrange(len(content))] ^= 1 << trial.draw.randrange(8)
+        content[trial.rng.randrange(len(content))] ^= 1 << trial.rng.randrange(8)
         path.write_bytes(content)
 
     return _damage(trial, flip)
 
 
 def truncate_a_file(trial: Trial) -> Result:
-    """A file of the newest checkpoint has lost its end."""
+    """The newest checkpoint has a truncated file: quarantined, the one before is used."""
 
     def truncate(checkpoint: Path) -> None:
         path = _largest(checkpoint)
-        os.truncate(path, trial.draw.randrange(path.stat().st_size))
+        os.truncate(path, trial.rng.randrange(path.stat().st_size))
 
     return _damage(trial, truncate)
 
 
 def lose_the_manifest(trial: Trial) -> Result:
-    """The newest checkpoint has no manifest."""
+    """The newest checkpoint has no manifest: quarantined, the one before is used."""
     return _damage(trial, lambda checkpoint: (checkpoint / MANIFEST).unlink())
 
 
 def _damage(trial: Trial, damage: Callable[[Path], object]) -> Result:
-    """It is found before it is used, quarantined, and the one before it is taken."""
+    """The damage is found before use, the checkpoint quarantined, and the one before it used."""
     started = trial.start()
-    least = trial.draw.randrange(2, NUM_STEPS // SAVE_STEPS - 2) * SAVE_STEPS
+    least = trial.rng.randrange(2, NUM_STEPS // SAVE_STEPS - 2) * SAVE_STEPS
     started.wait_until(lambda: trial.saved() >= least, f"checkpoint of step {least}")
     started.kill()
     newest = trial.saved()
@@ -64,7 +64,7 @@ def _damage(trial: Trial, damage: Callable[[Path], object]) -> Result:
     trial.expect_event("quarantined", step=newest)
     trial.expect_event("resumed", step=newest - SAVE_STEPS)
     if not (trial.run.checkpoints / f"{newest}.bad").is_dir():
-        raise Broken(f"checkpoint {newest} was not kept for whoever wants to know why")
+        raise Broken(f"checkpoint {newest} is not kept as N.bad for a diagnosis")
     return trial.exact()
 
 
@@ -74,12 +74,12 @@ def _largest(checkpoint: Path) -> Path:
 
 
 def fill_the_disk(trial: Trial) -> Result:
-    """The disk is full during a save: training goes on, unsaved and said, and saves when it can."""
+    """The disk is full during a save: training continues, logs the failure and saves later."""
     script = [sys.executable, "-m", "launch.faults.small_disk"]
     request = {
         "run": str(trial.run.path),
-        "fill_after": trial.draw.randrange(2, 6) * SAVE_STEPS,
-        "fails": trial.draw.choice(("at once", "halfway")),
+        "fill_after": trial.rng.randrange(2, 6) * SAVE_STEPS,
+        "fails": trial.rng.choice(("at once", "halfway")),
     }
     prefix = ("unshare", "-Urm", *script, json.dumps(request))
     trial.start(prefix=prefix).expect(0)
@@ -88,7 +88,7 @@ def fill_the_disk(trial: Trial) -> Result:
 
 
 def needs_unshare() -> str | None:
-    """Returns what is missing for a disk of one's own, None if nothing is."""
+    """Returns what is missing to mount a small disk, None if nothing is."""
     if shutil.which("unshare") is None:
         return "unshare is not installed (util-linux)"
     if subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode:
@@ -97,14 +97,14 @@ def needs_unshare() -> str | None:
 
 
 def refuse_writes(trial: Trial, seconds: float) -> Result:
-    """The folder of checkpoints takes no file for a while: failed saves are said, none is torn."""
+    """The checkpoint folder refuses writes for a while: failed saves are logged, none is torn."""
     started = trial.start()
-    least = trial.draw.randrange(1, NUM_STEPS // SAVE_STEPS - 3) * SAVE_STEPS
+    least = trial.rng.randrange(1, NUM_STEPS // SAVE_STEPS - 3) * SAVE_STEPS
     started.wait_until(lambda: trial.saved() >= least, f"checkpoint of step {least}")
     folder = trial.run.checkpoints
     away = folder.with_name("checkpoints.away")
     folder.rename(away)
-    folder.touch()  # a file, in which nobody can make one: root too
+    folder.touch()  # a file, so that nobody can write into it: root neither
     trial.place.stopped.wait(seconds)
     folder.unlink()
     away.rename(folder)
@@ -114,7 +114,7 @@ def refuse_writes(trial: Trial, seconds: float) -> Result:
 
 
 def refuse_copies(trial: Trial) -> Result:
-    """Durable storage takes no file for a while: failed copies are said, then it has all."""
+    """Durable storage refuses writes for a while: failed copies are logged and repeated."""
     durable = trial.place.folder / f"{trial.name}-durable"
     started = trial.start("--checkpoint.durable_dir", str(durable))
     started.wait_until(lambda: bool(trial.events("copied")), "copy")
@@ -122,7 +122,7 @@ def refuse_copies(trial: Trial) -> Result:
 
 
 def refuse_the_last_copy(trial: Trial) -> Result:
-    """The last copy fails once: it is tried again before the run ends (0)."""
+    """The last copy fails once: it is repeated before the run ends (exit code 0)."""
     durable = trial.place.folder / f"{trial.name}-durable"
     started = trial.start(*copied_last(durable))
     least = NUM_STEPS - 3 * SAVE_STEPS
@@ -150,25 +150,25 @@ def _refuse_a_copy(trial: Trial, started: Started, durable: Path) -> Result:
 def expect_last_copy(durable: Path) -> None:
     """Raises Broken unless durable storage has the last checkpoint."""
     if not (durable / "checkpoints" / str(NUM_STEPS) / MANIFEST).is_file():
-        raise Broken("durable storage has not got the last checkpoint")
+        raise Broken("durable storage does not have the last checkpoint")
 
 
 def start_twice(trial: Trial) -> Result:
-    """A second run in the folder of a running one is refused (2), and the first notices nothing."""
+    """A second run in the folder of a running one is refused (exit code 2); the first finishes."""
     started = trial.start()
     started.wait_until(lambda: trial.reached() >= 1, "first step")
-    started.send(signal.SIGSTOP)  # or it would be done before the second has begun
+    started.send(signal.SIGSTOP)  # or it may finish before the second starts
     second = trial.start()
     second.expect(2)
     started.send(signal.SIGCONT)
-    if str(started.processes[0].pid) not in second.said():
-        raise Broken(f"the second does not name the first: {second.said()}")
+    if str(started.processes[0].pid) not in second.last_output():
+        raise Broken(f"the second does not name the first: {second.last_output()}")
     started.expect(0)
     return trial.exact()
 
 
 def set_the_clock_back(trial: Trial) -> Result:
-    """The clock goes back, under the run and while it is down: no step or second goes astray."""
+    """The clock is set back, twice: no step is lost, and the time ledger stays right."""
     clock = trial.place.folder / f"{trial.name}-clock"
     clock.write_text("+0\n")
     environment = {
@@ -178,7 +178,7 @@ def set_the_clock_back(trial: Trial) -> Result:
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
     started = trial.start(environment=environment)
-    step = trial.draw.randrange(1, NUM_STEPS // 2)
+    step = trial.rng.randrange(1, NUM_STEPS // 2)
     started.wait_until(lambda: trial.reached() >= step, f"step {step}")
     clock.write_text(f"-{_SET_BACK_SEC}\n")
     started.wait_until(lambda: trial.saved() > step, "checkpoint on the other clock")
@@ -193,7 +193,7 @@ def set_the_clock_back(trial: Trial) -> Result:
 
 
 def needs_faketime() -> str | None:
-    """Returns what is missing for a clock of one's own, None if nothing is."""
+    """Returns what is missing to set a clock back, None if nothing is."""
     return None if _libfaketime() else "libfaketime is not installed (Debian: faketime)"
 
 
@@ -203,7 +203,7 @@ def _libfaketime() -> str | None:
 
 
 def change_the_layout(trial: Trial) -> Result:
-    """Killed, and on with four devices, then with two processes: the same batches by digest."""
+    """Killed, resumed on four devices, then on two processes: the same batches by digest."""
     layouts = [
         (("--virtual-devices", "4", "--mesh.fsdp", "4", "--mesh.data", "1"), 1),
         (("--mesh.fsdp", "2", "--mesh.data", "1"), 2),
@@ -216,9 +216,9 @@ def change_the_layout(trial: Trial) -> Result:
             started.kill(i)
         started = trial.start(*layout, num_processes=num_processes)
     started.expect(0)
-    found = trial.course()
+    found = trial.outputs()
     if found.next_batches != wanted.next_batches or len(found.next_batches) < 2:
-        raise Broken("the batches are others than those of the undisturbed run")
+        raise Broken("the batches differ from those of the undisturbed run")
     for step, loss in wanted.losses.items():
         other = found.losses.get(step)
         if loss is None or other is None or abs(other - loss) > 1e-4 * loss:

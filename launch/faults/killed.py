@@ -1,4 +1,4 @@
-"""Faults of processes: killed, asked to stop, frozen, and what is left of them."""
+"""Faults of processes: killed, stopped, frozen, outliving their run."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from launch.faults.trial import (
 
 _PAIR = 2
 _CRASHES = (75, 124, 134, 137)
-"""How the others of a job may end when one was killed: each of them says, start me again."""
+"""How the other processes of a job may end when one is killed: the run can be restarted."""
 _SURVIVOR_SEC = 60.0
 _START_SEC = 8.0
 _NUM_HITS = 5
@@ -25,12 +25,12 @@ _SUPERVISED = ("--supervise", "--restart-wait-sec", "0.5", "--frozen-limit-sec",
 
 
 def kill_as_it_starts(trial: Trial) -> Result:
-    """SIGKILL at any moment before the first step."""
+    """SIGKILL at a random moment before the first step."""
     started = trial.start()
-    deadline = time.monotonic() + trial.draw.uniform(0, _START_SEC)
+    deadline = time.monotonic() + trial.rng.uniform(0, _START_SEC)
     started.wait_until(
         lambda: time.monotonic() > deadline or bool(trial.events("compiled")),
-        "moment of the start",
+        "random moment of the start",
     )
     started.kill()
     trial.expect_nobody()
@@ -39,7 +39,7 @@ def kill_as_it_starts(trial: Trial) -> Result:
 
 
 def kill_at_a_step(trial: Trial) -> Result:
-    """SIGKILL somewhere after a random step."""
+    """SIGKILL shortly after a random step."""
     _reach(trial, started := trial.start())
     started.kill()
     trial.expect_nobody()
@@ -48,12 +48,12 @@ def kill_at_a_step(trial: Trial) -> Result:
 
 
 def kill_in_a_save(trial: Trial) -> Result:
-    """SIGKILL while a checkpoint is being written."""
+    """SIGKILL while a checkpoint is written."""
     for _ in range(_NUM_HITS):  # the save may end between the look and the kill
         started = trial.start()
-        least = max(trial.saved(), trial.draw.randrange(0, NUM_STEPS - 3 * SAVE_STEPS))
+        least = max(trial.saved(), trial.rng.randrange(0, NUM_STEPS - 3 * SAVE_STEPS))
         started.wait_until(lambda least=least: max(trial.saving(), default=0) > least, "save")
-        time.sleep(trial.draw.uniform(0, 0.05))
+        time.sleep(trial.rng.uniform(0, 0.05))
         started.kill()
         if trial.saving():
             break
@@ -65,29 +65,29 @@ def kill_in_a_save(trial: Trial) -> Result:
 
 
 def stop(trial: Trial) -> Result:
-    """SIGTERM or SIGINT: the step is saved, exit code 75, and not one step is lost."""
+    """SIGTERM or SIGINT: the step is saved, exit code 75, and no step is lost."""
     _reach(trial, started := trial.start())
-    started.send(trial.draw.choice((signal.SIGTERM, signal.SIGINT)))
+    started.send(trial.rng.choice((signal.SIGTERM, signal.SIGINT)))
     started.expect(75)
     trial.expect_nobody()
     trial.finish()
-    return _without_loss(trial.exact())
+    return _without_lost_steps(trial.exact())
 
 
 def stop_one_of_two(trial: Trial) -> Result:
-    """SIGTERM to one process: both stop at the same step, saved, exit code 75."""
+    """SIGTERM to one of two processes: both save the same step, exit code 75."""
     _reach(trial, started := trial.start(num_processes=_PAIR))
-    started.send(signal.SIGTERM, trial.draw.randrange(_PAIR))
+    started.send(signal.SIGTERM, trial.rng.randrange(_PAIR))
     started.expect(75)
     trial.expect_nobody()
     trial.finish(num_processes=_PAIR)
-    return _without_loss(trial.exact(_PAIR))
+    return _without_lost_steps(trial.exact(_PAIR))
 
 
 def kill_one_of_two(trial: Trial) -> Result:
-    """SIGKILL to one process: the other ends by itself, and both go on when started again."""
+    """SIGKILL to one of two processes: the other ends too, and both resume when restarted."""
     _reach(trial, started := trial.start(num_processes=_PAIR))
-    started.kill(trial.draw.randrange(_PAIR))
+    started.kill(trial.rng.randrange(_PAIR))
     started.expect(*_CRASHES, within_sec=_SURVIVOR_SEC)
     trial.expect_nobody()
     trial.finish(num_processes=_PAIR)
@@ -95,10 +95,10 @@ def kill_one_of_two(trial: Trial) -> Result:
 
 
 def freeze_one_of_two(trial: Trial) -> Result:
-    """SIGSTOP to one process for ever: its supervisor kills it, and both go on by themselves."""
+    """SIGSTOP to one of two processes: its supervisor kills it, and both are restarted."""
     started = trial.start(*_SUPERVISED, num_processes=_PAIR)
     _reach(trial, started)
-    which = trial.draw.randrange(_PAIR)
+    which = trial.rng.randrange(_PAIR)
     child = trial.child_of(started.processes[which].pid)
     if child is None:
         raise Broken("a supervisor has no process")
@@ -110,7 +110,7 @@ def freeze_one_of_two(trial: Trial) -> Result:
 
 
 def kill_the_supervised(trial: Trial) -> Result:
-    """SIGKILL to a supervised run: it is started again by itself."""
+    """SIGKILL to a supervised run: the supervisor restarts it."""
     started = trial.start(*_SUPERVISED)
     _reach(trial, started)
     child = trial.child_of(started.processes[0].pid)
@@ -123,7 +123,7 @@ def kill_the_supervised(trial: Trial) -> Result:
 
 
 def kill_the_supervisor(trial: Trial) -> Result:
-    """SIGKILL to a supervisor: its run ends too, within 10 s, and can be started again."""
+    """SIGKILL to a supervisor: its run ends within 10 s and can be restarted."""
     started = trial.start(*_SUPERVISED)
     _reach(trial, started)
     started.kill()
@@ -133,26 +133,26 @@ def kill_the_supervisor(trial: Trial) -> Result:
 
 
 def stall(trial: Trial) -> Result:
-    """The data of a step never comes: stacks are written, exit code 124."""
+    """The data of a step never arrives: stack traces are written, exit code 124."""
     limits = ("--guard.hang_limit_sec", "60")
-    item = trial.draw.randrange(SAVE_STEPS, NUM_STEPS - SAVE_STEPS)
+    item = trial.rng.randrange(SAVE_STEPS, NUM_STEPS - SAVE_STEPS)
     trial.start(*limits, fault=f"stalled_data {item} {item}").expect(124, within_sec=LIMIT_SEC)
     trial.expect_nobody()
     stacks = trial.place.folder / trial.expect_event("hung", phase="step")["stacks"]
     if "_stalled" not in stacks.read_text():
-        raise Broken(f"{stacks} does not show where the run hung")
+        raise Broken(f"{stacks} does not show where the run hangs")
     trial.finish()
     return trial.exact()
 
 
 def _reach(trial: Trial, started: Started) -> None:
-    """Returns a moment after a random step."""
-    step = trial.draw.randrange(1, NUM_STEPS - SAVE_STEPS)
+    """Waits until shortly after a random step."""
+    step = trial.rng.randrange(1, NUM_STEPS - SAVE_STEPS)
     started.wait_until(lambda: trial.reached() >= step, f"step {step}")
-    time.sleep(trial.draw.uniform(0, 0.02))
+    time.sleep(trial.rng.uniform(0, 0.02))
 
 
-def _without_loss(result: Result) -> Result:
+def _without_lost_steps(result: Result) -> Result:
     if any(result.steps_lost):
-        raise Broken(f"steps {result.steps_lost} were lost though the run was asked to stop")
+        raise Broken(f"steps {result.steps_lost} were lost although a signal stopped the run")
     return result

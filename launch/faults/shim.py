@@ -1,4 +1,4 @@
-"""Builds shim.c, which lets system calls fail or take their time, as a sick disk does."""
+"""Builds shim.c, which makes system calls fail or slow, as a failing disk does."""
 
 import functools
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @functools.cache
 def build_shim(folder: Path) -> Path:
-    """Returns the library for LD_PRELOAD, compiled into a folder; shim.c says what it reads."""
+    """Returns the library for LD_PRELOAD, compiled into a folder; see shim.c."""
     library, source = folder / "shim.so", Path(__file__).with_name("shim.c")
     made = library.with_name(f"{library.name}.{threading.get_ident()}")  # trials run side by side
     command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(made), str(source), "-ldl", "-pthread"]

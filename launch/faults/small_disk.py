@@ -1,4 +1,4 @@
-"""Runs a command whose run folder is on a disk of its own, fills that disk, and makes room again.
+"""Runs a command whose run folder is on a small disk, fills that disk, and makes room again.
 
 `unshare -Urm python -m launch.faults.small_disk REQUEST COMMAND...`: only these processes see the
 disk. The run folder is copied to where the others look at the end.

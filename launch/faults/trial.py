@@ -1,4 +1,4 @@
-"""One small real run that is harmed and goes on, and what became of it."""
+"""A trial: one small real run that a fault is injected into, and how it ends."""
 
 import contextlib
 import itertools
@@ -19,17 +19,18 @@ from typing import Any
 
 from configs.errors import IntegrityError
 from launch.devices import ROOT
+from launch.reading.event_messages import name_of
 from train.checkpoints.manifest import checkpoint_steps, read_progress
 from train.record.run_folder import RunFolder, read_json_lines, read_metrics
 from train.record.time_ledger import stat_fields
 
 NUM_STEPS, SAVE_STEPS = 100, 10
 LIMIT_SEC = 240.0
-"""How long anything may take: a run that hangs must not hang the table."""
+"""The limit of every wait: a run that hangs must not hang the command."""
 ORPHAN_SEC = 10.0
 """No process outlives a killed run by more than this."""
 _MARK = "TESSERA_TRIAL"
-"""The variable that all processes of a trial have, those too that they start themselves."""
+"""The environment variable of all processes of a trial, also of those they start themselves."""
 SMALL = f"""
     --data.tokenizer bytes --data.sequence_len 16
     --model.num_layers 2 --model.embed_dim 32 --model.mlp_dim 64
@@ -42,7 +43,7 @@ SMALL = f"""
 
 
 class Broken(Exception):
-    """What was promised did not come true."""
+    """A promise was not kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +51,13 @@ class Result:
     """How one try ended, if the promise was kept."""
 
     steps_lost: tuple[int, ...] = ()
-    """Steps that were done again, each time that the run went back."""
+    """Steps that were repeated, for each time that the run went back."""
     is_exact: bool | None = None
-    """Whether losses and parameters were those of the undisturbed run; None where they may not."""
+    """Whether losses and parameters equal those of the undisturbed run; None if they may differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class Outputs:
     """What a run computed."""
 
     losses: Mapping[int, float | None]
@@ -66,23 +67,23 @@ class Course:
 
 
 class Workplace:
-    """A folder with a text, the runs of all trials, and the undisturbed ones beside them.
+    """A folder with a text, the runs of all trials, and the undisturbed runs beside them.
 
-    Once it is `stopped`, no process of a trial begins any more.
+    Once it is `stopped`, no process of a trial is started.
     """
 
     def __init__(self, folder: Path, preset: str, more: Sequence[str]):
         self.folder, self.preset, self.more = folder, preset, tuple(more)
         folder.mkdir(parents=True, exist_ok=True)
-        draw = random.Random(0)
-        lines = (f"{draw.randrange(1000)} sheep crossed the bridge.\n" for _ in range(400))
+        rng = random.Random(0)
+        lines = (f"{rng.randrange(1000)} sheep crossed the bridge.\n" for _ in range(400))
         self.text = "".join(lines)
         (folder / "text.txt").write_text(self.text)
         self.mark = uuid.uuid4().hex
         self.stopped = threading.Event()
         self._beginning = threading.Lock()
         self._lock = threading.Lock()
-        self._references: dict[int, Course] = {}
+        self._references: dict[int, Outputs] = {}
 
     def command(self, run: Path, *more: str) -> list[str]:
         """Returns the arguments of `./tessera` that train a small run of the preset."""
@@ -90,7 +91,7 @@ class Workplace:
         return ["train", self.preset, *text, *SMALL, *self.more, *more]
 
     def begin(self, arguments: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
-        """Starts a process of a trial, as `subprocess.Popen` does; Broken once all was stopped."""
+        """Starts a process of a trial, as `subprocess.Popen` does; Broken once it is stopped."""
         with self._beginning:
             if self.stopped.is_set():
                 raise Broken("stopped")
@@ -104,20 +105,20 @@ class Workplace:
             return begun
 
     def stop(self) -> None:
-        """Kills the processes of all trials, and lets none begin; a signal handler may call it."""
+        """Kills the processes of all trials and lets none start; a signal handler may call it."""
         if not self.stopped.is_set():
             self.stopped.set()
-            with self._beginning:  # or one that is just being started would have no mark yet
+            with self._beginning:  # or one that is being started would have no mark yet
                 pass
             _kill_all(self.mark)
 
-    def reference(self, num_processes: int = 1) -> Course:
-        """Returns the course of a run that nothing happens to."""
+    def reference(self, num_processes: int = 1) -> Outputs:
+        """Returns the outputs of an undisturbed run."""
         with self._lock:
             if num_processes not in self._references:
                 trial = Trial(self, f"undisturbed-{num_processes}")
                 trial.finish(num_processes=num_processes)
-                self._references[num_processes] = trial.course()
+                self._references[num_processes] = trial.outputs()
             return self._references[num_processes]
 
 
@@ -130,12 +131,14 @@ class Started:
     logs: list[Path]
 
     def wait_until(self, holds: Callable[[], bool], what: str) -> None:
-        """Returns as soon as something holds; Broken if a process ends before, or it never does."""
+        """Waits until something holds; Broken if a process ends before, or the time is over."""
         deadline = time.monotonic() + LIMIT_SEC
         while not holds():
             for i, process in enumerate(self.processes):
                 if process.poll() is not None:
-                    raise Broken(f"ended with {process.returncode} before {what}: {self.said(i)}")
+                    raise Broken(
+                        f"ended with {process.returncode} before {what}: {self.last_output(i)}"
+                    )
             if time.monotonic() > deadline:
                 raise Broken(f"no {what} within {LIMIT_SEC:.0f} s")
             time.sleep(0.001)
@@ -152,7 +155,7 @@ class Started:
             try:
                 code = process.wait(max(deadline - time.monotonic(), 0.01))
             except subprocess.TimeoutExpired:
-                raise Broken(f"process {i} goes on after {within_sec:.0f} s") from None
+                raise Broken(f"process {i} still runs after {within_sec:.0f} s") from None
             codes.append(code if code >= 0 else 128 - code)
         return codes
 
@@ -160,25 +163,25 @@ class Started:
         """Raises Broken unless every process ends with one of these codes."""
         for i, code in enumerate(self.codes(within_sec)):
             if code not in allowed:
-                raise Broken(f"exit code {code} instead of {allowed}: {self.said(i)}")
+                raise Broken(f"exit code {code} instead of {allowed}: {self.last_output(i)}")
 
     def kill(self, process: int = 0) -> None:
-        """Kills one process with SIGKILL, and reads its end."""
+        """Kills one process with SIGKILL and waits for its end."""
         self.send(signal.SIGKILL, process)
         self.processes[process].wait()
 
-    def said(self, process: int = 0) -> str:
-        """Returns the last of what a process printed."""
+    def last_output(self, process: int = 0) -> str:
+        """Returns the last lines that a process printed."""
         return " | ".join(self.logs[process].read_text(errors="replace").splitlines()[-4:])
 
 
 @dataclass
 class Trial:
-    """A run folder of its own, its processes, and what it lost."""
+    """A run folder, its processes, and the steps it lost."""
 
     place: Workplace
     name: str
-    draw: random.Random = field(default_factory=random.Random)
+    rng: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
         self._mark = f"{self.place.mark}-{uuid.uuid4().hex}"
@@ -198,13 +201,13 @@ class Trial:
         prefix: Sequence[str] = (),
         late_sec: float = 0.0,
     ) -> Started:
-        """Starts the run, or goes on with it.
+        """Starts or resumes the run.
 
         Args:
             more: arguments beside those of every trial.
-            fault: "NAME FIRST LAST", something wrong in the process (`launch.faults.worker`).
-            prefix: a command that the process is started through.
-            late_sec: how much later than the first process the others come.
+            fault: "NAME FIRST LAST", which `launch.faults.worker` injects.
+            prefix: a command that starts the process.
+            late_sec: how much later than the first process the others start.
         """
         self._num_starts += 1
         module = ["launch"] if fault is None else ["launch.faults.worker", *fault.split(), "--"]
@@ -231,20 +234,20 @@ class Trial:
         return {**os.environ, "PYTHONPATH": str(ROOT), _MARK: self._mark, **more}
 
     def finish(self, *more: str, num_processes: int = 1) -> None:
-        """Goes on to the end, which must be good."""
+        """Resumes the run to its end; Broken if that is not exit code 0."""
         self.start(*more, num_processes=num_processes).expect(0)
 
     def call(self, *arguments: str) -> str:
-        """Returns what another command prints; Broken if it does not end with 0."""
+        """Returns what another command prints; Broken unless its exit code is 0."""
         process = self.place.begin(
             [sys.executable, "-m", "launch", *arguments],
             env=self._environment({}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        printed, said = (part.decode() for part in process.communicate(timeout=LIMIT_SEC))
+        printed, errors = (part.decode() for part in process.communicate(timeout=LIMIT_SEC))
         if process.returncode:
-            raise Broken(f"{arguments[0]} ended with {process.returncode}: {said}")
+            raise Broken(f"{arguments[0]} ended with {process.returncode}: {errors}")
         return printed
 
     def reached(self) -> int:
@@ -261,18 +264,18 @@ class Trial:
         return max(checkpoint_steps(self.run.checkpoints), default=0)
 
     def events(self, name: str) -> list[dict]:
-        """Returns the events of one name, oldest first."""
-        return [event for event in self.run.read_events() if event.get("event") == name]
+        """Returns the events of a kind, oldest first."""
+        return [event for event in self.run.read_events() if name_of(event) == name]
 
     def expect_event(self, name: str, **details: object) -> dict:
-        """Returns the last event of a name that has these details; Broken if there is none."""
+        """Returns the last event of a kind with these details; Broken if there is none."""
         for event in reversed(self.events(name)):
             if details.items() <= event.items():
                 return event
         found = [event["event"] for event in self.run.read_events()]
         raise Broken(f"no event {name} with {details}; there are {', '.join(found)}")
 
-    def course(self) -> Course:
+    def outputs(self) -> Outputs:
         """Returns what the run computed; Broken if it has not finished."""
         losses = {step: line["loss"] for step, line in read_metrics(self.run.metrics).items()}
         next_batches = {}
@@ -280,39 +283,39 @@ class Trial:
             with contextlib.suppress(IntegrityError):
                 progress = read_progress(self.run.checkpoints, step)
                 next_batches[step] = progress.next_batch_sha256
-        return Course(
+        return Outputs(
             losses=losses,
             params_sha256=self.expect_event("finished")["params_sha256"],
             next_batches=next_batches,
         )
 
     def exact(self, num_processes: int = 1) -> Result:
-        """Returns a good result; Broken unless all was computed as in the undisturbed run."""
-        found, wanted = self.course(), self.place.reference(num_processes)
+        """Returns a good result; Broken unless all outputs equal those of the undisturbed run."""
+        found, wanted = self.outputs(), self.place.reference(num_processes)
         for step, loss in wanted.losses.items():
             if found.losses.get(step) != loss:
                 raise Broken(f"the loss of step {step} is {found.losses.get(step)}, not {loss}")
         if found.params_sha256 != wanted.params_sha256:
-            raise Broken("the parameters are others than those of the undisturbed run")
+            raise Broken("the parameters differ from those of the undisturbed run")
         return Result(steps_lost=self.steps_lost(), is_exact=True)
 
     def steps_lost(self) -> tuple[int, ...]:
-        """Returns, for each time that the run went back, how many steps it did again."""
+        """Returns how many steps the run repeated, for each time that it went back."""
         steps = [line["step"] for line in read_json_lines(self.run.metrics) if "step" in line]
         return tuple(
             before - after + 1 for before, after in itertools.pairwise(steps) if after <= before
         )
 
     def expect_nobody(self, within_sec: float = ORPHAN_SEC) -> None:
-        """Raises Broken if a process of the trial is still there after so long."""
+        """Raises Broken if a process of the trial still runs after so long."""
         deadline = time.monotonic() + within_sec
         while left := list(self._alive()):
             if time.monotonic() > deadline:
-                raise Broken(f"processes {left} outlive the run by {within_sec:.0f} s")
+                raise Broken(f"processes {left} still run {within_sec:.0f} s after the run")
             time.sleep(0.1)
 
     def child_of(self, supervisor: int) -> int | None:
-        """Returns the process that a supervisor watches over, None where none runs."""
+        """Returns the process that a supervisor runs, None if there is none."""
         for pid in self._alive():
             with contextlib.suppress(OSError, ValueError):
                 if int(stat_fields(pid)[1]) == supervisor:
@@ -320,7 +323,7 @@ class Trial:
         return None
 
     def end(self) -> None:
-        """Kills what is left of the trial."""
+        """Kills the processes that are left of the trial."""
         _kill_all(self._mark)
 
     def _alive(self) -> Iterator[int]:
@@ -328,7 +331,7 @@ class Trial:
 
 
 def _marked(mark: str) -> Iterator[int]:
-    """Yields the processes that have a mark, or one that begins with it."""
+    """Yields the processes whose mark begins so."""
     variable = f"{_MARK}={mark}".encode()
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -339,7 +342,7 @@ def _marked(mark: str) -> Iterator[int]:
 
 
 def _kill_all(mark: str) -> None:
-    """Kills all processes of a mark, those too that they start meanwhile."""
+    """Kills all processes of a mark, also those that they start meanwhile."""
     deadline = time.monotonic() + ORPHAN_SEC
     while (left := list(_marked(mark))) and time.monotonic() < deadline:
         for pid in left:
@@ -349,7 +352,7 @@ def _kill_all(mark: str) -> None:
 
 
 def free_port() -> int:
-    """Returns a port of this machine that nobody listens at."""
+    """Returns a free port of this machine."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return listener.getsockname()[1]

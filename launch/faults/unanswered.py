@@ -1,4 +1,4 @@
-"""Faults of disks, storage and peers that answer late, or not at once."""
+"""Faults of disks, storage and peers that answer late or with an error."""
 
 import signal
 import time
@@ -17,7 +17,7 @@ _SLOW_LIMIT_SEC = 2 * LIMIT_SEC
 
 
 class _Disk:
-    """A disk that fails, or is slow, for as long as a flag is up."""
+    """A disk that fails, or is slow, while a flag file exists."""
 
     def __init__(self, trial: Trial, kind: str, path: str):
         self._flag = trial.place.folder / f"{trial.name}-flag"
@@ -37,11 +37,11 @@ class _Disk:
 
 
 def save_slowly(trial: Trial) -> Result:
-    """SIGTERM, and its save writes for twice guard.hang_limit_sec: it is waited for (75)."""
+    """After SIGTERM the save takes twice guard.hang_limit_sec: it is waited for (exit code 75)."""
     disk = _Disk(trial, "SLOW", f"{trial.name}/checkpoints/")
     limits = ("--guard.hang_limit_sec", str(_HANG_SEC))
     started = trial.start(*limits, environment=disk.environment)
-    least = trial.draw.randrange(2, 5) * SAVE_STEPS
+    least = trial.rng.randrange(2, 5) * SAVE_STEPS
     started.wait_until(lambda: trial.saved() >= least, f"checkpoint of step {least}")
     disk.harm()
     began = time.monotonic()
@@ -70,21 +70,21 @@ def copy_slowly(trial: Trial) -> Result:
 
 def _expect_long(began: float) -> None:
     if (seconds := time.monotonic() - began) < 2 * _HANG_SEC:
-        raise Broken(f"it was not slow: {seconds:.0f} s in place of {2 * _HANG_SEC}")
+        raise Broken(f"it was not slow: {seconds:.0f} s instead of {2 * _HANG_SEC} s")
 
 
 def list_stale_files(trial: Trial) -> Result:
-    """Each of two processes does not see all files of a checkpoint: the manifest names all."""
+    """Two processes each list only some files of a checkpoint: its manifest names all."""
     trial.start(num_processes=_PAIR, fault="stale_listing 0 0").expect(0)
     trial.call("checkpoints", trial.name, "--verify")
     return trial.exact(_PAIR)
 
 
 def fail_to_read(trial: Trial) -> Result:
-    """EIO for manifests: tried again, then 75; no checkpoint is taken for damaged."""
+    """Reading a manifest fails (EIO): retried, then exit code 75; no checkpoint is quarantined."""
     disk = _Disk(trial, "EIO", MANIFEST)
     started = trial.start(environment=disk.environment)
-    least = trial.draw.randrange(2, NUM_STEPS // SAVE_STEPS - 2) * SAVE_STEPS
+    least = trial.rng.randrange(2, NUM_STEPS // SAVE_STEPS - 2) * SAVE_STEPS
     started.wait_until(lambda: trial.saved() >= least, f"checkpoint of step {least}")
     started.kill()
     newest = trial.saved()
@@ -97,15 +97,15 @@ def fail_to_read(trial: Trial) -> Result:
     again.expect(0)
     trial.expect_event("resumed", step=newest)
     if trial.events("quarantined"):
-        raise Broken("a good checkpoint was taken for damaged")
+        raise Broken("a good checkpoint was quarantined")
     return trial.exact()
 
 
 def come_late(trial: Trial) -> Result:
-    """A process comes 90 s late, after the other gave up: both are started again, and train."""
+    """A process starts 90 s late, after the other gave up: both are restarted, and train."""
     supervised = ("--supervise", "--restart-wait-sec", "0.5")
     started = trial.start(*supervised, num_processes=_PAIR, late_sec=_LATE_SEC)
     started.expect(0, within_sec=_SLOW_LIMIT_SEC)
     if "exit code 75" not in started.logs[0].read_text():
-        raise Broken(f"the first process did not give up before: {started.said()}")
+        raise Broken(f"the first process did not give up: {started.last_output()}")
     return trial.exact(_PAIR)

@@ -1,7 +1,7 @@
-"""A process of ours with something wrong in it: `python -m launch.faults.worker FAULT -- COMMAND`.
+"""Runs a command with a fault: `python -m launch.faults.worker NAME FIRST LAST -- COMMAND`.
 
-The product has no switch for any of this. What is wrong is put around its functions from outside,
-and tied to batches of the sequence, so that a run that passes those over is rid of it.
+The product has no switch for faults: its functions are wrapped from outside. Faults are tied to
+batches of the data order, so that a run that skips those does not meet them again.
 """
 
 import functools
@@ -27,9 +27,9 @@ from train.state import TrainState
 from train.step import Metrics, TrainStep
 
 _MARK = np.nextafter(np.float32(1), np.float32(2))
-"""The weight of one token, a little more than 1, that tells the compiled step of a bad batch."""
+"""The weight of one token, a little above 1, by which the compiled step knows a bad batch."""
 HUGE = 1e4
-"""What the gradient of a spike is multiplied by."""
+"""The factor of the gradient of a spike."""
 
 
 def _marked(batch: Batch) -> Batch:
@@ -39,10 +39,10 @@ def _marked(batch: Batch) -> Batch:
 
 
 def _scrambled(batch: Batch) -> Batch:
-    """Returns a batch of noise: ids that are as likely as any other, in no order."""
-    draw = np.random.default_rng(0)
+    """Returns a batch of noise: uniformly random ids."""
+    rng = np.random.default_rng(0)
     noise = {
-        name: draw.integers(0, ids_BT.max() + 1, ids_BT.shape, ids_BT.dtype)
+        name: rng.integers(0, ids_BT.max() + 1, ids_BT.shape, ids_BT.dtype)
         for name in ("tokens_BT", "targets_BT")
         for ids_BT in (np.asarray(getattr(batch, name)),)
     }
@@ -59,16 +59,16 @@ def _slow(batch: Batch) -> Batch:
     return batch
 
 
-_SPOILT = {"bad_batches": _scrambled, "stalled_data": _stalled, "slow_data": _slow}
+_BATCH_FAULTS = {"bad_batches": _scrambled, "stalled_data": _stalled, "slow_data": _slow}
 
 
-def in_batches(spoil: Callable[[Batch], Batch], first: int, last: int) -> None:
+def in_batches(corrupt: Callable[[Batch], Batch], first: int, last: int) -> None:
     """Spoils some batches of the sequence, wherever a run meets them."""
     original = train.loop.train_batches
 
     def train_batches(data: Any, config: Any, steps: StepRange, **kwargs: Any) -> Any:
         def maybe(step: int, batch: Batch) -> Batch:
-            return spoil(batch) if first <= steps.row(step) // steps.batch_size <= last else batch
+            return corrupt(batch) if first <= steps.row(step) // steps.batch_size <= last else batch
 
         return original(data, config, steps, **kwargs).map_with_index(maybe)
 
@@ -76,9 +76,9 @@ def in_batches(spoil: Callable[[Batch], Batch], first: int, last: int) -> None:
 
 
 def in_gradients(factor: float, array: str | None = None) -> None:
-    """Multiplies gradients where a batch is marked: all of them, or those of one array.
+    """Multiplies gradients of a marked batch: all of them, or those of one array.
 
-    The loss stays as it is, as with an operation whose backward pass alone overflows.
+    The loss is unchanged, as with an operation whose backward pass alone overflows.
     """
     original = train.step.batch_sums
 
@@ -96,7 +96,7 @@ def in_gradients(factor: float, array: str | None = None) -> None:
 
 
 def in_losses(factor: float) -> None:
-    """Multiplies the loss of a batch that is marked."""
+    """Multiplies the loss of a marked batch."""
     original = train.step.batch_sums
 
     def batch_sums(model: LanguageModel, batch: Batch, keys_B: jax.Array | None = None) -> Any:
@@ -108,7 +108,7 @@ def in_losses(factor: float) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _scaled(x: jax.Array, is_marked: jax.Array, factor: float) -> jax.Array:
-    """Returns x; what comes back through it is multiplied."""
+    """Returns x; multiplies its gradient."""
     return x
 
 
@@ -124,7 +124,7 @@ _scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 def flip_bit(array: jax.Array, device: Any) -> jax.Array:
-    """Returns an array of which one device holds another bit than before."""
+    """Returns an array with one bit flipped on one device."""
     pieces = []
     for shard in array.addressable_shards:
         piece = np.array(shard.data)
@@ -135,7 +135,7 @@ def flip_bit(array: jax.Array, device: Any) -> jax.Array:
 
 
 def with_infinite_moment(state: TrainState) -> TrainState:
-    """Returns a state in which a second moment of AdamW is infinite; losses stay as they are."""
+    """Returns a state in which a second moment of AdamW is infinite; losses are unchanged."""
 
     def touch(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         is_second = "nu" in jax.tree_util.keystr(path) and "norm" in jax.tree_util.keystr(path)
@@ -145,7 +145,7 @@ def with_infinite_moment(state: TrainState) -> TrainState:
 
 
 def with_flipped_bit(state: TrainState, device: Any = None) -> TrainState:
-    """Returns a state of which one device holds another bit; None is the last device here."""
+    """Returns a state with one bit flipped on one device; None is the last device here."""
     flip = functools.partial(flip_bit, device=device or jax.local_devices()[-1])
     norm = jax.tree.map(flip, state.params["norm"])
     return state._replace(params={**state.params, "norm": norm})
@@ -154,7 +154,7 @@ def with_flipped_bit(state: TrainState, device: Any = None) -> TrainState:
 def after_call(
     train_step: TrainStep, call: int, change: Callable[[TrainState], TrainState]
 ) -> TrainStep:
-    """Returns a step that changes what it returns in its call of that number, from 1."""
+    """Returns a step that changes what its n-th call returns, n = `call` from 1."""
     calls = 0
 
     def wrong(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -190,11 +190,11 @@ _CHANGES = {"flipped_bit": with_flipped_bit, "infinite_moment": with_infinite_mo
 
 
 def compose(fault: str, first: int, last: int) -> None:
-    """Puts one fault around the functions of the product.
+    """Wraps functions of the product with one fault.
 
     Args:
-        first, last: batches of the sequence from 0, or, of what happens to the state, the call of
-            the step.
+        first, last: batches of the data order from 0; of a fault of the state, the call of the
+            step.
     """
     if fault in _CHANGES:
         in_a_state(first, _CHANGES[fault])
@@ -202,14 +202,14 @@ def compose(fault: str, first: int, last: int) -> None:
     if fault == "stale_listing":
         in_listings()
         return
-    spoil = _SPOILT.get(fault, _marked)
+    corrupt = _BATCH_FAULTS.get(fault, _marked)
     if fault == "nan_gradient":
         in_gradients(float("nan"), "norm")
     elif fault == "spike":
         in_gradients(HUGE)
     elif fault == "infinite_loss":
         in_losses(float("inf"))
-    in_batches(spoil, first, last)
+    in_batches(corrupt, first, last)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,11 @@ class Bar(NamedTuple):
     name: str
     value: int
     shown: str
-    """What stands beside a bar that lies, or appears where one points at a bar that stands."""
+    """Stands beside a horizontal bar; appears under the mouse at a vertical one."""
 
 
 def column_chart(bars: Sequence[Bar], *, x_title: str, y_title: str) -> Html:
-    """Returns a chart of standing bars, with a scale of round numbers on the left."""
+    """Returns a chart of vertical bars, with a scale of round numbers on the left."""
     step = _round_step(max((bar.value for bar in bars), default=1) / 4)
     top = max(1, math.ceil(max((bar.value for bar in bars), default=1) / step)) * step
     width = (WIDTH - LEFT - RIGHT) / max(len(bars), 1)
@@ -60,7 +60,7 @@ def column_chart(bars: Sequence[Bar], *, x_title: str, y_title: str) -> Html:
 
 
 def bar_chart(bars: Sequence[Bar], *, title: str) -> Html:
-    """Returns a chart of lying bars, each with its name before it and what is shown after it."""
+    """Returns a chart of horizontal bars, each with its name before it and `shown` after it."""
     most = max((bar.value for bar in bars), default=1) or 1
     width, room = 2 * WIDTH, 2 * WIDTH - _NAME_WIDTH - _VALUE_WIDTH
     marks = []
@@ -112,19 +112,19 @@ class Part(NamedTuple):
     name: str
     value: float
     shown: str
-    """What appears where one points at it."""
+    """Appears under the mouse."""
     color: str
 
 
 def stacked_bar(parts: Sequence[Part], *, title: str) -> Html:
-    """Returns a lying bar cut into parts, with their shares where there is room."""
+    """Returns a horizontal bar made of parts, with their shares where there is room."""
     total = sum(part.value for part in parts) or 1
     width, x = 2 * WIDTH, 0.0
     drawn = []
     for part in parts:
         share = part.value / total
-        said = f"{part.name}: {part.shown}"
-        drawn.append(box(x, 0, width * share, _STACK, None, said, part.color))
+        hint = f"{part.name}: {part.shown}"
+        drawn.append(box(x, 0, width * share, _STACK, None, hint, part.color))
         if share >= _LEAST_LABELLED:
             middle, down = x + width * share / 2, _STACK / 2 + 5
             label = text(middle, down, f"{share:.0%}", anchor="middle", color="#fff")

@@ -26,11 +26,11 @@ class Curve(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Something that happened at an x, shown as a vertical line."""
+    """An event at an x, shown as a vertical line."""
 
     x: float
-    said: str
-    """What appears where one points at it."""
+    hint: str
+    """Appears under the mouse."""
     color: str
 
 
@@ -144,9 +144,9 @@ def _drawn(curve: Curve, across: _Scale, down: _Scale) -> Iterator[Html]:
             style = f"stroke: {curve.color}; stroke-width: {width}"
             yield tag("polyline", points=path, class_="curve", style=style)
         for x, y in piece if dots or len(piece) == 1 else ():
-            said = f"{curve.name} {y:.6g} at {number(x)}"
+            hint = f"{curve.name} {y:.6g} at {number(x)}"
             place = {"cx": f"{across(x):.1f}", "cy": f"{down(y):.1f}"}
-            yield tag("circle", tag("title", said), **place, r=2.2, style=f"fill: {curve.color}")
+            yield tag("circle", tag("title", hint), **place, r=2.2, style=f"fill: {curve.color}")
 
 
 def _pieces(points: Sequence[Point]) -> Iterator[list[tuple[float, float]]]:
@@ -164,7 +164,7 @@ def _pieces(points: Sequence[Point]) -> Iterator[list[tuple[float, float]]]:
 def _upright(x: float, mark: Mark) -> Html:
     return tag(
         "line",
-        tag("title", mark.said),
+        tag("title", mark.hint),
         x1=f"{x:.1f}",
         y1=TOP,
         x2=f"{x:.1f}",

@@ -5,29 +5,29 @@ from launch.pages.charts import Bar, bar_chart, column_chart, log_log_plot
 from launch.pages.page import Html, card, cards, join, number, page, table, tag, tiles
 from launch.reading.dataset_report import (
     DataReport,
-    bin_words,
-    frequency_words,
+    bin_label,
+    frequency_note,
     made_with,
-    token_words,
+    token_label,
 )
-from launch.reading.excluded import Section, left_out
+from launch.reading.excluded import Section, excluded_sections
 
 
 def data_page(report: DataReport) -> Html:
     """Returns the page of a prepared folder."""
     manifest = report.store.manifest
     name = report.folder.rstrip("/").rsplit("/", 1)[-1]
-    sections = left_out(report.store.report)
+    sections = excluded_sections(report.store.report)
     return page(
         f"{name}: prepared data",
         tag("h1", name),
         tag("p", manifest["source"], class_="soft wide"),
-        tag("p", report.check_words(), class_="soft wide"),
+        tag("p", report.check_message(), class_="soft wide"),
         *(_split(name, split, report.sequence_len) for name, split in report.splits.items()),
-        tag("h2", "Left out and changed"),
+        tag("h2", "Excluded and changed"),
         cards(*map(_section, sections)),
-        *([] if sections else [tag("p", "Nothing was left out or changed.", class_="soft")]),
-        tag("h2", "How it was made"),
+        *([] if sections else [tag("p", "Nothing was excluded or changed.", class_="soft")]),
+        tag("h2", "Preparation"),
         cards(_tokenizer(report), _settings(report)),
     )
 
@@ -37,12 +37,14 @@ def _split(name: str, split: SplitStatistics, sequence_len: int) -> Html:
         Bar(
             _short_bin(bin.first),
             bin.documents,
-            f"{bin_words(bin.first, bin.last)} tokens: {bin.documents:,} documents",
+            f"{bin_label(bin.first, bin.last)} tokens: {bin.documents:,} documents",
         )
         for bin in split.lengths
     ]
     longest = split.lengths[-1].last
-    words = f"a bar begins at its number and ends where the next begins, the last at {longest:,}"
+    note = (
+        f"each bar covers the lengths from its label up to the next; the last ends at {longest:,}"
+    )
     return join(
         (
             tag("h2", f"Split: {name}"),
@@ -58,31 +60,31 @@ def _split(name: str, split: SplitStatistics, sequence_len: int) -> Html:
             ),
             cards(
                 card(
-                    "Lengths of documents",
+                    "Document lengths",
                     column_chart(lengths, x_title="tokens in the document", y_title="documents"),
-                    tag("p", words, class_="soft"),
+                    tag("p", note, class_="soft"),
                 ),
                 card(
                     "Token frequencies",
                     log_log_plot(
-                        split.frequencies.ranks, x_title="rank of the token", y_title="occurrences"
+                        split.frequencies.ranks, x_title="token rank", y_title="occurrences"
                     ),
-                    tag("p", frequency_words(split), class_="soft"),
+                    tag("p", frequency_note(split), class_="soft"),
                 ),
             ),
             card("Most frequent tokens", _frequent(split)),
             card("Files", _files(split)),
             card(
-                f"An epoch in rows of {sequence_len:,} tokens",
+                f"One epoch in sequences of {sequence_len:,} tokens",
                 table(
-                    ("packing", "rows", "padding", "share of padding"),
+                    ("packing", "sequences", "padding tokens", "padding share"),
                     [
                         (p.packing, p.rows, p.padding, f"{p.padding_share:.2%}")
                         for p in split.packings
                     ],
                 ),
             ),
-            card("How some documents begin", *_samples(split)),
+            card("Beginnings of some documents", *_samples(split)),
         )
     )
 
@@ -95,7 +97,7 @@ def _frequent(split: SplitStatistics) -> Html:
     chips = (
         tag(
             "div",
-            tag("code", token_words(token.text), title=f"id {token.token}"),
+            tag("code", token_label(token.text), title=f"id {token.token}"),
             tag("span", f"{token.count:,}"),
             class_="chip",
         )
@@ -114,11 +116,11 @@ def _files(split: SplitStatistics) -> Html:
     words = [f"and {other.name} with {bar(other).shown} tokens" for other in others]
     return join(
         (
-            bar_chart([bar(file) for file in split.files], title="tokens of each file"),
+            bar_chart([bar(file) for file in split.files], title="tokens per file"),
             *(tag("p", word, class_="soft") for word in words),
             tag(
                 "details",
-                tag("summary", "as a table, with documents"),
+                tag("summary", "as a table, with document counts"),
                 table(
                     ("file", "documents", "tokens"),
                     [(f.name, f.documents, f.tokens) for f in (*split.files, *others)],
@@ -149,14 +151,14 @@ def _section(section: Section) -> Html:
 
 
 def _tokenizer(report: DataReport) -> Html:
-    said = report.store.manifest["tokenizer"]
+    tokenizer = report.store.manifest["tokenizer"]
     rows = [
-        ("kind", said["kind"]),
-        ("vocabulary", number(said["vocab_size"])),
-        ("separator", f"id {said['separator']}"),
-        *((name, f"id {i}") for name, i in said["special"].items()),
-        *([] if said["special"] else [("special tokens", "none")]),
-        ("sha256", _digest(said["sha256"])),
+        ("kind", tokenizer["kind"]),
+        ("vocabulary", number(tokenizer["vocab_size"])),
+        ("separator", f"id {tokenizer['separator']}"),
+        *((name, f"id {i}") for name, i in tokenizer["special"].items()),
+        *([] if tokenizer["special"] else [("special tokens", "none")]),
+        ("sha256", _digest(tokenizer["sha256"])),
         ("sha256 of all data", _digest(report.store.digest)),
     ]
     return card("Tokenizer", table(("", ""), rows))
@@ -168,7 +170,7 @@ def _digest(sha256: str) -> Html:
 
 def _settings(report: DataReport) -> Html:
     rows = [
-        (s.name, tag("span" if s.is_usual else "b", s.shown, class_="soft" if s.is_usual else None))
+        (s.name, tag("span", s.shown, class_="soft") if s.is_default else tag("b", s.shown))
         for s in made_with(report)
     ]
     return card("Settings", table(("", ""), rows))

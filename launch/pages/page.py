@@ -1,8 +1,7 @@
 """Pages of HTML in one file: no scripts, nothing loaded from elsewhere, all text escaped.
 
-Whatever becomes part of a page goes through `tag` or `join`, which escape every string that is not
-`Html`, and nothing else makes `Html` of text. So text of unknown origin needs no thought where it
-is shown.
+Every part of a page goes through `tag` or `join`, which escape every string that is not `Html`, and
+nothing else makes `Html` of text. So callers need not escape text of unknown origin.
 """
 
 import html
@@ -13,7 +12,7 @@ from typing import Any
 from launch.printable import visible, visible_lines
 
 _VOID = ("meta", "link", "br", "hr")  # elements of HTML that have no end tag
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a second lock, should escaping fail
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a second barrier if escaping fails
 
 _STYLE = """
 :root {

@@ -1,4 +1,4 @@
-"""The page of a run: what `./tessera report RUN` writes, in the order in which a reader asks."""
+"""The page of a run that `./tessera report RUN` writes, the most important first."""
 
 import itertools
 import json
@@ -6,25 +6,32 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from launch.commands.report import RunReport, finite
 from launch.pages.charts import Part, stacked_bar
 from launch.pages.page import Html, card, cards, join, page, table, tag, tiles
 from launch.pages.run_curves import run_curves
-from launch.reading.event_messages import TROUBLES, Told, name_of, tell, time_words
+from launch.reading.event_messages import (
+    ISSUES,
+    EventMessage,
+    event_messages,
+    name_of,
+    time_text,
+)
+from launch.reading.run_report import RunReport, finite
 
+_ISSUE_COLOR = "#cc5140"
 _CLASSES = {
-    "step": ("#3a9a6b", "training, which is what goodput counts"),
-    "set_up": ("#7b8794", "starting processes, opening data, restoring"),
-    "compile": ("#8a6fc9", "compiling the step and the evaluation"),
-    "data_wait": ("#c98a1f", "steps that waited for their batch"),
-    "save_stall": ("#3d86bd", "steps that waited for a checkpoint"),
-    "evaluation": ("#259b9a", "evaluation and samples"),
-    "lost_work": ("#cc5140", "work that was done again after a restart or a rollback"),
-    "down_time": ("#9a6b52", "time between two starts"),
+    "step": ("training steps", "#3a9a6b", "the share of these is the goodput"),
+    "set_up": ("startup", "#7b8794", "starting processes, opening data, restoring a checkpoint"),
+    "compile": ("compilation", "#8a6fc9", "compiling the training step and the evaluation"),
+    "data_wait": ("data wait", "#c98a1f", "steps that waited for their batch"),
+    "save_stall": ("checkpoint stall", "#3d86bd", "steps that waited for a checkpoint to be saved"),
+    "evaluation": ("evaluation", "#259b9a", "evaluating and sampling"),
+    "lost_work": ("lost steps", _ISSUE_COLOR, "steps repeated after a restart or a rollback"),
+    "down_time": ("downtime", "#9a6b52", "between the end of one start and the next"),
 }
-"""Colour and meaning of each class of the ledger, in the order of the bar."""
-_NUM_TROUBLES, _NUM_ROWS = 20, 60
-"""Of those at the beginning that are shown, and as many at the end."""
+"""Name, colour and meaning of each class of the time ledger, in the order of the bar."""
+_NUM_ISSUES, _NUM_EVENTS = 20, 60
+"""So many of the first are shown, and as many of the last."""
 _NONE = "-"
 _WHOLE = "break-inside: avoid"  # on paper
 
@@ -32,7 +39,7 @@ _WHOLE = "break-inside: avoid"  # on paper
 def run_page(report: RunReport) -> Html:
     """Returns the page of a run."""
     name = report.run.rstrip("/").rsplit("/", 1)[-1]
-    told = tell(report.events, report.run)
+    messages = event_messages(report.events, report.run)
     return page(
         f"{name}: run",
         tag("h1", name),
@@ -40,8 +47,8 @@ def run_page(report: RunReport) -> Html:
         _tiles(report),
         *_section("Where the time went", _ledger(report)),
         *_section("Curves", run_curves(report)),
-        *_section("Troubles", _troubles([row for row in told if row.kind == "trouble"])),
-        *_section("Events", [tag("div", _events(told), class_="card")] if told else []),
+        *_section("Issues", _issues([message for message in messages if message.is_issue])),
+        *_section("Events", [tag("div", _events(messages), class_="card")] if messages else []),
         *_section("Checkpoints", [_checkpoints(report)]),
         *_section("Samples", _samples(report)),
         *_section("Settings", [_settings(report.settings)]),
@@ -50,30 +57,30 @@ def run_page(report: RunReport) -> Html:
 
 
 def _section(title: str, content: Iterable[Html]) -> list[Html]:
-    """Returns a heading and what is below it; nothing where there is nothing below it."""
+    """Returns a heading and its content; nothing if there is no content."""
     parts = list(content)
     return [tag("h2", title, style="break-after: avoid"), *parts] if parts else []
 
 
 def _state(report: RunReport) -> list[Html]:
-    status, way_on = report.status, report.status["to_go_on"]
+    status, next_step = report.status, report.status["to_go_on"]
     last = report.events[-1] if report.events else {}
-    said = f"{_spaced(name_of(last))} at {time_words(last.get('time'))}" if last else "none"
-    state = [tag("b", status["state"]), f"; last event: {said}"]
+    event = f"{_spaced(name_of(last))} at {time_text(last.get('time'))}" if last else "none"
+    state = [tag("b", status["state"]), f"; last event: {event}"]
     written = f"{report.written:%Y-%m-%d %H:%M:%S}"
     return [
         tag("p", *state, class_="wide"),
         tag("p", *_summary(report), class_="wide"),
-        tag("p", f"{report.run}, as it was on {written} (all times are UTC)", class_="soft wide"),
-        *([tag("p", "To go on: ", tag("code", way_on), class_="wide")] if way_on else []),
+        tag("p", f"{report.run}, read at {written} (all times are UTC)", class_="soft wide"),
+        *([tag("p", "Next step: ", tag("code", next_step), class_="wide")] if next_step else []),
     ]
 
 
 def _summary(report: RunReport) -> list[Html]:
-    """Returns how often there was trouble of each kind."""
-    counts = Counter(name for name in map(name_of, report.events) if name in TROUBLES)
-    words = ", ".join(f"{_spaced(name)} {num:,}" for name, num in counts.items())
-    return [tag("span", "Troubles: "), tag("b" if words else "span", words or "none")]
+    """Returns the number of issues of each kind."""
+    counts = Counter(name for name in map(name_of, report.events) if name in ISSUES)
+    issues = ", ".join(f"{_spaced(name)} ({num:,})" for name, num in counts.items())
+    return [tag("span", "Issues: "), tag("b" if issues else "span", issues or "none")]
 
 
 def _tiles(report: RunReport) -> Html:
@@ -87,13 +94,13 @@ def _tiles(report: RunReport) -> Html:
         "tokens": _large(finite(record.get("tokens"))),
         "tokens/s": _large(speed),
         "goodput": _rounded(report.goodput, ".1%"),
-        "h:min:s of its life": _clock(ledger.counted_sec) if ledger.seconds else _NONE,
+        "wall time": _clock(ledger.counted_sec) if ledger.seconds else _NONE,
     }
     return tiles(numbers)
 
 
 def _ledger(report: RunReport) -> list[Html]:
-    """Returns nothing for a run that keeps no ledger."""
+    """Returns where the time went; nothing for a run that keeps no ledger."""
     ledger = report.ledger.seconds
     if not ledger:
         return []
@@ -102,111 +109,112 @@ def _ledger(report: RunReport) -> list[Html]:
 
     def part(kind: str) -> Part:
         shown = f"{_duration(ledger[kind])}, {ledger[kind] / total:.1%}"
-        return Part(_spaced(kind), ledger[kind], shown, _CLASSES[kind][0])
+        return Part(_CLASSES[kind][0], ledger[kind], shown, _CLASSES[kind][1])
 
     rows: list[Any] = [
         (
-            join((_swatch(_CLASSES[kind][0]), tag("b", _spaced(kind)), f": {_CLASSES[kind][1]}")),
+            join((_swatch(color), tag("b", name), f": {meaning}")),
             tag("span", _duration(ledger[kind]), style="white-space: nowrap"),
             _seconds(ledger[kind]),
             f"{ledger[kind] / total:.1%}",
         )
         for kind in kinds
+        for name, color, meaning in [_CLASSES[kind]]
     ]
-    rows.append(("all since the first start", _duration(total), _seconds(total), "100.0%"))
-    words = f"{_moment_words(report)}, over all starts of the run"
+    rows.append(("total since the first start", _duration(total), _seconds(total), "100.0%"))
     content = (
-        stacked_bar([part(kind) for kind in kinds], title="seconds of the run's life by class"),
-        tag("p", words, class_="soft"),
+        stacked_bar([part(kind) for kind in kinds], title="wall time by class"),
+        tag("p", f"{_moment(report)}, all starts of the run together", class_="soft"),
         table(("", "time", "seconds", "share"), rows),
-        tag("p", _clock_words(report), class_="soft", style="margin-top: 12px"),
+        tag("p", _clock_check(report), class_="soft", style="margin-top: 12px"),
     )
     return [tag("div", *content, class_="card", style=_WHOLE)]
 
 
-def _moment_words(report: RunReport) -> str:
+def _moment(report: RunReport) -> str:
     if report.ledger.passed_sec is None:
         return f"up to step {report.last_record['step']:,}"
-    return "up to when the ledger was last written"
+    return "up to the last update of .ledger.json"
 
 
-def _clock_words(report: RunReport) -> str:
+def _clock_check(report: RunReport) -> str:
     passed, apart = report.ledger.passed_sec, report.ledger.unaccounted_sec
     if passed is None or apart is None:
-        return "The clock cannot be checked: the run has left no .ledger.json."
+        return "Not checked against the clock: the run has no .ledger.json."
     return (
-        f"Checked against the clock: from the first start to then {passed:,.1f} s have passed, and "
-        f"{report.ledger.counted_sec:,.1f} s are accounted for "
-        f"({abs(apart):.1f} s {'fewer' if apart > 0 else 'more'})."
+        f"Checked against the clock: {passed:,.1f} s passed since the first start, and the classes "
+        f"sum to {report.ledger.counted_sec:,.1f} s "
+        f"({abs(apart):.1f} s {'less' if apart > 0 else 'more'})."
     )
 
 
-def _troubles(rows: Sequence[Told]) -> list[Html]:
-    shown, num_hidden = _ends(rows, _NUM_TROUBLES)
-    parts = [_trouble(row) for row in shown]
+def _issues(messages: Sequence[EventMessage]) -> list[Html]:
+    shown, num_hidden = _ends(messages, _NUM_ISSUES)
+    parts = [_issue(message) for message in shown]
     if num_hidden:
         more = f"{num_hidden:,} in between are in events.jsonl"
-        parts.insert(_NUM_TROUBLES, tag("p", more, class_="soft"))
+        parts.insert(_NUM_ISSUES, tag("p", more, class_="soft"))
     return parts
 
 
-def _trouble(row: Told) -> Html:
+def _issue(message: EventMessage) -> Html:
     layers = [
         tag("div", tag("code", path, title=path), tag("span", norm), class_="chip")
-        for path, norm in row.layers.items()
+        for path, norm in message.layers.items()
     ]
+    command = ["Inspect the cause: ", tag("code", message.command)] if message.command else []
     return tag(
         "section",
-        tag("h3", _spaced(row.name), tag("span", f"  {row.time}", class_="soft")),
-        tag("p", row.words, class_="wide"),
-        *([tag("p", tag("code", row.look), class_="wide")] if row.look else []),
-        *([tag("p", "Gradient norms that stand out:", class_="soft")] if layers else []),
+        tag("h3", _spaced(message.name), tag("span", f"  {message.time}", class_="soft")),
+        tag("p", message.text, class_="wide"),
+        *([tag("p", *command, class_="wide")] if command else []),
+        *([tag("p", "Largest gradient norms:", class_="soft")] if layers else []),
         *([tag("div", *layers, class_="chips")] if layers else []),
-        *([_details(row)] if row.details else []),
+        *([_details(message)] if message.details else []),
         class_="card",
-        style=f"{_WHOLE}; border-left: 4px solid {_CLASSES['lost_work'][0]}",
+        style=f"{_WHOLE}; border-left: 4px solid {_ISSUE_COLOR}",
     )
 
 
-def _details(row: Told) -> Html:
-    more = f"and {row.num_more:,} more, which are in events.jsonl"
+def _details(message: EventMessage) -> Html:
+    more = f"and {message.num_more:,} more, which are in events.jsonl"
     return tag(
         "details",
-        tag("summary", "one by one"),
-        *(tag("p", words, class_="wide", style="margin: 0") for words in row.details),
-        *([tag("p", more, class_="soft")] if row.num_more else []),
+        tag("summary", "details"),
+        *(tag("p", text, class_="wide", style="margin: 0") for text in message.details),
+        *([tag("p", more, class_="soft")] if message.num_more else []),
         style="margin-top: 12px",
     )
 
 
-def _events(told: Sequence[Told]) -> Html:
-    """Returns all that happened as a table, without the middle of a long one."""
-    shown, num_hidden = _ends(told, _NUM_ROWS)
+def _events(messages: Sequence[EventMessage]) -> Html:
+    """Returns all events as a table, without the middle of a long one."""
+    shown, num_hidden = _ends(messages, _NUM_EVENTS)
     rows: list[Any] = [
         (
-            tag("span", row.time, style="white-space: nowrap"),
-            tag("b" if row.kind == "trouble" else "span", _spaced(row.name)),
-            _folded(row.words),
+            tag("span", message.time, style="white-space: nowrap"),
+            tag("b" if message.is_issue else "span", _spaced(message.name)),
+            _folded(message.text),
         )
-        for row in shown
+        for message in shown
     ]
     if num_hidden:
-        rows.insert(_NUM_ROWS, ("…", f"{num_hidden:,} more", "are in events.jsonl"))
-    return table(("time", "event", "what it says"), rows)
+        rows.insert(_NUM_EVENTS, ("…", f"{num_hidden:,} more", "are in events.jsonl"))
+    return table(("time", "event", "message"), rows)
 
 
-def _folded(words: str, length: int = 160) -> Html:
-    """Returns words of which only the beginning is seen until one asks for the rest."""
-    if len(words) <= length:
-        return tag("span", words)
-    return tag("details", tag("summary", f"{words[:length]}…"), tag("span", words))
+def _folded(text: str, length: int = 160) -> Html:
+    """Returns a text that shows only its beginning until it is opened."""
+    if len(text) <= length:
+        return tag("span", text)
+    return tag("details", tag("summary", f"{text[:length]}…"), tag("span", text))
 
 
-def _ends(rows: Sequence[Told], num: int) -> tuple[list[Told], int]:
-    """Returns so many rows of both ends, and how many are between them."""
-    if len(rows) <= 2 * num:
-        return list(rows), 0
-    return [*rows[:num], *rows[-num:]], len(rows) - 2 * num
+def _ends(messages: Sequence[EventMessage], num: int) -> tuple[list[EventMessage], int]:
+    """Returns so many messages of both ends, and how many are between them."""
+    if len(messages) <= 2 * num:
+        return list(messages), 0
+    return [*messages[:num], *messages[-num:]], len(messages) - 2 * num
 
 
 def _checkpoints(report: RunReport) -> Html:
@@ -216,16 +224,16 @@ def _checkpoints(report: RunReport) -> Html:
             _large(finite(saved.tokens)),
             _NONE if saved.bytes is None else f"{saved.bytes / 1e6:,.1f} MB",
             _rounded(saved.eval_loss, ".4f"),
-            "pinned" if saved.is_pinned else "",
-            saved.damage or "whole by the sizes of its files",
+            "yes" if saved.is_pinned else "",
+            saved.damage or "size check passed",
         )
         for saved in report.checkpoints
     ]
-    aside = f"Not counted: {', '.join(report.set_aside)}" if report.set_aside else ""
-    names = ("step", "tokens", "size", "validation loss", "", "")
+    aside = f"Not counted as checkpoints: {', '.join(report.set_aside)}" if report.set_aside else ""
+    names = ("step", "tokens", "size", "validation loss", "pinned", "check")
     return tag(
         "div",
-        table(names, rows) if rows else tag("p", "There is none yet.", class_="soft"),
+        table(names, rows) if rows else tag("p", "No checkpoint yet.", class_="soft"),
         *([tag("p", aside, class_="soft wide", style="margin-top: 12px")] if aside else []),
         class_="card",
     )
@@ -252,7 +260,7 @@ def _settings(settings: dict[str, Any]) -> Html:
 
 
 def _environment(report: RunReport) -> Html:
-    """Returns what the run was started on, and what the last start had instead."""
+    """Returns versions, devices and hosts of the first start, and of the last where they differ."""
     first, last = map(_with_packages, report.environments)
     if first == last:
         rows = [(_spaced(name), _value(value)) for name, value in last.items()]
@@ -265,7 +273,7 @@ def _environment(report: RunReport) -> Html:
 
 
 def _with_packages(environment: dict[str, Any]) -> dict[str, Any]:
-    """Returns an environment with the version of each package beside all else."""
+    """Returns an environment with its package versions among its other entries."""
     rest = {name: value for name, value in environment.items() if name != "packages"}
     return {**rest, **environment.get("packages", {})}
 
@@ -288,13 +296,13 @@ def _swatch(color: str) -> Html:
 
 
 def _rounded(value: Any, how: str) -> str:
-    """Returns a number in a format, or a dash where there is none."""
+    """Returns a number in a format; a dash for None and what is not finite."""
     sound = finite(value)
     return _NONE if sound is None else format(sound, how)
 
 
 def _seconds(seconds: float) -> float | int:
-    """Returns as much of a number of seconds as a table has room for."""
+    """Returns seconds rounded for a table."""
     return round(seconds) if seconds >= 100 else round(seconds, 1)
 
 
@@ -315,7 +323,7 @@ def _large(value: float | None) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Returns a time as a person says it: 12.3 s, 4 min 10 s, 3 h 5 min or 2 d 7 h."""
+    """Returns a time in one or two units: 12.3 s, 4 min 10 s, 3 h 5 min or 2 d 7 h."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))

@@ -1,4 +1,4 @@
-"""The pieces that charts are drawn with: SVG within a page, in its colours, light or dark."""
+"""Shapes that charts are made of: SVG within a page, in its colours, light or dark."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def framed(marks: Sequence[Html], title: str, *, x_title: str, y_title: str) -> 
 def drawing(
     marks: Sequence[Html], title: str, width: int, height: int, class_: str | None = None
 ) -> Html:
-    """Returns a drawing that is as wide as there is room; the title is for who cannot see it."""
+    """Returns a drawing that is as wide as there is room; screen readers read the title."""
     frame = f"0 0 {width} {height}"
     return tag("svg", *marks, viewBox=frame, role="img", aria_label=title, class_=class_)
 
@@ -46,13 +46,13 @@ def box(
     width: float,
     height: float,
     class_: str | None,
-    said: str = "",
+    hint: str = "",
     color: str | None = None,
 ) -> Html:
-    """Returns a filled box; `said` appears where one points at it."""
+    """Returns a filled box; `hint` appears under the mouse."""
     return tag(
         "rect",
-        *([tag("title", said)] if said else []),
+        *([tag("title", hint)] if hint else []),
         x=f"{x:.1f}",
         y=f"{y:.1f}",
         width=f"{width:.1f}",
@@ -66,7 +66,7 @@ def box(
 def text(
     x: float,
     y: float,
-    said: str | int,
+    content: str | int,
     *,
     anchor: str = "end",
     class_: str | None = None,
@@ -74,7 +74,7 @@ def text(
     color: str | None = None,
 ) -> Html:
     """Returns a text, which ends at x unless the anchor is start or middle."""
-    shown = number(said) if isinstance(said, int) else said
+    shown = number(content) if isinstance(content, int) else content
     return tag(
         "text",
         shown,

@@ -1,10 +1,10 @@
-"""The events of a run in words: what happened, how bad it is, and what to look at."""
+"""The events of a run as messages: what happened, whether it is an issue, what to look at."""
 
 import shlex
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
 from data.step_ranges import merge_intervals
 from launch.printable import shortened
@@ -12,105 +12,113 @@ from launch.printable import shortened
 Event = dict[str, Any]
 """A line of events.jsonl; old runs lack some of its keys."""
 
-TROUBLES = (
-    *("skipped", "rolled_back", "save_failed", "copy_failed", "quarantined", "hung", "corrupted"),
-    *("failed", "restarted", "clock_set_back", "slow_process", "not_removed"),
+ISSUES = (
+    *("nonfinite_step", "rolled_back", "save_failed", "copy_failed", "quarantined", "hung"),
+    *("corrupted", "failed", "restarted", "clock_set_back", "slow_process", "not_removed"),
 )
-"""Events that somebody should know of."""
+"""Kinds of events that a person should look into."""
 
-_GROUPED = ("skipped", "save_failed", "copy_failed", "saved", "copied", "restarted")
-"""Events that come by the thousand: those in a row are told together."""
+_OLD_NAMES = {"skipped": "nonfinite_step"}
+"""{kind in run folders written before: kind}."""
+_GROUPED = ("nonfinite_step", "save_failed", "copy_failed", "saved", "copied", "restarted")
+"""Kinds that occur by the thousand: successive ones become one message."""
 _ROUTINE = (*_GROUPED, "resumed", "compiled", "started", "fetched")
-"""Events that do not end such a row."""
+"""Kinds that do not end such a group."""
 _NEAR_STEPS = 100
-"""Skipped steps further apart are not told together."""
+"""Nonfinite steps further apart are not grouped."""
 _NUM_DETAILS = 20
 _NUM_CHARACTERS = 400
 _EXIT_CODES = {
     1: "a check failed",
-    2: "settings that cannot work",
-    65: "data or checkpoints are damaged",
-    70: "an error of Tessera",
+    2: "invalid settings or input",
+    65: "damaged data or checkpoint",
+    70: "internal error",
     71: "out of device memory",
-    75: "stopped from outside",
+    75: "interrupted",
     76: "diverged",
     124: "hung",
 }
-_WORDS = {
-    "started": "a process was started: {command}",
-    "resumed": "went on from the checkpoint of step {step}",
-    "compiled": "compiled in {compile_sec} s",
-    "branched": "began with the state of {run} at step {step}; its optimizer too: {with_optimizer}",
-    "skipped": "step {step} was skipped: loss {loss}, gradient norm {grad_norm}, {rows}",
-    "rolled_back": "went back from step {step} to step {to_step} and skipped {rows}: {cause}",
-    "data_changed": "batches change after step {step} ({settings}), from row {first_row} of the "
-    "data on; tokens of a broken-off epoch that were not seen: {unseen_tokens}",
-    "saved": "saved step {step}: {bytes} bytes; training stood still for {stall_sec} s",
-    "save_failed": "step {step} could not be saved: {cause}",
-    "not_removed": "an older checkpoint could not be removed after step {step} was saved: {cause}",
-    "quarantined": "the checkpoint of step {step} is damaged, and now in {path}: {cause}",
-    "copied": "copied step {step} to {url}",
-    "copy_failed": "step {step} could not be copied: {cause}",
-    "fetched": "fetched step {step} from {url}",
-    "hung": "{phase} took {seconds} s, {limit_sec} s are allowed; stacks are in {stacks}",
-    "corrupted": "step {step} computed twice was not the same: devices {devices}, arrays {arrays}",
+_MESSAGES = {
+    "started": "process started: {command}",
+    "resumed": "resumed from the checkpoint of step {step}",
+    "compiled": "compiled the training step in {compile_sec} s",
+    "branched": "initialized from {run}, step {step}; with its optimizer state: {with_optimizer}",
+    "imported": "imported the model in {source}",
+    "nonfinite_step": "step {step} is not finite: loss {loss}, gradient norm {grad_norm}; "
+    "its update was not applied; its batch: {rows}",
+    "rolled_back": "rolled back from step {step} to step {to_step}, skipping {rows}: {cause}",
+    "data_changed": "the data order changes after step {step} ({settings}): it continues from "
+    "sequence {first_row}; tokens of the unfinished epoch that were not read: {unseen_tokens}",
+    "saved": "saved the checkpoint of step {step}: {bytes} bytes; training paused for {stall_sec} "
+    "s",
+    "save_failed": "the checkpoint of step {step} could not be saved: {cause}",
+    "not_removed": "after step {step} was saved, an older checkpoint could not be removed: {cause}",
+    "quarantined": "the checkpoint of step {step} is damaged and was moved to {path}: {cause}",
+    "copied": "copied the checkpoint of step {step} to {url}",
+    "copy_failed": "the checkpoint of step {step} could not be copied: {cause}",
+    "fetched": "fetched the checkpoint of step {step} from {url}",
+    "hung": "{phase} took {seconds} s, more than the limit of {limit_sec} s; stack traces are in "
+    "{stacks}",
+    "corrupted": "step {step}, computed twice, gave two results: devices {devices}, arrays "
+    "{arrays}",
     "stopped": "stopped at step {step} by {cause}",
     "failed": "ended with exit code {exit_code}",
-    "finished": "finished at step {step}; sha256 of the parameters {params_sha256}",
-    "slow_process": "process {process} holds the others up: {cause}",
-    "clock_set_back": "the clock of the machine was set back by {seconds} s",
-    "restarted": "started again after exit code {exit_code} and a wait of {wait_sec} s "
-    "(restart {restarts} without a new checkpoint)",
+    "finished": "finished at step {step}; SHA-256 of the parameters: {params_sha256}",
+    "slow_process": "process {process} slows down the others: {cause}",
+    "clock_set_back": "the system clock was set back by {seconds} s",
+    "restarted": "restarted {wait_sec} s after exit code {exit_code} "
+    "(restart {restarts} since the newest checkpoint)",
 }
 
 
 @dataclass(frozen=True)
-class Told:
-    """An event in words, or several of a kind in a row."""
+class EventMessage:
+    """What one event says, or several successive ones of a kind."""
 
     name: str
     time: str
     """Of the first one."""
-    words: str
-    kind: Literal["trouble", "usual"]
-    look: str | None = None
-    """A command that shows the culprit."""
+    text: str
+    is_issue: bool
+    command: str | None = None
+    """Shows the cause."""
     layers: dict[str, str] = field(default_factory=dict)
-    """Norms of gradients that stand out, of the first one."""
+    """The largest gradient norms, of the first one."""
     details: tuple[str, ...] = ()
-    """Words of the first ones, where there are several."""
+    """Texts of the first ones, if there are several."""
     num_more: int = 0
     """How many are not among the details."""
 
 
-def tell(events: Iterable[Event], run: str) -> list[Told]:
-    """Returns what happened in words, oldest first.
+def event_messages(events: Iterable[Event], run: str) -> list[EventMessage]:
+    """Returns what happened, oldest first.
 
     Args:
         run: its folder, as a command names it.
     """
-    rows: list[list[Event]] = []
-    open_rows: dict[str, list[Event]] = {}
+    groups: list[list[Event]] = []
+    open_groups: dict[str, list[Event]] = {}
     for event in events:
         name = name_of(event)
         if name not in _ROUTINE:
-            open_rows.clear()
-        row = open_rows.get(name, [])
-        if row and name in _GROUPED and _is_near(row[-1], event):
-            row.append(event)
+            open_groups.clear()
+        group = open_groups.get(name, [])
+        if group and name in _GROUPED and _is_near(group[-1], event):
+            group.append(event)
         else:
-            open_rows[name] = [event]
-            rows.append(open_rows[name])
-    return [_told(row, shlex.quote(run)) for row in rows]
+            open_groups[name] = [event]
+            groups.append(open_groups[name])
+    return [_message(group, shlex.quote(run)) for group in groups]
 
 
 def name_of(event: Event) -> str:
-    """Returns which event it is."""
-    return str(event.get("event", "unknown"))
+    """Returns the kind of an event, the same whether the run is old or new."""
+    name = str(event.get("event", "unknown"))
+    return _OLD_NAMES.get(name, name)
 
 
-def exit_words(code: Any) -> str:
-    """Returns an exit code and what it means: 137 (SIGKILL)."""
+def exit_code_text(code: Any) -> str:
+    """Returns an exit code with its meaning: 137 (SIGKILL)."""
     meaning = _EXIT_CODES.get(code) if isinstance(code, int) else None
     if isinstance(code, int) and 128 < code < 128 + signal.NSIG:
         try:
@@ -120,106 +128,105 @@ def exit_words(code: Any) -> str:
     return f"{_shown(code)} ({meaning})" if meaning else _shown(code)
 
 
-def time_words(time: Any) -> str:
-    """Returns a time in UTC without its fractions: 2026-11-26 12:17:53."""
+def time_text(time: Any) -> str:
+    """Returns a time in UTC without fractions of a second: 2026-11-26 12:17:53."""
     return str(time)[:19].replace("T", " ")
 
 
 def _is_near(one: Event, next: Event) -> bool:
-    """Says whether two events of a kind belong together: always, but for skips far apart."""
-    before, after = one.get("step"), next.get("step")
-    if name_of(one) != "skipped" or not isinstance(before, int) or not isinstance(after, int):
-        return True
-    return abs(after - before) <= _NEAR_STEPS
+    """Returns whether two events of a kind form a group; nonfinite steps far apart do not."""
+    steps = [event["step"] for event in (one, next) if isinstance(event.get("step"), int)]
+    distance = max(steps, default=0) - min(steps, default=0)
+    return name_of(one) != "nonfinite_step" or distance <= _NEAR_STEPS
 
 
-def _told(row: Sequence[Event], run: str) -> Told:
-    first = row[0]
+def _message(group: Sequence[Event], run: str) -> EventMessage:
+    first, is_one = group[0], len(group) == 1
     name, layers = name_of(first), first.get("layers")
-    told = [_words(event) for event in row[:_NUM_DETAILS]] if len(row) > 1 else []
-    return Told(
+    details = [] if is_one else [_text(event) for event in group[:_NUM_DETAILS]]
+    return EventMessage(
         name=name,
-        time=time_words(first.get("time", "unknown")),
-        words=_together(row) if len(row) > 1 else _words(first),
-        kind="trouble" if name in TROUBLES else "usual",
-        look=_look(first, run),
+        time=time_text(first.get("time", "unknown")),
+        text=_text(first) if is_one else _group_text(group),
+        is_issue=name in ISSUES,
+        command=_command(first, run),
         layers={str(k): str(v) for k, v in layers.items()} if isinstance(layers, dict) else {},
-        details=tuple(told),
-        num_more=len(row) - len(told) if told else 0,
+        details=tuple(details),
+        num_more=len(group) - len(details) if details else 0,
     )
 
 
-def _words(event: Event) -> str:
-    """Returns what one event says; one that is not known is shown as it is."""
+def _text(event: Event) -> str:
+    """Returns the text of one event; of an unknown kind its keys and values."""
     name = name_of(event)
     if name in ("changed", "environment_changed"):
         return _changes(event)
-    if name not in _WORDS:
+    if name not in _MESSAGES:
         rest = {key: value for key, value in event.items() if key not in ("time", "event")}
         return shortened(", ".join(f"{key} {_shown(v)}" for key, v in rest.items()), 400)
-    words = _WORDS[name].format_map(_Shown(event))
+    text = _MESSAGES[name].format_map(_Values(event))
     if name == "stopped" and "process" in event:
-        words += f", which came to process {_shown(event['process'])}"
+        text += f", received by process {_shown(event['process'])}"
     if name == "stopped" and event.get("saved") is False:
-        words += "; there was no time to save"
-    return shortened(words, _NUM_CHARACTERS)
+        text += "; there was no time to save"
+    return shortened(text, _NUM_CHARACTERS)
 
 
 def _changes(event: Event) -> str:
-    """Returns the settings, or the parts of the environment, that are others now."""
-    said = event.get("settings", event.get("changes"))
-    if not isinstance(said, dict):
-        return _shown(said)
+    """Returns the settings, or the parts of the environment, that have changed."""
+    changes = event.get("settings", event.get("changes"))
+    if not isinstance(changes, dict):
+        return _shown(changes)
     pairs = [
         f"{name}: {_shown(pair[0])} → {_shown(pair[1])}"
         if isinstance(pair, list) and len(pair) == 2
         else f"{name}: {_shown(pair)}"
-        for name, pair in said.items()
+        for name, pair in changes.items()
     ]
     return "; ".join(pairs)
 
 
-def _together(row: Sequence[Event]) -> str:
-    """Returns what several events of a kind in a row have in common."""
-    name, num = name_of(row[0]), len(row)
-    last = time_words(row[-1].get("time", "unknown"))
-    steps = [event["step"] for event in row if isinstance(event.get("step"), int)]
+def _group_text(group: Sequence[Event]) -> str:
+    """Returns one text for several successive events of a kind."""
+    name, num = name_of(group[0]), len(group)
+    last = time_text(group[-1].get("time", "unknown"))
+    steps = [event["step"] for event in group if isinstance(event.get("step"), int)]
     span = f"steps {min(steps):,} to {max(steps):,}" if steps else "steps unknown"
     if name == "restarted":
-        codes = dict.fromkeys(exit_words(event.get("exit_code")) for event in row)
-        return f"started again {num:,} times until {last}, after exit codes {', '.join(codes)}"
-    if name == "skipped":
-        return f"{num:,} steps were skipped, {span}, until {last}"
+        codes = dict.fromkeys(exit_code_text(event.get("exit_code")) for event in group)
+        return f"restarted {num:,} times until {last}, after exit codes {', '.join(codes)}"
+    if name == "nonfinite_step":
+        return f"{num:,} nonfinite steps, {span}, until {last}; their updates were not applied"
     if name == "saved":
-        stalls = [e["stall_sec"] for e in row if isinstance(e.get("stall_sec"), int | float)]
-        stood = (
-            f"; training stood still for {sum(stalls) / len(stalls):.3g} s each time on average, "
+        stalls = [e["stall_sec"] for e in group if isinstance(e.get("stall_sec"), int | float)]
+        pause = (
+            f"; training paused for {sum(stalls) / len(stalls):.3g} s on average, "
             f"{max(stalls):.3g} s at most"
             if stalls
             else ""
         )
-        return f"saved {num:,} times, {span}, until {last}{stood}"
+        return f"saved {num:,} checkpoints, {span}, until {last}{pause}"
     verb = {"copied": "copied", "save_failed": "could not be saved"}.get(
         name, "could not be copied"
     )
     return f"{num:,} checkpoints {verb}, {span}, until {last}"
 
 
-def _look(event: Event, run: str) -> str | None:
-    """Returns the command that shows what the culprit was, where the event names one."""
+def _command(event: Event, run: str) -> str | None:
+    """Returns the command that shows the cause of an event; None if there is none."""
     name, rows = name_of(event), event.get("skipped_rows") or event.get("rows")
-    if name in ("skipped", "rolled_back") and rows and _is_rows(rows):
+    if name in ("nonfinite_step", "rolled_back") and rows and _is_rows(rows):
         step = f" --step {event['step']}" if isinstance(event.get("step"), int) else ""
-        return f"./tessera inspect {run} --first_row {rows[0][0]}{step}"
-    if name in ("skipped", "corrupted") and isinstance(event.get("step"), int):
+        return f"./tessera inspect {run} --first-row {rows[0][0]}{step}"
+    if name in ("nonfinite_step", "corrupted") and isinstance(event.get("step"), int):
         return f"./tessera inspect {run} --step {event['step']}"
     if name == "quarantined":
         return f"./tessera checkpoints {run} --verify"
     return None
 
 
-class _Shown:
-    """The values of an event as text; one that is not there is "unknown"."""
+class _Values:
+    """The values of an event as text; a missing one is "unknown"."""
 
     def __init__(self, event: Event):
         self._event = event
@@ -227,15 +234,15 @@ class _Shown:
     def __getitem__(self, key: str) -> str:
         value = self._event.get(key, "unknown")
         if key == "exit_code":
-            return exit_words(value)
+            return exit_code_text(value)
         if key == "settings":
             return _changes(self._event)
-        return _rows(self._event) if key == "rows" else _shown(value)
+        return _sequences(self._event) if key == "rows" else _shown(value)
 
 
-def _rows(event: Event) -> str:
-    """Returns rows as people list them, "rows 3, 7 to 12"; old runs know whole batches alone."""
-    rows, name = event.get("skipped_rows", event.get("rows")), "rows"
+def _sequences(event: Event) -> str:
+    """Returns "sequences 3, 7 to 12" of the data order; old runs have whole batches only."""
+    rows, name = event.get("skipped_rows", event.get("rows")), "sequences"
     if rows is None:
         items, name = event.get("passed_over", event.get("batch")), "batches"
         items = items if isinstance(items, list) else [items]
@@ -252,7 +259,7 @@ def _rows(event: Event) -> str:
 
 
 def _is_rows(rows: Any) -> TypeGuard[list[tuple[int, int]]]:
-    """Says whether these are rows (start, stop), and not what a damaged line has in their place."""
+    """Returns whether these are rows (start, stop); a damaged line may hold anything."""
     return isinstance(rows, list) and all(
         isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(x, int) for x in pair)
         for pair in rows
@@ -261,10 +268,10 @@ def _is_rows(rows: Any) -> TypeGuard[list[tuple[int, int]]]:
 
 def _shown(value: Any) -> str:
     render: dict[type, Callable[[Any], str]] = {
-        bool: lambda said: "yes" if said else "no",
-        int: lambda said: f"{said:,}",
-        float: lambda said: f"{said:,.6g}",
-        list: lambda said: ", ".join(map(_shown, said)) or "none",
-        type(None): lambda said: "none",
+        bool: lambda shown: "yes" if shown else "no",
+        int: lambda shown: f"{shown:,}",
+        float: lambda shown: f"{shown:,.6g}",
+        list: lambda shown: ", ".join(map(_shown, shown)) or "none",
+        type(None): lambda shown: "none",
     }
     return render.get(type(value), str)(value)

@@ -1,0 +1,40 @@
+"""The status of a run: whether it is alive, how far it is, and the command to run next."""
+
+from typing import Any
+
+from train.checkpoints.manifest import checkpoint_steps
+from train.record.run_folder import RunFolder, read_metrics
+
+
+def read_status(folder: RunFolder) -> dict[str, Any]:
+    """Returns what there is to know of a run without touching it.
+
+    Raises:
+        SettingsError: the folder is not a run folder.
+    """
+    config = folder.read_config()
+    events = folder.read_events()
+    records = read_metrics(folder.metrics)
+    steps = checkpoint_steps(folder.checkpoints)
+    process = folder.holder()
+    last = events[-1] if events else {}
+    is_finished = bool(steps) and steps[-1] >= config.train.num_steps
+    commands = [event.get("command") for event in events if event.get("event") == "started"]
+    if process is not None:
+        state, way_on = f"alive (process {process})", "wait, or stop it with Ctrl-C or SIGTERM"
+    elif is_finished:
+        state, way_on = "finished", f"./tessera generate {folder.path} --prompt 'The '"
+    else:
+        state, way_on = "not running", commands[-1] if commands else None
+    record = records[max(records)] if records else {}
+    return {
+        "run": str(folder.path),
+        "state": state,
+        "step": max(record.get("step", 0), *steps[-1:], 0),
+        "num_steps": config.train.num_steps,
+        "loss": record.get("loss"),
+        "goodput": record.get("goodput/fraction"),
+        "last_checkpoint": steps[-1] if steps else None,
+        "last_event": f"{last.get('event')} at {last.get('time')}" if last else None,
+        "to_go_on": way_on,
+    }
