@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from configs.attention_backends import check_backend
 from configs.check import require, require_at_least, require_fraction
 from configs.data import DataConfig
 from configs.model import ModelConfig
@@ -309,6 +310,8 @@ class RunConfig:
             f"{asked} lets tokens see later ones, which model.architecture={model.architecture} "
             "cannot: give causal or infill",
         )
+        has_prefix = bool(ahead) and model.architecture == "decoder"
+        check_backend(model.attention_backend, {"prefix": asked} if has_prefix else {})
         require(
             not ahead or model.num_future_tokens == 0,
             f"model.num_future_tokens={model.num_future_tokens} must be 0 with {asked}",

@@ -4,7 +4,7 @@ Arrays are named `noun_AXES` after their logical shape, in the letters einsum st
 
     B batch      T query position   S key position   D embed    N query heads   K key/value heads
     G = N / K    H head dim         F mlp            V vocab    L layers        E experts
-    A experts of a token            C capacity: places of an expert in a row
+    A experts of a token            C capacity: tokens of an expert in a row
 
 A module may add letters of its own, which it explains.
 
@@ -21,9 +21,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
 RULES: Rules = {
-    # Parameters, their gradients and moments.
+    # Parameters, their gradients and optimizer state.
     "layers": "stage",
-    "first_layers": None,
+    "leading_layers": None,
     "encoder_layers": None,
     "vocab": ("tensor", "stage"),
     "embed": ("fsdp", "expert", "context"),
@@ -41,7 +41,7 @@ RULES: Rules = {
     # Activations.
     "act_batch": ("data", "fsdp", "expert"),
     "act_len": "context",
-    "act_block_len": ("context", "tensor"),  # between blocks, where every token is by itself
+    "act_block_len": ("context", "tensor"),  # between blocks, where no token depends on another
     "act_embed": None,
     "act_heads": "tensor",
     "act_kv_heads": "tensor",
@@ -51,11 +51,11 @@ RULES: Rules = {
     "act_experts": None,
 }
 WHOLE_PARAMETERS: Rules = {**RULES, "embed": None, "expert_embed": None}
-"""The table of parameters where only the moments are cut (mesh.sharded_state=optimizer)."""
+"""The table of parameters where only the optimizer state is sharded (mesh.sharded_state)."""
 
 
 def mesh_axes(axis: str, rules: Rules = RULES) -> tuple[str, ...]:
-    """Returns the mesh axes that cut a logical axis, the outermost first."""
+    """Returns the mesh axes that shard a logical axis, the outermost first."""
     names = rules[axis]
     return () if names is None else (names,) if isinstance(names, str) else names
 
@@ -77,7 +77,7 @@ def sharding(
 
 
 def num_shards(axis: str) -> int:
-    """Returns how many parts the mesh that is set cuts a logical axis into; 1 without a mesh."""
+    """Returns the number of shards of a logical axis on the mesh that is set; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[name] for name in mesh_axes(axis))
 
@@ -85,8 +85,8 @@ def num_shards(axis: str) -> int:
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins the layout of an activation inside the compiled step; needs a mesh set by jax.set_mesh.
 
-    A dim of one is left whole (a single position of a row, say). Without a mesh (a single module in
-    a test or at a prompt) it returns x as it is.
+    A dim of one is not sharded (a single position of a row, say). Without a mesh (a single module
+    in a test or at a prompt) it returns x as it is.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from small_model import quick_jit, random_params, small_batch, small_model
 
-from model.attention.attention import attend
 from model.attention.mask import Mask, Scoring
+from model.attention.plain import attend
 from model.attention.rope import rotate
 from model.norm import LayerNorm, RMSNorm, make_norm
 from train.loss import inputs_of

@@ -124,13 +124,13 @@ def _tensors(config: ModelConfig) -> Iterator[Tensor]:
     yield from ends(config)
     for i in range(config.num_layers):
         theirs = f"model.layers.{i}"
-        stack, number = ("first_layers", i) if i < num_dense else ("layers", i - num_dense)
+        stack, number = ("leading_layers", i) if i < num_dense else ("layers", i - num_dense)
         yield from norms(config, stack, theirs, number)
         yield from _attention(config, f"{stack}/attention", f"{theirs}.self_attn", number)
         mlp = f"{theirs}.mlp"
         if i < num_dense:
             dim = config.mlp_dim
-            yield from gated_mlp(config, "first_layers/mlp", mlp, (number,), dim)
+            yield from gated_mlp(config, "leading_layers/mlp", mlp, (number,), dim)
             continue
         yield transposed(f"{mlp}.gate.weight", Part("layers/mlp/router", (number,)), (D, E))
         bias = Part("layers/mlp/router_bias", (number,))
