@@ -54,10 +54,10 @@ class Block(nnx.Module):
         Args:
             mask_kind: of its own attention.
             has_cross_attention: before the MLP there is attention to the encoder's output.
-            has_first_norm: the input of its attention is normalized where that is the place.
+            has_first_norm: False leaves out the norm of its attention's input.
         """
         is_before = config.norm_place in ("input", "both")
-        is_behind = config.norm_place != "input"
+        is_after = config.norm_place != "input"
 
         def make(needed: bool) -> Norm:
             return make_norm(config) if needed else None
@@ -67,15 +67,15 @@ class Block(nnx.Module):
         self.attention_norm = make(is_before and has_first_norm)
         kind = Attention if config.attention == "heads" else LatentAttention
         self.attention = kind(config, rngs=rngs)
-        self.attention_out_norm = make(is_behind)
+        self.attention_out_norm = make(is_after)
         if has_cross_attention:
             self.cross_attention_norm = make(is_before)
             self.cross_attention = Attention(config, rngs=rngs)
-            self.cross_attention_out_norm = make(is_behind)
+            self.cross_attention_out_norm = make(is_after)
         self.has_cross_attention = has_cross_attention
         self.mlp_norm = make(is_before)
         self.mlp = (MLP if config.num_experts is None else MoE)(config, rngs=rngs)
-        self.mlp_out_norm = make(is_behind)
+        self.mlp_out_norm = make(is_after)
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""Recurrent language models: what attention is compared with."""
+"""Recurrent language models (LSTM, GRU), as baselines for attention."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class Cell(nnx.Module):
     """A layer of an LSTM or a GRU; its state is reset where a document begins.
 
     Source: Hochreiter and Schmidhuber 1997, Long short-term memory, with the forget gate of Gers et
-    al. 2000; Cho et al. 2014, arXiv:1406.1078, eq. 5 to 8, the reset gate behind the matrix.
+    al. 2000; Cho et al. 2014, arXiv:1406.1078, eq. 5 to 8, the reset gate after the matrix.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):

@@ -1,4 +1,4 @@
-"""The order of a row's columns under which causal attention costs every context part the same."""
+"""The order of tokens that balances causal attention over the shards of a sequence."""
 
 from typing import TypeVar
 
@@ -12,10 +12,10 @@ Tree = TypeVar("Tree")
 
 
 def zigzag_order(length: int, num_parts: int) -> np.ndarray:
-    """Returns which place of the row each column holds, [T], once a row is cut into num_parts.
+    """Returns the index in the row of the token in each column, [T], for num_parts sequence shards.
 
-    The row is cut into 2 num_parts chunks; part i holds chunk i and chunk 2 num_parts - 1 - i, one
-    that sees little and one that sees much. Source: Brandon et al. 2023, Striped attention,
+    Of 2 num_parts chunks of the row shard i holds chunk i and chunk 2 num_parts - 1 - i, one with
+    few keys to attend to and one with many. Source: Brandon et al. 2023, Striped attention,
     arXiv:2311.09431, of which this is the variant by halves (Llama 3, arXiv:2407.21783, 3.3.2).
 
     Args:
@@ -29,8 +29,8 @@ def zigzag_order(length: int, num_parts: int) -> np.ndarray:
 def along_context(rows: Tree) -> tuple[Tree, jax.Array | None]:
     """Returns a tree of arrays [B, T] with their columns in the order that suits the mesh.
 
-    The second is which place of its row each column then holds, [T], None where they are in order:
-    where nothing cuts the rows.
+    The second is the index in the row of the token in each column then, [T], or None without
+    context parallelism, where they are in order.
     """
     num_parts = num_shards("act_len")
     if num_parts == 1:

@@ -1,6 +1,6 @@
 """Attention of one block of queries to one block of keys, and its gradients.
 
-Letter: P blocks, where what belongs to all blocks is one array.
+Letter: P blocks, the first dim of arrays that hold all blocks.
 """
 
 from typing import NamedTuple

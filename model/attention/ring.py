@@ -51,7 +51,7 @@ def ring_attend(
     and heads are sharded as the rules say.
 
     Args:
-        backend: an entry of the table for which ring is True.
+        backend: the module of an entry of the table that has ring=True.
         scoring: None scales by one over the root of H.
         sinks_N: a score of each head that takes part in the softmax and has no value.
     """
@@ -95,8 +95,8 @@ def _input_specs(
 ) -> tuple:
     """Returns the partition of what ring_attend is given."""
     tokens: Any = spec("act_batch", "act_len")
-    places: Any = spec("act_len")
-    masks = replace(mask, segments_BT=tokens, prefix_BT=tokens, row_index_T=places)
+    columns: Any = spec("act_len")
+    masks = replace(mask, segments_BT=tokens, prefix_BT=tokens, row_index_T=columns)
     return _HEADS, _KV_HEADS, _KV_HEADS, masks, spec("act_heads")
 
 

@@ -17,7 +17,7 @@ _AXES = mesh_axes("experts")
 
 
 class Itinerary(NamedTuple):
-    """Slices of rows that go from every device to every other, as lax.ragged_all_to_all reads it.
+    """Slices of rows sent from every device to every other, in the form of lax.ragged_all_to_all.
 
     Slice u goes to, and comes from, device u // X.
     """

@@ -1,6 +1,6 @@
 """Tokens sent to the experts that were chosen for them, and the results sent back.
 
-Below `compute_experts` everything is written for one device and what it holds. Letters beyond those
+Below `compute_experts` all functions are those of one device and its shards. Letters beyond those
 of sharding/rules.py: I tokens of a device, M rows of a buffer, P devices along the expert axis,
 X = E / P experts of a device.
 """
@@ -67,7 +67,7 @@ def compute_experts(
         compute,
         in_specs=(Experts._make((gate, into, out)), tokens, tokens, PartitionSpec()),
         out_specs=(spec("act_batch", "act_block_len", "act_embed"), spec("act_batch")),
-        check_vma=False,  # gradients of our own and ragged_all_to_all do not say what varies
+        check_vma=False,  # custom gradients and ragged_all_to_all do not declare what varies
     )(experts, x_BTD, chosen, row_index_T)
 
 
