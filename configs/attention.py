@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from configs.attention_backends import AttentionBackend
 from configs.check import require, require_at_least, require_fraction
 
 LayerKind = Literal["local", "global"]
@@ -51,6 +52,10 @@ class AttentionConfig:
     """Attention sinks: a learned logit per head in the softmax, without a value (GPT-OSS)."""
     attention_dropout: float = 0.0
     """Dropout rate of attention probabilities, in training."""
+    attention_backend: AttentionBackend = "auto"
+    """How attention is computed: plain holds the scores of all queries and keys, blockwise those of
+    one pair of blocks (FlashAttention's algorithm, without a kernel); auto is plain, and blockwise
+    under context_attention=ring."""
 
     def check_attention(self) -> None:
         """Raises SettingsError where settings of attention cannot be or do not fit each other."""

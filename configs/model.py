@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from configs.attention import AttentionConfig
+from configs.attention_backends import Feature, check_backend
 from configs.check import require, require_at_least, require_fraction
 from configs.experts import ExpertsConfig
 from configs.position import PositionConfig
@@ -126,6 +127,7 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
         self._check_rotation()
         self._check_norms()
         self._check_architecture()
+        self._check_attention_backend()
         self._check_layers()
         self._check_remat()
 
@@ -190,6 +192,29 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
             self.position != "relative" or not self.is_recurrent,
             f"model.position={self.position} must not be relative with model.architecture={kind}",
         )
+
+    def _check_attention_backend(self) -> None:
+        """Refuses a backend that lacks what the model needs; RunConfig checks the objective."""
+        kind = self.architecture
+        settings: tuple[tuple[Feature, str, bool], ...] = (
+            ("causal", "architecture", kind != "encoder"),
+            ("full", "architecture", kind in ("encoder", "encoder_decoder")),
+            ("cross-attention", "architecture", kind == "encoder_decoder"),
+            ("segments", "architecture", True),
+            ("window", "attention_window", self.attention_window is not None),
+            ("softcap", "attention_softcap", self.attention_softcap is not None),
+            ("bias", "position", self.position == "relative"),
+            ("sinks", "attention_sinks", self.attention_sinks),
+            ("dropout", "attention_dropout", self.attention_dropout > 0),
+            ("grouped heads", "num_kv_heads", self.num_kv_heads < self.num_heads),
+            ("unequal widths", "attention", self.value_head_dim is not None),
+        )
+        needs: dict[Feature, str] = {
+            feature: f"model.{name}={getattr(self, name)}"
+            for feature, name, is_needed in settings
+            if is_needed and not self.is_recurrent
+        }
+        check_backend(self.attention_backend, needs)
 
     def _check_layers(self) -> None:
         require(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from configs.attention_backends import check_backend
 from configs.check import require, require_at_least, require_fraction
 from configs.data import DataConfig
 from configs.model import ModelConfig
@@ -326,6 +327,8 @@ class RunConfig:
             f"{objective} must be causal or infill with model.architecture={model.architecture}, "
             "which cannot attend to later tokens",
         )
+        has_prefix = bool(ahead) and model.architecture == "decoder"
+        check_backend(model.attention_backend, {"prefix": objective} if has_prefix else {})
         require(
             not ahead or model.mtp_depth == 0,
             f"model.mtp_depth={model.mtp_depth} must be 0 with {objective}",

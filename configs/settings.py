@@ -19,6 +19,7 @@ _SAFE = (
     "model.remat_saved",
     "model.remat_offloaded",
     "model.context_attention",
+    "model.attention_backend",
     "model.num_unrolled_layers",
     "train.num_microbatches",
     "train.log_every_steps",

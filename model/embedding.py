@@ -1,4 +1,4 @@
-"""What enters a model: tokens looked up in a table that may be cut, and their positions."""
+"""The embedding of tokens, from a table that may be sharded, and of their positions."""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,15 @@ from sharding.rules import RULES, mesh_axes, num_shards, spec
 def look_up(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     """Returns the row of the table for each token, [B, T, D].
 
-    Where the vocabulary is cut, every device looks up what it holds and the parts are added, each
-    device receiving its part of the row: the table is never gathered. Source: Shoeybi et al. 2019,
-    Megatron-LM, arXiv:1909.08053, section 3; Korthikanti et al. 2022, arXiv:2205.05198, 4.2.2.
+    Where the vocabulary is sharded, every device looks up what it holds and the results are added,
+    each device receiving its shard of the sequence: the table is never gathered. Source: Shoeybi et
+    al. 2019, Megatron-LM, arXiv:1909.08053, section 3; Korthikanti et al. 2022, arXiv:2205.05198,
+    section 4.2.2.
     """
     if num_shards("vocab") == 1:
         return table_VD[tokens_BT]
     vocab_axes = mesh_axes("vocab")
-    # What cuts the row between blocks beyond the context takes its part of the sum at once.
+    # Axes that shard the sequence between blocks take their part of the sum at once.
     along_row = tuple(axis for axis in mesh_axes("act_block_len") if axis in vocab_axes)
     others = tuple(axis for axis in vocab_axes if axis not in along_row)
 

@@ -1,4 +1,4 @@
-"""What all language models share: the embedding of tokens, and heads that make predictions."""
+"""What all language models share: the embedding of tokens, and the heads."""
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,13 @@ class LanguageModel(nnx.Module):
         self.config = config
 
     def make_embedding(self, rngs: nnx.Rngs) -> None:
-        """Makes the table of tokens; to be called before other parameters are drawn."""
+        """Makes the table of tokens; to be called before other parameters are sampled."""
         config = self.config
         shape = (config.num_padded_tokens, config.embed_dim)
         self.embedding = normal(rngs, shape, "vocab", "embed", std=config.init_std)
 
     def make_head(self, rngs: nnx.Rngs) -> None:
-        """Makes what turns hidden states into predictions; after all other parameters."""
+        """Makes the heads; to be called after all other parameters are sampled."""
         config = self.config
         V, D, std = config.num_padded_tokens, config.embed_dim, config.init_std
         if not config.tied_embeddings:
@@ -46,25 +46,25 @@ class LanguageModel(nnx.Module):
     def run(
         self,
         inputs: Inputs,
-        keys_B: jax.Array | None = None,
-        places_T: jax.Array | None = None,
+        rng_B: jax.Array | None = None,
+        row_index_T: jax.Array | None = None,
     ) -> tuple[jax.Array, RouterRecord | None]:
         """Returns hidden states [B, T, D] in config.dtype, and what routers did, if there are any.
 
         Args:
-            keys_B: one random key a row, for dropout in training; None in evaluation.
-            places_T: where in its row each column stands; None is in order.
+            rng_B: a PRNG key for each row, for dropout in training; None in evaluation.
+            row_index_T: index in its row of each column; None is in order.
         """
         raise NotImplementedError
 
     def __call__(
         self,
         inputs: Inputs,
-        keys_B: jax.Array | None = None,
-        places_T: jax.Array | None = None,
+        rng_B: jax.Array | None = None,
+        row_index_T: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the hidden states alone."""
-        return self.run(inputs, keys_B, places_T)[0]
+        return self.run(inputs, rng_B, row_index_T)[0]
 
     def embed_tokens(self, tokens_BT: jax.Array) -> jax.Array:
         """Returns the embedding of each token, [B, T, D]."""
@@ -94,7 +94,7 @@ class LanguageModel(nnx.Module):
         return jnp.where(broadcast(is_token_V, logits_BTV), logits_BTV, -1e30)
 
     def next_sentence_logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Returns float32 scores [B, T, 2] for "follows" and "does not", read where texts begin.
+        """Returns float32 logits [B, T, 2] of "is next" and "is not", valid where texts begin.
 
         Source: Devlin et al. 2018, BERT, arXiv:1810.04805, section 3.1.
         """
@@ -102,5 +102,5 @@ class LanguageModel(nnx.Module):
         return project(self.pool(x_BTD), kernel, bias, axes=(None,), out_dtype=jnp.float32)
 
     def pool(self, x_BTD: jax.Array) -> jax.Array:
-        """Returns what the first hidden state of a text says of all of it, at each place."""
+        """Returns the pooled hidden state of each position, used at the first one of a text."""
         return jnp.tanh(project(x_BTD, self.pooler[...], self.pooler_bias[...], axes=(None,)))

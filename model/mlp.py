@@ -55,8 +55,8 @@ class MLP(nnx.Module):
         self.up_bias = zeros((F,), "mlp") if config.bias else None
         self.down_bias = zeros((D,), "norm") if config.bias else None
 
-    def __call__(self, x_BTD: jax.Array, keys_BT: jax.Array | None = None) -> jax.Array:
-        """Returns [B, T, D]; keys_BT is one random key a token for dropout, None in evaluation."""
+    def __call__(self, x_BTD: jax.Array, rng_BT: jax.Array | None = None) -> jax.Array:
+        """Returns [B, T, D]; rng_BT: a PRNG key for each token, for dropout; None in evaluation."""
         hidden = ("act_mlp",)
         up_BTF = project(x_BTD, self.up[...], value_of(self.up_bias), axes=hidden)
         gate_BTF = None
@@ -68,4 +68,4 @@ class MLP(nnx.Module):
             value_of(self.down_bias),
             axes=("act_embed",),
         )
-        return dropout(checkpoint_name(y_BTD, "mlp_out"), self.config.dropout, keys_BT)
+        return dropout(checkpoint_name(y_BTD, "mlp_out"), self.config.dropout, rng_BT)

@@ -1,4 +1,4 @@
-"""How parameters are born and used: logical axes on each, one helper for every projection."""
+"""How parameters are initialized and used: logical axes on each, one helper for projections."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ _HIDDEN = {1: ("act_mlp",), 2: ("act_heads", "act_head_dim")}
 
 
 def normal(rngs: nnx.Rngs, shape: Sequence[int], *axes: str, std: float) -> nnx.Param[jax.Array]:
-    """Returns a parameter drawn from N(0, std^2), with a logical axis for each dim."""
+    """Returns a parameter sampled from N(0, std^2), with a logical axis for each dim."""
     return _param(std * jax.random.normal(rngs.params(), tuple(shape), jnp.float32), axes)
 
 
@@ -39,7 +39,7 @@ def _param(value: jax.Array, axes: tuple[str, ...]) -> nnx.Param[jax.Array]:
 
 
 def stacked(make: Callable[[nnx.Rngs], Module], num: int, axis: str, rngs: nnx.Rngs) -> Module:
-    """Returns num modules as one whose parameters have a first dim more, under a logical axis."""
+    """Returns num modules as one whose parameters have a further first dim, of a logical axis."""
     stack = nnx.vmap(
         make,
         in_axes=0,
@@ -78,11 +78,11 @@ def project(
     The contracted dims are the last num_contracted of x and the first of the kernel. Where the rows
     are whole, everything is flattened to one matmul of two dims: XLA's CPU backend is several times
     slower on the gradient of one that contracts two leading axes, and elsewhere it makes no
-    difference. A row that is cut must keep its dim, or else it would be gathered.
+    difference. A sequence that is sharded must keep its dim, or else it would be gathered.
 
     Args:
         axes: logical axes of the out dims, which pin the layout of the result; where it is the
-            residual stream again (act_embed) it is cut along the row.
+            residual stream again (act_embed) it is sharded along the sequence.
     """
     batch, out = x.shape[:-num_contracted], kernel.shape[num_contracted:]
     size = math.prod(kernel.shape[:num_contracted])

@@ -1,26 +1,26 @@
-"""Recurrent language models: what attention is compared with."""
-
-from typing import Any
+"""Recurrent language models (LSTM, GRU), as baselines for attention."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from configs.model import ModelConfig
-from model.dropout import dropout, fold, token_keys
+from model.block import LayerInputs
+from model.dropout import dropout, fold, token_rng
 from model.inputs import Inputs
 from model.language_model import LanguageModel
+from model.layers import run_layers
 from model.moe.moe import RouterRecord
 from model.parameters import normal, project, stacked, zeros
-from sharding.pipeline import Pipeline, run_layers
+from sharding.pipeline import Pipeline
 from sharding.rules import constrain
 
 
 class Cell(nnx.Module):
-    """A layer of an LSTM or a GRU; its state begins anew with each document.
+    """A layer of an LSTM or a GRU; its state is reset where a document begins.
 
     Source: Hochreiter and Schmidhuber 1997, Long short-term memory, with the forget gate of Gers et
-    al. 2000; Cho et al. 2014, arXiv:1406.1078, eq. 5 to 8, the reset gate behind the matrix.
+    al. 2000; Cho et al. 2014, arXiv:1406.1078, eq. 5 to 8, the reset gate after the matrix.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -33,12 +33,20 @@ class Cell(nnx.Module):
         self.input_bias = zeros((self.num_gates, D), "gates", "head_dim")
         self.hidden_bias = zeros((self.num_gates, D), "gates", "head_dim")
 
-    def __call__(self, x_BTD: jax.Array, begins_BT: jax.Array) -> jax.Array:
-        """Returns the hidden state at each token, [B, T, D].
-
-        Args:
-            begins_BT: True where a document begins.
-        """
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        inputs: LayerInputs,
+        *,
+        row_index_T: jax.Array | None = None,
+        is_local: bool = False,
+    ) -> tuple[jax.Array, None]:
+        """Returns the hidden state at each token, [B, T, D]; there is no router."""
+        assert row_index_T is None  # the tokens of a row are computed one after the other
+        assert not is_local
+        segments_BT = inputs.segments_BT
+        before_BT = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)))
+        begins_BT = segments_BT != before_BT
         step = self._lstm if self.config.architecture == "lstm" else self._gru
         gates_BTGD = project(x_BTD, self.input[...], self.input_bias[...], axes=(None, None))
         hidden_DGD, bias_GD = self.hidden[...].astype(x_BTD.dtype), self.hidden_bias[...]
@@ -59,7 +67,8 @@ class Cell(nnx.Module):
 
         tokens = (jnp.moveaxis(gates_BTGD, 1, 0), begins_BT.T)
         _, y_TBD = jax.lax.scan(advance, (zeros_BD,) * num_states, tokens)
-        return jnp.moveaxis(y_TBD, 0, 1)
+        y_BTD = dropout(jnp.moveaxis(y_TBD, 0, 1), self.config.dropout, inputs.rng_BT)
+        return constrain(y_BTD, "act_batch", None, "act_embed"), None
 
     @staticmethod
     def _lstm(
@@ -96,27 +105,16 @@ class Recurrent(LanguageModel):
     def run(
         self,
         inputs: Inputs,
-        keys_B: jax.Array | None = None,
-        places_T: jax.Array | None = None,
+        rng_B: jax.Array | None = None,
+        row_index_T: jax.Array | None = None,
     ) -> tuple[jax.Array, RouterRecord | None]:
         """Returns the hidden states of the last layer; see LanguageModel.run."""
-        assert places_T is None  # a row that is cut would be read one part after the other
-        config, segments_BT = self.config, inputs.segments_BT
-        keys_BT = token_keys(keys_B, jnp.arange(segments_BT.shape[1]))
-        before_BT = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)))
-        begins_BT = segments_BT != before_BT
+        config, length = self.config, inputs.tokens_BT.shape[1]
+        rng_BT = token_rng(rng_B, jnp.arange(length))
         x_BTD = constrain(self.embed_tokens(inputs.tokens_BT), "act_batch", None, "act_embed")
-        x_BTD = dropout(x_BTD, config.dropout, fold(keys_BT, config.num_layers))
-        graph, params_L = nnx.split(self.layers)
-
-        def apply_cell(x_BTD: jax.Array, rows: tuple, number: jax.Array, params: Any) -> jax.Array:
-            begins_BT, keys_BT = rows
-            cell: Cell = nnx.merge(graph, params)
-            y_BTD = cell(x_BTD, begins_BT)
-            y_BTD = dropout(y_BTD, config.dropout, fold(keys_BT, number))
-            return constrain(y_BTD, "act_batch", None, "act_embed")
-
-        x_BTD = run_layers(
-            [apply_cell], x_BTD, (begins_BT, keys_BT), params_L, self.pipeline, num_unrolled=1
+        x_BTD = dropout(x_BTD, config.dropout, fold(rng_BT, config.num_layers))
+        layer_inputs = LayerInputs(inputs.positions_BT, inputs.segments_BT, rng_BT=rng_BT)
+        x_BTD, _ = run_layers(
+            self.layers, x_BTD, layer_inputs, row_index_T=row_index_T, pipeline=self.pipeline
         )
         return constrain(x_BTD, "act_batch", "act_len", "act_embed"), None

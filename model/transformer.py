@@ -1,37 +1,39 @@
 """The Transformer: a decoder (GPT), an encoder (BERT), or an encoder beside a decoder (T5)."""
 
 import operator
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from configs.model import ModelConfig
-from model.attention.attention import Memory
+from model.attention.attention import EncoderOutput
 from model.attention.relative_bias import relative_bias
-from model.block import Rows, make_stack, run_stack
-from model.dropout import dropout, fold, token_keys
+from model.block import LayerInputs
+from model.dropout import dropout, fold, token_rng
 from model.embedding import sinusoids
 from model.inputs import Inputs
 from model.language_model import LanguageModel
+from model.layers import make_blocks, run_layers
 from model.moe.moe import RouterRecord
-from model.mtp import FutureHead, make_future_heads
+from model.mtp import MTPModule, make_mtp
 from model.norm import make_norm
 from model.parameters import normal
 from sharding.pipeline import Pipeline
 from sharding.rules import constrain
 
 _ENCODER = 1_000_000
-"""Folded into the keys of the encoder, beyond the number of any layer."""
+"""Folded into the PRNG keys of the encoder, beyond the number of any layer."""
 
 
 class Transformer(LanguageModel):
     """Blocks of attention and an MLP, and a norm at the end.
 
-    The parameters of all blocks are stacked, [L, ...], in the order of pipeline.layer_order. First
-    blocks that differ from the others are a stack of their own, and so is the encoder beside a
-    decoder.
+    The parameters of all blocks are stacked, [L, ...], in the order of pipeline.layer_order. The
+    leading layers, which differ from the others, are a stack of their own, and so is the encoder
+    beside a decoder.
     """
 
     def __init__(self, config: ModelConfig, pipeline: Pipeline | None = None, *, rngs: nnx.Rngs):
@@ -46,22 +48,31 @@ class Transformer(LanguageModel):
             shape = (config.num_token_types, D)
             self.types = normal(rngs, shape, "positions", "embed", std=std)
         self.embed_norm = make_norm(config) if config.embed_norm else None
+        kind = "full" if config.architecture == "encoder" else "causal"
         if config.num_leading_layers:
-            self.first_layers = make_stack(
+            self.leading_layers = make_blocks(
                 config.leading(),
                 config.num_leading_layers,
-                axis="first_layers",
+                axis="leading_layers",
+                mask_kind=kind,
                 has_first_norm=config.first_norm,
                 rngs=rngs,
             )
         has_encoder = config.num_encoder_layers is not None
-        num_layers = config.num_layers - config.num_leading_layers
-        self.layers = make_stack(config, num_layers, reads_memory=has_encoder, rngs=rngs)
+        self.layers = make_blocks(
+            config,
+            config.num_stacked_layers,
+            mask_kind=kind,
+            has_cross_attention=has_encoder,
+            rngs=rngs,
+        )
         has_last_norm = config.norm_placement != "post"
         self.norm = make_norm(config) if has_last_norm else None
         if config.num_encoder_layers is not None:
             num = config.num_encoder_layers
-            self.encoder_layers = make_stack(config, num, axis="encoder_layers", rngs=rngs)
+            self.encoder_layers = make_blocks(
+                config, num, axis="encoder_layers", mask_kind="full", rngs=rngs
+            )
             self.encoder_norm = make_norm(config) if has_last_norm else None
         if config.position == "relative":
             shape, axes = (config.num_relative_buckets, config.num_heads), ("positions", "heads")
@@ -69,84 +80,82 @@ class Transformer(LanguageModel):
             if has_encoder:
                 self.encoder_relative_bias = normal(rngs, shape, *axes, std=std)
         if config.mtp_depth:
-            self.future = make_future_heads(config, rngs=rngs)
+            self.mtp = make_mtp(config, rngs=rngs)
         self.make_head(rngs)
 
     def run(
         self,
         inputs: Inputs,
-        keys_B: jax.Array | None = None,
-        places_T: jax.Array | None = None,
+        rng_B: jax.Array | None = None,
+        row_index_T: jax.Array | None = None,
     ) -> tuple[jax.Array, RouterRecord | None]:
         """Returns the hidden states, and what the routers of all layers did where there are any."""
-        memory = None if inputs.encoder is None else self.encode(inputs.encoder, keys_B)
-        return self.decode(inputs, memory, keys_B, places_T)
+        encoder_output = None if inputs.encoder is None else self.encode(inputs.encoder, rng_B)
+        return self.decode(inputs, encoder_output, rng_B, row_index_T)
 
     def decode(
         self,
         inputs: Inputs,
-        memory: Memory | None = None,
-        keys_B: jax.Array | None = None,
-        places_T: jax.Array | None = None,
+        encoder_output: EncoderOutput | None = None,
+        rng_B: jax.Array | None = None,
+        row_index_T: jax.Array | None = None,
     ) -> tuple[jax.Array, RouterRecord | None]:
-        """Returns what `run` does, given the encoded text."""
+        """Returns what `run` does, given the output of the encoder."""
         config = self.config
-        kind = "full" if config.architecture == "encoder" else "causal"
-        x_BTD, rows = self._begin(inputs, keys_B, places_T, kind=kind)
-        rows = rows._replace(memory=memory)
+        is_encoder = config.architecture == "encoder"
+        x_BTD, layer_inputs = self._begin(inputs, rng_B, row_index_T, is_encoder=is_encoder)
+        layer_inputs = layer_inputs._replace(encoder_output=encoder_output)
         record = RouterRecord.zeros(config, len(x_BTD))
-        num_first = config.num_leading_layers
-        if num_first:
-            x_BTD, _ = run_stack(self.first_layers, x_BTD, rows, None, kind=kind, places_T=places_T)
-        x_BTD, record = run_stack(
+        num_leading = config.num_leading_layers
+        if num_leading:
+            x_BTD, _ = run_layers(self.leading_layers, x_BTD, layer_inputs, row_index_T=row_index_T)
+        x_BTD, record = run_layers(
             self.layers,
             x_BTD,
-            rows,
+            layer_inputs,
             record,
-            kind=kind,
-            places_T=places_T,
+            row_index_T=row_index_T,
+            first=num_leading,
             pipeline=self.pipeline,
-            first=num_first,
         )
         return self._end(x_BTD, self.norm), record
 
-    def encode(self, inputs: Inputs, keys_B: jax.Array | None = None) -> Memory:
-        """Returns the encoded text, for the decoder beside it to read."""
-        keys_B = fold(keys_B, _ENCODER)
-        x_BSD, rows = self._begin(inputs, keys_B, None, kind="full")
-        x_BSD, _ = run_stack(self.encoder_layers, x_BSD, rows, None, kind="full")
-        return Memory(self._end(x_BSD, self.encoder_norm), inputs.segments_BT)
+    def encode(self, inputs: Inputs, rng_B: jax.Array | None = None) -> EncoderOutput:
+        """Returns the output of the encoder beside a decoder."""
+        x_BSD, layer_inputs = self._begin(inputs, fold(rng_B, _ENCODER), None, is_encoder=True)
+        x_BSD, _ = run_layers(self.encoder_layers, x_BSD, layer_inputs)
+        return EncoderOutput(self._end(x_BSD, self.encoder_norm), inputs.segments_BT)
 
     def _begin(
         self,
         inputs: Inputs,
-        keys_B: jax.Array | None,
-        places_T: jax.Array | None,
+        rng_B: jax.Array | None,
+        row_index_T: jax.Array | None,
         *,
-        kind: Literal["causal", "full"],
-    ) -> tuple[jax.Array, Rows]:
-        """Returns the residual stream before the first block, and what belongs to its rows."""
+        is_encoder: bool,
+    ) -> tuple[jax.Array, LayerInputs]:
+        """Returns the residual stream before the first block, and the inputs of all blocks."""
         config, length = self.config, inputs.tokens_BT.shape[1]
-        keys_BT = token_keys(keys_B, jnp.arange(length) if places_T is None else places_T)
+        rng_BT = token_rng(rng_B, jnp.arange(length) if row_index_T is None else row_index_T)
         x_BTD = self._embed(inputs)
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
-        x_BTD = dropout(x_BTD, config.dropout, fold(keys_BT, config.num_layers))
+        x_BTD = dropout(x_BTD, config.dropout, fold(rng_BT, config.num_layers))
         bias_BNTS = None
         if config.position == "relative":
-            of_encoder = kind == "full" and config.num_encoder_layers is not None
-            table_RN = self.encoder_relative_bias if of_encoder else self.relative_bias
+            has_own = is_encoder and config.num_encoder_layers is not None
+            table_RN = self.encoder_relative_bias if has_own else self.relative_bias
             bias_BNTS = relative_bias(
-                config, table_RN[...], inputs.positions_BT, is_causal=kind == "causal"
+                config, table_RN[...], inputs.positions_BT, is_causal=not is_encoder
             )
-        rows = Rows(
+        layer_inputs = LayerInputs(
             positions_BT=inputs.positions_BT,
             segments_BT=inputs.segments_BT,
             prefix_BT=inputs.prefix_BT,
-            keys_BT=keys_BT,
+            rng_BT=rng_BT,
             bias_BNTS=bias_BNTS,
         )
-        return x_BTD, rows
+        return x_BTD, layer_inputs
 
     def _embed(self, inputs: Inputs) -> jax.Array:
         config, dtype = self.config, self.config.dtype
@@ -165,24 +174,45 @@ class Transformer(LanguageModel):
         y_BTD = x_BTD if norm is None else norm(x_BTD)  # pyright: ignore[reportCallIssue]
         return constrain(y_BTD, "act_batch", "act_len", "act_embed")
 
-    def predict_future(
+    def run_mtp(
         self,
         x_BTD: jax.Array,
         inputs: Inputs,
-        next_BTK: jax.Array,
-        places_T: jax.Array | None = None,
+        next_tokens: Sequence[jax.Array],
+        row_index_T: jax.Array | None = None,
     ) -> list[jax.Array]:
         """Returns the hidden states that predict one token further, two tokens further, ...
 
         Args:
             x_BTD: the hidden states that predict the next token.
-            next_BTK: of each place the next token, the one after it, ...: one a prediction.
+            next_tokens: the next token of each position, the one after it, ...; each [B, T].
+            row_index_T: index in its row of each column; None is in order.
         """
-        rows = Rows(inputs.positions_BT, inputs.segments_BT, inputs.prefix_BT)
-        graph, params_K = nnx.split(self.future)
+        layer_inputs = LayerInputs(inputs.positions_BT, inputs.segments_BT, inputs.prefix_BT)
+        graph, params = nnx.split(self.mtp)
         hidden = []
-        for k in range(self.config.mtp_depth):
-            head: FutureHead = nnx.merge(graph, jax.tree.map(operator.itemgetter(k), params_K))
-            x_BTD = head(x_BTD, self.embed_tokens(next_BTK[..., k]), rows, places_T)
+        for depth, tokens_BT in enumerate(next_tokens):
+            module: MTPModule = nnx.merge(graph, jax.tree.map(operator.itemgetter(depth), params))
+            x_BTD = module(x_BTD, self.embed_tokens(tokens_BT), layer_inputs, row_index_T)
             hidden.append(self._end(x_BTD, self.norm))
         return hidden
+
+
+def balance_experts(
+    config: ModelConfig, params: Any, old: Any, load_LE: jax.Array, finite: jax.Array
+) -> Any:
+    """Returns the parameters with the router biases moved towards an even load.
+
+    Source: DeepSeek-AI 2024, DeepSeek-V3, arXiv:2412.19437, section 2.1.2.
+
+    Args:
+        params, old: parameters by module path, after a step's update and before.
+        load_LE: choices that fell on each expert in the step, layers in the order of the stack.
+        finite: False leaves the biases as they were.
+    """
+    load_LE = load_LE.astype(jnp.float32)
+    towards_LE = jnp.sign(jnp.mean(load_LE, axis=-1, keepdims=True) - load_LE)
+    bias_LE = old["layers"]["mlp"]["router_bias"]
+    moved_LE = bias_LE + jnp.where(finite, config.router_bias_rate, 0) * towards_LE
+    mlp = {**params["layers"]["mlp"], "router_bias": moved_LE}
+    return {**params, "layers": {**params["layers"], "mlp": mlp}}

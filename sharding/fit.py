@@ -2,6 +2,7 @@
 
 import math
 
+from configs.attention_backends import ATTENTION_BACKENDS
 from configs.check import require
 from configs.run import RunConfig
 from sharding.rules import mesh_axes
@@ -39,6 +40,13 @@ def check_platform(config: RunConfig, platform: str) -> None:
     Raises:
         SettingsError: names the field, its value, the platform and what would do.
     """
+    backend = config.model.attention_backend
+    here = [name for name, entry in ATTENTION_BACKENDS.items() if platform in entry.platforms]
+    require(
+        backend in ("auto", *here),
+        f"model.attention_backend={backend} does not run on {platform}; "
+        f"model.attention_backend may be {', '.join(('auto', *here))}",
+    )
     offloaded = {
         "mesh.offload_optimizer": (config.mesh.offload_optimizer, "False"),
         "model.remat_offloaded": (
@@ -126,6 +134,13 @@ def _check_kind(config: RunConfig, sizes: dict[str, int]) -> None:
             f"model.{name}={value} and mesh.context={sizes['context']}: ring attention does "
             "not support it",
         )
+    under_ring = [name for name, entry in ATTENTION_BACKENDS.items() if entry.ring]
+    require(
+        gathers or model.attention_backend in ("auto", *under_ring),
+        f"model.attention_backend={model.attention_backend} must be auto or "
+        f"{' or '.join(under_ring)} with model.context_attention={model.context_attention} and "
+        f"mesh.context={sizes['context']}; or give model.context_attention all_gather",
+    )
 
 
 def _check_layers(config: RunConfig, sizes: dict[str, int]) -> None:

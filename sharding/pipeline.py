@@ -1,13 +1,13 @@
-"""The layers of a model, one after the other on every device or in stages with a part on each.
+"""Pipeline parallelism: layers in stages, each on devices of its own, and their schedule.
 
-With stages the schedule is circular: each stage holds several groups of consecutive layers, and a
-microbatch goes around the stages once for each group. All stages compute at every tick, what they
-have sent moves on by one, and the last hands back to the first.
+The schedule is circular: each stage holds several groups of consecutive layers, and a microbatch
+passes all stages once for each group. All stages compute at every tick; each then sends its result
+to the next stage, and the last to the first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,13 @@ from configs.run import RunConfig
 from sharding.fit import num_stage_microbatches
 from sharding.rules import RULES
 
-Carry = TypeVar("Carry")
-Rows = TypeVar("Rows")
-
-ApplyLayer = Callable[[Carry, Rows, jax.Array, Any], Carry]
-"""From (what the layer before gave, what belongs to the rows, the layer's number in model order,
-its parameters) to what it gives."""
+RunLayers = Callable[[Any, Any, Any], Any]
+"""From (carry, inputs, layers [L, ...]) to the carry after the last of these layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """How the layers are cut into stages; the default is not at all.
+    """How the layers are split into stages; by default there is one.
 
     Source: Narayanan et al. 2021, Efficient large-scale language model training on GPU clusters,
     arXiv:2104.04473, section 2.2 (interleaved stages).
@@ -53,7 +49,7 @@ class Pipeline:
         return (self.num_stages - 1) / self.num_ticks
 
     def layer_order(self, num_layers: int) -> np.ndarray:
-        """Returns which layer of the model each place of the stack holds, stage by stage, [L]."""
+        """Returns the number in the model of each layer of the stack, stage by stage, [L]."""
         groups = np.arange(num_layers).reshape(self.num_groups, self.num_stages, -1)
         return groups.swapaxes(0, 1).reshape(-1)
 
@@ -69,100 +65,37 @@ def pipeline_of(config: RunConfig, mesh: jax.sharding.Mesh) -> Pipeline:
     )
 
 
-def run_layers(
-    apply_layers: Sequence[ApplyLayer[Carry, Rows]],
-    carry: Carry,
-    rows: Rows,
-    params_L: Any,
-    pipeline: Pipeline,
-    *,
-    num_unrolled: int = 1,
-) -> Carry:
-    """Returns what the last layer gives.
-
-    Args:
-        apply_layers: for the first layers; those after them repeat the same period.
-        carry, rows: trees of arrays [B, ...].
-        params_L: a tree of arrays [L, ...] in the order of pipeline.layer_order.
-        num_unrolled: layers in an iteration of the scan, of which the largest divisor is taken.
-    """
-    num_layers = jax.tree.leaves(params_L)[0].shape[0]
-    numbers_L = jnp.asarray(pipeline.layer_order(num_layers))
-    if pipeline.num_stages == 1:
-        return _scan(apply_layers, carry, rows, numbers_L, params_L, num_unrolled)
-    return _circulate(apply_layers, carry, rows, numbers_L, params_L, pipeline, num_unrolled)
-
-
-def _scan(
-    apply_layers: Sequence[ApplyLayer[Carry, Rows]],
-    carry: Carry,
-    rows: Rows,
-    numbers_L: jax.Array,
-    params_L: Any,
-    num_unrolled: int,
-) -> Carry:
-    """Applies whole periods of layers in a scan, and those of a last one that is cut short."""
-    period, num_layers = len(apply_layers), len(numbers_L)
-    num_periods = num_layers // period
-
-    def body(carry: Carry, layers: tuple[jax.Array, Any]) -> tuple[Carry, None]:
-        for place, apply_layer in enumerate(apply_layers):
-            number, params = _take(layers, place) if period > 1 else layers
-            carry = apply_layer(carry, rows, number, params)
-        return carry, None
-
-    layers_L = (numbers_L, params_L)
-    if num_periods:
-        whole = jax.tree.map(lambda x_L: x_L[: num_periods * period], layers_L)
-        if period > 1:
-            whole = jax.tree.map(lambda x_L: x_L.reshape(-1, period, *x_L.shape[1:]), whole)
-        most = max(min(num_unrolled // period, num_periods), 1)
-        unroll = next(n for n in range(most, 0, -1) if num_periods % n == 0)
-        carry = jax.lax.scan(body, carry, whole, unroll=unroll)[0]
-    for place in range(num_layers % period):
-        number, params = _take(layers_L, num_periods * period + place)
-        carry = apply_layers[place](carry, rows, number, params)
-    return carry
-
-
-def _take(tree_L: Any, place: int) -> Any:
-    return jax.tree.map(lambda x_L: x_L[place], tree_L)
-
-
-def _circulate(
-    apply_layers: Sequence[ApplyLayer[Carry, Rows]],
-    carry: Carry,
-    rows: Rows,
-    numbers_L: jax.Array,
-    params_L: Any,
-    pipeline: Pipeline,
-    num_unrolled: int,
-) -> Carry:
-    """Runs the layers in stages.
+def run_stages(run: RunLayers, carry: Any, inputs: Any, layers_L: Any, pipeline: Pipeline) -> Any:
+    """Returns the carry after the last layer, the layers run in stages.
 
     Letters: S stages, R groups of a stage, M microbatches. At tick t stage s has taken u = t - s
     turns: it computes microbatch u % M with its group u // M. `waiting` [S, M, ...] is read and
-    written at stage 0 alone: a microbatch waits there for its next round, at last for the end.
+    written at stage 0 alone: a microbatch waits there for its next group, at last for the end.
+
+    Args:
+        run: runs the layers of a group.
+        carry, inputs: trees of arrays [B, ...].
+        layers_L: a tree of arrays [L, ...] in the order of pipeline.layer_order.
     """
     S, R, M = pipeline.num_stages, pipeline.num_groups, pipeline.num_microbatches
 
     def by_group(x_L: jax.Array) -> jax.Array:
         return _on_stages(x_L.reshape(S, R, -1, *x_L.shape[1:]))
 
-    layers_SR = jax.tree.map(by_group, (numbers_L, params_L))
-    rows_M = jax.tree.map(lambda x: _microbatches(x, M), rows)
+    layers_SR = jax.tree.map(by_group, layers_L)
+    inputs_M = jax.tree.map(lambda x: _microbatches(x, M), inputs)
     carry_M = jax.tree.map(lambda x: _microbatches(x, M), carry)
 
-    def run_stage(layers_R: Any, carry: Carry, rows: Rows, group: jax.Array) -> Carry:
-        numbers, params = jax.tree.map(
+    def run_stage(layers_R: Any, carry: Any, inputs: Any, group: jax.Array) -> Any:
+        layers = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, group, keepdims=False), layers_R
         )
-        return _scan(apply_layers, carry, rows, numbers, params, num_unrolled)
+        return run(carry, inputs, layers)
 
-    run_stages = jax.vmap(run_stage, spmd_axis_name="stage")
+    on_all_stages = jax.vmap(run_stage, spmd_axis_name="stage")
     stage_S = jnp.arange(S)
 
-    def tick(state: tuple[Carry, Carry], t: jax.Array) -> tuple[tuple[Carry, Carry], None]:
+    def tick(state: tuple[Any, Any], t: jax.Array) -> tuple[tuple[Any, Any], None]:
         waiting, arrived = state
         turn_S = t - stage_S
         group_S, micro_S = jnp.clip(turn_S // M, 0, R - 1), turn_S % M
@@ -173,8 +106,8 @@ def _circulate(
             waiting,
             arrived,
         )
-        rows_S = jax.tree.map(lambda x_M: _on_stages(x_M[micro_S]), rows_M)
-        given = run_stages(layers_SR, taken, rows_S, group_S)
+        inputs_S = jax.tree.map(lambda x_M: _on_stages(x_M[micro_S]), inputs_M)
+        given = on_all_stages(layers_SR, taken, inputs_S, group_S)
         # Stage s + 1 has what stage s gave, and stage 0 what the last gave.
         arrived = jax.tree.map(lambda x: _on_stages(jnp.roll(x, 1, axis=0)), given)
         back = (t - (S - 1)) % M
@@ -186,7 +119,7 @@ def _circulate(
 
         return (jax.tree.map(put_back, waiting, arrived), arrived), None
 
-    # Every stage begins with real activations, so that nothing idle can overflow.
+    # Every stage begins with real activations, so that an idle stage cannot overflow.
     arrived = jax.tree.map(lambda x: _on_stages(jnp.stack([x[0]] * S)), carry_M)
     waiting = jax.tree.map(
         lambda x: _on_stages(jnp.stack([x, *[jnp.zeros_like(x)] * (S - 1)])), carry_M

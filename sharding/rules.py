@@ -23,7 +23,7 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 RULES: Rules = {
     # Parameters, their gradients and optimizer state.
     "layers": "stage",
-    "first_layers": None,
+    "leading_layers": None,
     "encoder_layers": None,
     "vocab": ("tensor", "stage"),
     "embed": ("fsdp", "expert", "context"),

@@ -1,14 +1,21 @@
+import dataclasses
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_model import quick_jit, random_params, small_batch, small_model
+from small_families import LATENT, T5
+from small_model import quick_jit, random_params, refusal, small_batch, small_model, small_run
 
-from model.attention.attention import attend
+import model.attention.blockwise
+from configs.attention_backends import ATTENTION_BACKENDS, AttentionBackend
+from model.attention.backends import load
 from model.attention.mask import Mask, Scoring
+from model.attention.plain import attend
 from model.attention.rope import rotate
 from model.norm import LayerNorm, RMSNorm, make_norm
-from train.loss import inputs_of
+from train.loss import batch_sums, inputs_of
 from train.state import shape_of
 
 B, T, N, H = 3, 10, 4, 8
@@ -52,10 +59,17 @@ def reference(
     return y_BTNH
 
 
+by_backend = pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
+
+
+@by_backend
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["causal", "full"])
 @pytest.mark.parametrize("segmented", [False, True])
-def test_attend_is_the_formula_over_the_keys_that_a_query_sees(rng, num_kv_heads, kind, segmented):
+def test_attend_is_the_formula_over_the_keys_that_a_query_attends_to(
+    rng, backend, num_kv_heads, kind, segmented
+):
+    attend = load(backend).attend
     qkv = random_qkv(rng, num_kv_heads=num_kv_heads)
     mask = Mask(kind=kind, segments_BT=jnp.asarray(SEGMENTS_BT) if segmented else None)
     segments_BT = SEGMENTS_BT if segmented else np.ones((B, T))
@@ -65,7 +79,7 @@ def test_attend_is_the_formula_over_the_keys_that_a_query_sees(rng, num_kv_heads
     np.testing.assert_allclose(gathered, expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(
+by_ways = pytest.mark.parametrize(
     "ways",
     [
         {"window": 3},
@@ -78,8 +92,10 @@ def test_attend_is_the_formula_over_the_keys_that_a_query_sees(rng, num_kv_heads
     ],
     ids=lambda ways: " ".join(ways),
 )
-def test_attend_is_the_formula_of_every_family(rng, ways):
-    qkv = random_qkv(rng)
+
+
+def mask_and_settings(ways):
+    """Returns all settings of the reference, and the mask, scoring and sinks that they mean."""
     ways = {"causal": True, "segments_BT": SEGMENTS_BT, **ways}
     if "prefix_BT" in ways:
         ways["prefix_BT"] = np.broadcast_to(ways["prefix_BT"], (B, T))
@@ -87,11 +103,120 @@ def test_attend_is_the_formula_of_every_family(rng, ways):
     kind = "causal" if ways["causal"] else "full"
     mask = Mask(kind=kind, window=ways.get("window"), **arrays)
     scoring = Scoring(ways.get("scale", H**-0.5), ways.get("softcap"))
-    found = attend(*qkv, mask, scoring=scoring, sinks_N=ways.get("sinks_N"))
+    sinks_N = None if "sinks_N" not in ways else jnp.asarray(ways["sinks_N"], jnp.float32)
+    return ways, mask, scoring, sinks_N
+
+
+@by_backend
+@by_ways
+def test_attend_is_the_formula_of_every_family(rng, backend, ways):
+    qkv = random_qkv(rng)
+    ways, mask, scoring, sinks_N = mask_and_settings(ways)
+    found = load(backend).attend(*qkv, mask, scoring=scoring, sinks_N=sinks_N)
     np.testing.assert_allclose(found, reference(*qkv, **ways), rtol=0, atol=2e-6)
 
 
-def test_a_token_never_sees_the_future(rng):
+@pytest.mark.parametrize("block_len", [2048, 3])  # two blocks, or ten of one token
+@by_ways
+def test_the_gradients_of_blockwise_are_those_that_jax_finds_of_plain(
+    rng, monkeypatch, block_len, ways
+):
+    monkeypatch.setattr(model.attention.blockwise, "BLOCK_LEN", block_len)
+    qkv, weights = random_qkv(rng), rng.standard_normal((B, T, N, H), np.float32)
+    _, mask, scoring, sinks_N = mask_and_settings(ways)
+
+    def gradients(backend):
+        def product(q, k, v, sinks_N):
+            y = load(backend).attend(q, k, v, mask, scoring=scoring, sinks_N=sinks_N)
+            return jnp.sum(y * weights)
+
+        numbers = (0, 1, 2) if sinks_N is None else (0, 1, 2, 3)
+        return quick_jit(jax.grad(product, numbers))(*qkv, sinks_N)
+
+    for found, expected in zip(gradients("blockwise"), gradients("plain"), strict=True):
+        # float32 sums of some ten terms of size one, for sinks of 30 rows.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+def test_forward_and_backward_of_blockwise_are_attend_and_its_gradients(rng):
+    backend, scoring = load("blockwise"), Scoring(0.7)
+    mask = Mask(kind="causal", segments_BT=jnp.asarray(SEGMENTS_BT[:, :9]))  # of an odd length
+    qkv = [jnp.asarray(x[:, :9]) for x in random_qkv(rng)]
+    sinks_N = jnp.arange(N, dtype=jnp.float32)
+
+    def attend(q, k, v, sinks_N):
+        return backend.attend(q, k, v, mask, scoring=scoring, sinks_N=sinks_N)
+
+    expected, pull = jax.vjp(attend, *qkv, sinks_N)
+    y, logsumexp_BTN = backend.forward(*qkv, mask, scoring, None, sinks_N)
+    np.testing.assert_array_equal(y, expected)
+    q, k, _ = qkv
+    score_BTNS = jnp.einsum("BTNH,BSNH->BTNS", q, jnp.repeat(k, 2, axis=2)) * 0.7
+    score_BTNS = jnp.where(mask.allowed_BTS(9)[:, :, None], score_BTNS, -jnp.inf)
+    exp_BTN = jnp.sum(jnp.exp(score_BTNS), axis=-1) + jnp.exp(sinks_N)[None, None]
+    np.testing.assert_allclose(logsumexp_BTN, jnp.log(exp_BTN), rtol=2e-6)
+    *found, dbias, dsinks_N = backend.backward(
+        *qkv, mask, scoring, None, sinks_N, y, logsumexp_BTN, jnp.ones_like(y)
+    )
+    assert dbias is None
+    for array, wanted in zip((*found, dsinks_N), pull(jnp.ones_like(y)), strict=True):
+        np.testing.assert_array_equal(array, wanted)
+
+
+def test_a_model_of_another_backend_is_the_same_model(rng):
+    batch = small_batch(rng, 4)
+
+    def loss_and_gradients(backend: AttentionBackend):
+        config = small_model(attention_backend=backend, attention_window=5, attention_sinks=True)
+        shape, params = shape_of(config), random_params(config)
+        loss = jax.value_and_grad(lambda params: batch_sums(shape.merge(params), batch)[0])
+        value, gradients = quick_jit(loss)(params)
+        return [value, *jax.tree.leaves(gradients)]
+
+    plain, auto, blockwise = map(loss_and_gradients, ("plain", "auto", "blockwise"))
+    for found, same, expected in zip(blockwise, auto, plain, strict=True):
+        np.testing.assert_array_equal(same, expected)
+        # float32 sums over four rows, relative to the largest entry of each array.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert any(np.any(x != y) for x, y in zip(blockwise, plain, strict=True))  # it was chosen
+
+
+def test_every_backend_of_the_table_can_be_chosen_and_has_what_the_table_says():
+    assert {*get_args(AttentionBackend)} == {"auto", *ATTENTION_BACKENDS}
+    for name, entry in ATTENTION_BACKENDS.items():
+        backend = load(name)
+        assert callable(backend.attend)
+        assert hasattr(backend, "forward") == hasattr(backend, "backward") == entry.ring
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "feature"),
+    [
+        ({"attention_dropout": 0.1}, "model.attention_dropout=0.1", "dropout"),
+        ({"position": "relative"}, "model.position=relative", "bias"),
+        (LATENT, f"model.attention={LATENT['attention']}", "unequal widths"),
+        (T5, "model.architecture=encoder_decoder", "cross-attention"),
+    ],
+    ids=["dropout", "bias", "unequal widths", "cross-attention"],
+)
+def test_a_backend_that_lacks_what_the_settings_need_is_refused(changes, setting, feature):
+    message = refusal(small_model, **changes, attention_backend="blockwise")
+    assert f"model.attention_backend=blockwise has no {feature}, which {setting} needs" in message
+    assert message.endswith("model.attention_backend may be auto, plain")
+    small_model(**changes, attention_backend="plain")
+
+
+def test_a_backend_that_lacks_the_objective_is_refused(monkeypatch):
+    entry = ATTENTION_BACKENDS["blockwise"]
+    lacking = dataclasses.replace(entry, features=entry.features - {"prefix"})
+    monkeypatch.setitem(ATTENTION_BACKENDS, "blockwise", lacking)
+    config = small_model(attention_backend="blockwise")
+    small_run(config)
+    message = refusal(small_run, config, data={"objective": "prefix"})
+    assert "has no prefix, which data.objective=prefix needs" in message
+
+
+def test_a_token_never_attends_to_the_future(rng):
     q, k, v = random_qkv(rng)
     mask = Mask(kind="causal")
     past = attend(q, k, v, mask)[:, :6]

@@ -22,9 +22,8 @@ from small_model import (
 
 from configs.model import ModelConfig
 from data.batch import Batch
-from model.attention.mask import Mask
-from model.block import Rows
-from model.dropout import dropout, token_keys
+from model.block import LayerInputs
+from model.dropout import dropout, token_rng
 from model.inputs import Inputs
 from model.norm import RMSNorm
 from model.transformer import Transformer
@@ -227,12 +226,11 @@ def test_the_scan_is_a_loop_over_the_blocks_in_model_order(rng):
         assert isinstance(decoder, Transformer)
         assert isinstance(decoder.norm, RMSNorm)
         graph, layers = nnx.split(decoder.layers)
-        mask = Mask(kind="causal", segments_BT=batch.segments_BT)
-        rows = Rows(batch.positions_BT, batch.segments_BT)
+        inputs = LayerInputs(batch.positions_BT, batch.segments_BT)
         x_BTD = decoder.embedding[...][batch.tokens_BT]
         for number in range(config.num_layers):
             layer = jax.tree.map(operator.itemgetter(number), layers)
-            x_BTD, _ = nnx.merge(graph, layer)(x_BTD, rows, mask)
+            x_BTD, _ = nnx.merge(graph, layer)(x_BTD, inputs)
         scanned_BTD = decoder(inputs_of(batch))
         return scanned_BTD, decoder.norm(x_BTD)
 
@@ -289,18 +287,18 @@ def test_dropout_is_off_without_keys(rng):
 
 
 def test_dropout_zeroes_at_its_rate_and_scales_the_rest():
-    keys_BT = jax.random.split(jax.random.key(0), (4, 100))
-    y = np.asarray(dropout(jnp.ones((4, 100, 100)), 0.2, keys_BT))
+    rng_BT = jax.random.split(jax.random.key(0), (4, 100))
+    y = np.asarray(dropout(jnp.ones((4, 100, 100)), 0.2, rng_BT))
     np.testing.assert_array_equal(np.unique(y), np.array([0, 1 / 0.8], np.float32))
     # 40000 draws: five standard deviations of sqrt(0.2 * 0.8 / 40000) = 0.002.
     assert np.mean(y == 0) == pytest.approx(0.2, abs=0.01)
 
 
 def test_the_mask_of_a_token_depends_on_the_key_of_its_row_and_its_place_alone():
-    keys_B = jax.random.split(jax.random.key(0), 4)
-    whole = dropout(jnp.ones((4, 6, 5)), 0.5, token_keys(keys_B, jnp.arange(6)))
+    rng_B = jax.random.split(jax.random.key(0), 4)
+    whole = dropout(jnp.ones((4, 6, 5)), 0.5, token_rng(rng_B, jnp.arange(6)))
     rows, places = jnp.array([3, 1]), jnp.array([5, 0, 2])
-    part = dropout(jnp.ones((2, 3, 5)), 0.5, token_keys(keys_B[rows], places))
+    part = dropout(jnp.ones((2, 3, 5)), 0.5, token_rng(rng_B[rows], places))
     np.testing.assert_array_equal(part, whole[rows][:, places])
     assert len(np.unique(whole.reshape(24, -1), axis=0)) > 12  # of 2^5 that there may be
 
@@ -318,9 +316,9 @@ def test_every_place_and_layer_draws_a_mask_of_its_own():
         biases = params["layers"]["mlp"]["down_bias"].at[layer].set(mlp_bit)
         params["layers"]["mlp"]["down_bias"] = biases
     ones_BT = jnp.ones((4, T), jnp.int32)
-    keys_B = jax.random.split(jax.random.key(0), 4)
+    rng_B = jax.random.split(jax.random.key(0), 4)
     inputs = Inputs(ones_BT, ones_BT, ones_BT)
-    hidden_BTD = quick_jit(shape_of(config).merge(params))(inputs, keys_B)
+    hidden_BTD = quick_jit(shape_of(config).merge(params))(inputs, rng_B)
     number_BTD = np.rint(np.asarray(hidden_BTD) * 1e6 / 2).astype(int)  # kept is divided by 0.5
     masks = [(number_BTD >> bit & 1).ravel() for bit in range(5)]
     assert number_BTD.max() == 31

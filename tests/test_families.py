@@ -129,8 +129,8 @@ def test_multi_token_prediction_depends_on_as_many_more_tokens(rng):
             model = shape_of(kind.model).merge({**params, "embedding": table})
             assert isinstance(model, Transformer)
             inputs = inputs_of(batch)
-            next_BTK = jnp.stack([batch.targets_BT, batch.targets_BT + 1], axis=-1)
-            hidden = model.predict_future(model(inputs), inputs, next_BTK)
+            next_tokens = [jnp.asarray(batch.targets_BT + k) for k in range(2)]
+            hidden = model.run_mtp(model(inputs), inputs, next_tokens)
             return [jnp.sum(x_BTD[0] ** 2, axis=-1) for x_BTD in hidden]
 
         return [jnp.any(j_TVD != 0, axis=-1) for j_TVD in jax.jacrev(sums)(table)]

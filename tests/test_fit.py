@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from small_model import refusal, small_model, small_run
 
+from configs.attention_backends import ATTENTION_BACKENDS
 from configs.run import AXES, EvalConfig, MeshConfig
 from sharding.fit import check_fit, check_platform
 
@@ -156,6 +157,27 @@ def test_dropout_of_probabilities_is_refused_where_rows_are_cut():
     check_fit(config, sizes_of(tensor=2))
     message = refusal(check_fit, config, sizes_of(context=2))
     assert "model.attention_dropout=0.1 must be 0 with mesh.context=2" in message
+
+
+def test_a_backend_that_the_ring_does_not_run_over_is_refused_under_it():
+    config = small_run(small_model(attention_backend="plain"))
+    check_fit(config, sizes_of(tensor=2))
+    message = refusal(check_fit, config, sizes_of(context=2))
+    assert "model.attention_backend=plain must be auto or blockwise with" in message
+    assert "model.context_attention=ring and mesh.context=2" in message
+    gathering = small_model(attention_backend="plain", context_attention="all_gather")
+    check_fit(small_run(gathering), sizes_of(context=2))
+    check_fit(small_run(small_model(attention_backend="blockwise")), sizes_of(context=2))
+
+
+def test_a_backend_is_refused_on_a_platform_that_it_does_not_run_on(monkeypatch):
+    of_gpus = dataclasses.replace(ATTENTION_BACKENDS["blockwise"], platforms=("gpu",))
+    monkeypatch.setitem(ATTENTION_BACKENDS, "blockwise", of_gpus)
+    config = small_run(small_model(attention_backend="blockwise"))
+    check_platform(config, "gpu")
+    message = refusal(check_platform, config, "cpu")
+    assert "model.attention_backend=blockwise does not run on cpu" in message
+    assert message.endswith("model.attention_backend may be auto, plain")
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,10 @@ def test_every_slice_of_the_parameters_is_in_exactly_one_tensor(folder):
     wanted = set()
     for path, shape in shapes.items():
         num = 0
-        if path.split("/")[0] in ("layers", "first_layers", "encoder_layers"):
+        if path.split("/")[0] in ("layers", "leading_layers", "encoder_layers"):
             experts = ("mlp/gate", "mlp/up", "mlp/down")
             is_expert = hf_model.config.num_experts and path.endswith(experts) and "layers/" in path
-            num = 2 if is_expert and not path.startswith("first") else 1
+            num = 2 if is_expert and not path.startswith("leading") else 1
         wanted |= {ParamSlice(path, index) for index in np.ndindex(shape[:num])}
     assert {*slices} == wanted
 

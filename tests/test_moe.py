@@ -63,7 +63,7 @@ def apply(config, weights, x, is_token, places=None):
     moe = nnx.eval_shape(lambda: MoE(config, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(moe)
     nnx.replace_by_pure_dict(state, weights)
-    return nnx.merge(graph, state)(x, is_token_BT=is_token, places_T=places)
+    return nnx.merge(graph, state)(x, is_token_BT=is_token, row_index_T=places)
 
 
 def loss(weights, x, is_token, slope, balance_slope, places, *, config):

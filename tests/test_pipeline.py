@@ -1,5 +1,6 @@
 """Layers in stages: what each stage holds, when it waits, and that the result is the same."""
 
+import functools
 import itertools
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from small_model import mesh_of, quick_jit
 
-from sharding.pipeline import Pipeline, run_layers
+from model.layers import scan_layers
+from sharding.pipeline import Pipeline, run_stages
 from sharding.rules import sharding
 
 SCHEDULES = [
@@ -82,21 +84,20 @@ def test_stages_apply_all_layers_in_model_order_to_every_row(rng, pipeline, num_
         return jnp.tanh(x_BD @ kernel_DD + shift_BD * (number + 1))
 
     def total(kernel_LDD, x_BD):
-        y_BD = run_layers(
-            [apply_layer], x_BD, shift_BD, kernel_LDD, pipeline, num_unrolled=num_unrolled
-        )
+        layers_L = (jnp.asarray(order_L), kernel_LDD)
+        run = functools.partial(scan_layers, [apply_layer], num_unrolled=num_unrolled)
+        y_BD = run_stages(run, x_BD, shift_BD, layers_L, pipeline)
         return jnp.sum(y_BD**2), y_BD
 
     expected_BD = x_BD.astype(np.float64)
     for number, kernel_DD in enumerate(kernel_LDD):
         expected_BD = np.tanh(expected_BD @ kernel_DD + shift_BD * (number + 1))
-    alone = Pipeline()
     with jax.set_mesh(mesh):
         placed = jax.device_put(kernel_LDD[order_L], sharding(mesh, "layers", None, None))
         (_, y_BD), grads = quick_jit(jax.value_and_grad(total, (0, 1), has_aux=True))(placed, x_BD)
 
     def loop(kernel_LDD, x_BD):
-        y_BD = run_layers([apply_layer], x_BD, shift_BD, kernel_LDD, alone)
+        y_BD = scan_layers([apply_layer], x_BD, shift_BD, (jnp.arange(num_layers), kernel_LDD))
         return jnp.sum(y_BD**2)
 
     grad_LDD, grad_BD = quick_jit(jax.grad(loop, (0, 1)))(kernel_LDD, x_BD)

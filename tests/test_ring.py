@@ -11,22 +11,24 @@ from jax.ad_checkpoint import print_saved_residuals
 from small_model import mesh_of, quick_jit, small_model
 
 import model.attention.blockwise
-from model.attention.attention import Attention, attend
-from model.attention.blockwise import any_seen
+from model.attention.attention import Attention
+from model.attention.block_pairs import any_allowed
 from model.attention.mask import Mask
+from model.attention.plain import attend
 from model.attention.ring import ring_attend
 from sharding.rules import sharding
 from sharding.zigzag import zigzag_order
 
 B, T, N, H = 2, 32, 4, 8
+blockwise_ring = functools.partial(ring_attend, model.attention.blockwise)
 ATTENTION_SAVED = jax.checkpoint_policies.save_only_these_names("attention")
 
 
-def seen_by(kind, window, segments_BT, places_T):
+def seen_by(kind, window, segments_BT, row_index_T):
     """Returns booleans [B, T, S], one query and one key at a time."""
     seen_BTS = np.zeros((B, T, T), bool)
     for b, t, s in np.ndindex(B, T, T):
-        distance = places_T[t] - places_T[s]
+        distance = row_index_T[t] - row_index_T[s]
         in_reach = kind == "full" or (distance >= 0 and (window is None or distance < window))
         seen_BTS[b, t, s] = in_reach and segments_BT[b, t] == segments_BT[b, s]
     return seen_BTS
@@ -74,7 +76,7 @@ def value_and_gradients(attention, q, k, v, dy):
 
 def ring_under(mask):
     """Returns the compiled function from q, k, v, dy to y, dq, dk, dv."""
-    attention = functools.partial(ring_attend, mask=mask)
+    attention = functools.partial(blockwise_ring, mask=mask)
     return quick_jit(functools.partial(value_and_gradients, attention))
 
 
@@ -99,19 +101,19 @@ def assert_ring_is_the_formula(
     tolerance=3e-6,  # float32 sums of 32 terms of size one, of 128 for a key of all four heads
 ):
     q, k, v, dy, segments_BT = random_arrays(rng, num_kv_heads, dtype)
-    places_T = zigzag_order(T, cut["context"]) if zigzag else np.arange(T)
-    segments_BT = segments_BT[:, places_T] if packed else None
+    row_index_T = zigzag_order(T, cut["context"]) if zigzag else np.arange(T)
+    segments_BT = segments_BT[:, row_index_T] if packed else None
     mask = Mask(
         kind=kind,
         window=window,
         segments_BT=None if segments_BT is None else jnp.asarray(segments_BT),
-        places_T=jnp.asarray(places_T) if zigzag else None,
+        row_index_T=jnp.asarray(row_index_T) if zigzag else None,
     )
     with jax.set_mesh(mesh_of(**cut)):
         found = ring_under(mask)(q, k, v, dy)
     assert all(x.dtype == dtype for x in found)
     one_segment_BT = np.ones((B, T)) if segments_BT is None else segments_BT
-    expected = reference(q, k, v, dy, seen_by(kind, window, one_segment_BT, places_T))
+    expected = reference(q, k, v, dy, seen_by(kind, window, one_segment_BT, row_index_T))
     assert_close(found, expected, tolerance)
 
 
@@ -202,11 +204,11 @@ def test_layers_of_it_in_stages_are_what_plain_attention_makes_of_them(rng, poli
     drawn = [random_arrays(rng) for _ in range(S)]
     q, k, v, dy, segments = (jnp.stack(arrays) for arrays in zip(*drawn, strict=True))
     scale_SL = jnp.asarray(rng.uniform(0.5, 1, (S, 3)), jnp.float32)
-    places_T = jnp.asarray(zigzag_order(T, 2))
+    row_index_T = jnp.asarray(zigzag_order(T, 2))
 
     def layers(attention):
         def attend_under_mask(q, k, v, segments_BT):
-            mask = Mask(kind="causal", segments_BT=segments_BT, places_T=places_T)
+            mask = Mask(kind="causal", segments_BT=segments_BT, row_index_T=row_index_T)
             return attention(q, k, v, mask)
 
         in_stages = functools.partial(
@@ -216,7 +218,7 @@ def test_layers_of_it_in_stages_are_what_plain_attention_makes_of_them(rng, poli
         return differentiate.lower(q, k, v, dy).compile()
 
     with jax.set_mesh(mesh_of(stage=S, context=2, tensor=2)):
-        ring, plain = layers(ring_attend), layers(attend)
+        ring, plain = layers(blockwise_ring), layers(attend)
         found, expected = ring(q, k, v, dy), plain(q, k, v, dy)
     # Three layers in float32, each about as close as one is above.
     assert_close(found, [np.asarray(x, np.float64) for x in expected], 1e-5)
@@ -229,10 +231,10 @@ def test_keys_that_a_block_of_queries_cannot_see_are_not_touched(
 ):
     monkeypatch.setattr(model.attention.blockwise, "BLOCK_LEN", block_len)
     q, k, v, dy, _ = random_arrays(rng)
-    places_T = zigzag_order(T, 4)  # chunks of 4 places: two blocks of a device, or four
-    late_T = places_T >= first_late
+    row_index_T = zigzag_order(T, 4)  # chunks of 4 places: two blocks of a device, or four
+    late_T = row_index_T >= first_late
     v = v.at[:, late_T].set(np.nan)  # 0 * NaN is NaN: masked is not enough
-    mask = Mask(kind="causal", places_T=jnp.asarray(places_T))
+    mask = Mask(kind="causal", row_index_T=jnp.asarray(row_index_T))
     with jax.set_mesh(mesh_of(context=4)):
         y, dq, _, _ = ring_under(mask)(q, k, v, dy)
     for array in (y, dq):
@@ -251,7 +253,7 @@ def test_keys_and_values_are_passed_on_and_never_gathered():
     mask = Mask(
         kind="causal",
         segments_BT=jnp.ones((B, T), jnp.int32),
-        places_T=jnp.asarray(zigzag_order(T, 2)),
+        row_index_T=jnp.asarray(zigzag_order(T, 2)),
     )
 
     def gradients(attention):
@@ -261,7 +263,7 @@ def test_keys_and_values_are_passed_on_and_never_gathered():
     with jax.set_mesh(mesh):
         ring, plain = (
             str(lowered(gradients(attention), mesh).compile().as_text())
-            for attention in (ring_attend, attend)
+            for attention in (blockwise_ring, attend)
         )
     assert " collective-permute" in ring
     assert "all-gather" in plain
@@ -274,7 +276,7 @@ def test_what_is_named_attention_goes_around_once_only():
 
     def num_sent(policy):
         def layer(q, k, v):
-            return jnp.sin(ring_attend(q, k, v, mask))
+            return jnp.sin(blockwise_ring(q, k, v, mask))
 
         layer = jax.checkpoint(layer, policy=policy)
         gradients = jax.value_and_grad(lambda *qkv: jnp.sum(layer(*qkv)), (0, 1, 2))
@@ -311,22 +313,22 @@ def test_a_cut_row_changes_nothing_for_the_module(rng, context_attention, cut):
     *_, segments_BT = random_arrays(rng)
     x_BTD, dy_BTD = rng.standard_normal((2, B, T, config.embed_dim), np.float32)
 
-    def result_and_gradients(places_T):
-        positions_BT = jnp.broadcast_to(places_T, (B, T))
+    def result_and_gradients(row_index_T):
+        positions_BT = jnp.broadcast_to(row_index_T, (B, T))
         mask = Mask(
             kind="causal",
             window=12,
-            segments_BT=jnp.asarray(segments_BT[:, places_T]),
-            places_T=jnp.asarray(places_T),
+            segments_BT=jnp.asarray(segments_BT[:, row_index_T]),
+            row_index_T=jnp.asarray(row_index_T),
         )
 
         def product(params, x_BTD):
             y_BTD = nnx.merge(graph, params)(x_BTD, positions_BT, mask)
-            return jnp.sum(y_BTD * dy_BTD[:, places_T]), y_BTD
+            return jnp.sum(y_BTD * dy_BTD[:, row_index_T]), y_BTD
 
         differentiate = quick_jit(jax.value_and_grad(product, (0, 1), has_aux=True))
-        (_, y_BTD), (d_params, dx_BTD) = differentiate(params, x_BTD[:, places_T])
-        back = np.argsort(places_T)
+        (_, y_BTD), (d_params, dx_BTD) = differentiate(params, x_BTD[:, row_index_T])
+        back = np.argsort(row_index_T)
         return [y_BTD[:, back], dx_BTD[:, back], *jax.tree.leaves(nnx.to_pure_dict(d_params))]
 
     expected = result_and_gradients(np.arange(T))
@@ -336,16 +338,16 @@ def test_a_cut_row_changes_nothing_for_the_module(rng, context_attention, cut):
     assert_close(found, [np.asarray(x, np.float64) for x in expected], 1e-5)
 
 
-def num_pairs(places_T, num_parts, blocks_of_part):
+def num_pairs(row_index_T, num_parts, blocks_of_part):
     """Returns how many pairs of blocks each device computes at each hop, [device, hop]."""
-    places = np.split(places_T, num_parts)
+    places = np.split(row_index_T, num_parts)
     blocks = [np.split(part, blocks_of_part) for part in places]
     rule = Mask(kind="causal")
     return np.array(
         [
             [
                 sum(
-                    bool(any_seen(rule, jnp.asarray(queries), jnp.asarray(keys)))
+                    bool(any_allowed(rule, jnp.asarray(queries), jnp.asarray(keys)))
                     for queries, keys in itertools.product(
                         blocks[device], blocks[(device - hop) % num_parts]
                     )
@@ -375,4 +377,6 @@ def test_pairs_of_chunks_are_left_out_exactly_where_no_query_sees_a_key(kind, wi
     chunks = np.split(np.arange(T), 8)
     for queries_T, keys_S in itertools.product(chunks, chunks):
         allowed = rule.between(jnp.asarray(queries_T), jnp.asarray(keys_S), None, None)
-        assert bool(any_seen(rule, jnp.asarray(queries_T), jnp.asarray(keys_S))) == np.any(allowed)
+        assert bool(any_allowed(rule, jnp.asarray(queries_T), jnp.asarray(keys_S))) == np.any(
+            allowed
+        )

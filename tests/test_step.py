@@ -16,7 +16,7 @@ from small_model import (
 
 from configs.presets.table import PRESETS
 from configs.run import RunConfig
-from model.moe.moe import RouterRecord
+from model.moe.moe import RouterSums
 from train.loss import inputs_of
 from train.optimizer import make_optimizer
 from train.state import TrainState, shape_of
@@ -198,7 +198,7 @@ def test_what_routers_do_with_a_batch_as_deepseek_v3_was_trained_on_is_counted_w
     num_routed = jax.jit(count_routed, static_argnums=0)(model, jnp.int32(num_tokens))
     assert float(num_routed) == pytest.approx(L * num_tokens, rel=1e-6)
     load_LE = jnp.full((L, E), num_tokens * 7 // (E - 1), jnp.int32).at[:, 3].set(num_tokens)
-    sums = RouterRecord(num_routed, 2 * num_routed, 0.25 * 8 * num_routed, load_LE)
+    sums = RouterSums(num_routed, 2 * num_routed, 0.25 * 8 * num_routed, load_LE)
     means = jax.jit(router_means, static_argnums=2)(sums, num_routed, 8)
     np.testing.assert_allclose(means["moe/balance"], 1, rtol=1e-6)
     np.testing.assert_allclose(means["moe/z"], 2, rtol=1e-6)

@@ -9,7 +9,7 @@ from configs.model import ModelConfig
 from data.batch import Batch
 from model.inputs import Inputs
 from model.language_model import LanguageModel
-from model.moe.moe import RouterRecord
+from model.moe.moe import RouterSums
 from model.transformer import Transformer
 from sharding.zigzag import along_context
 
@@ -34,7 +34,7 @@ class Sums(NamedTuple):
 
     nats: jax.Array
     """Cross entropy of all targets."""
-    routers: RouterRecord | None
+    routers: RouterSums | None
     """What the routers of all layers did, where the model has experts; scalars, but for the load of
     each expert of each layer."""
     others: dict[str, jax.Array]
@@ -70,10 +70,7 @@ def batch_sums(model: LanguageModel, batch: Batch, keys_B: jax.Array | None = No
         others["future/loss"] = _future_nats(model, hidden_BTD, inputs, batch, later, places_T)
     if config.next_sentence:
         others |= _next_sentence_sums(model, hidden_BTD, batch)
-    if record is not None:
-        load_LE = jnp.sum(record.load_BLE, axis=0)
-        record = jax.tree.map(jnp.sum, record)._replace(load_BLE=load_LE)
-    return Sums(nats, record, others)
+    return Sums(nats, record and record.over_rows(), others)
 
 
 def later_targets(batch: Batch, distance: int) -> tuple[jax.Array, jax.Array]:
@@ -108,8 +105,8 @@ def _future_nats(
     places_T: jax.Array | None,
 ) -> jax.Array:
     """Returns the cross entropy of the tokens beyond the next, of all predictions together."""
-    next_BTK = jnp.stack([batch.targets_BT, *(targets for targets, _ in later[:-1])], axis=-1)
-    further = model.predict_future(hidden_BTD, inputs, next_BTK, places_T)
+    next_tokens = [batch.targets_BT, *(targets for targets, _ in later[:-1])]
+    further = model.run_mtp(hidden_BTD, inputs, next_tokens, places_T)
     nats = [
         cross_entropy(
             model.logits(x_BTD), batch._replace(targets_BT=targets_BT, weights_BT=weights_BT)

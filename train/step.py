@@ -10,7 +10,8 @@ import numpy as np
 from configs.model import ModelConfig
 from configs.run import RunConfig
 from data.batch import Batch
-from model.moe.moe import RouterRecord
+from model.moe.moe import RouterSums
+from model.transformer import balance_experts
 from sharding.pipeline import pipeline_of
 from sharding.rules import constrain
 from sharding.tree_paths import by_path
@@ -81,8 +82,8 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
             sums = batch_sums(shape.merge(params), *rows)
             loss = sums.nats / weight
             if sums.routers is not None:
-                loss += model.balance_weight * sums.routers.balance_B / num_routed
-                loss += model.router_z_weight * sums.routers.z_B / num_routed
+                loss += model.balance_weight * sums.routers.balance / num_routed
+                loss += model.router_z_weight * sums.routers.z / num_routed
             for name, factor in factors.items():
                 loss += factor * sums.others[name] / weights[name]
             return loss, sums
@@ -109,7 +110,9 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
             (state.params, moments),
         )
         if model.router_bias:
-            params = _balanced(params, state.params, sums.routers, model, order_L, finite)
+            assert sums.routers is not None
+            load_LE = sums.routers.load_LE[order_L]
+            params = balance_experts(model, params, state.params, load_LE, finite)
         if config.mesh.offload_optimizer:
             opt_state = jax.device_put(opt_state, layout.opt_state)
         metrics = Metrics(
@@ -181,7 +184,7 @@ def count_routed(model: ModelConfig, num_tokens: jax.Array) -> jax.Array:
 
 
 def router_means(
-    sums: RouterRecord | None, num_routed: jax.Array, num_active_experts: int | None
+    sums: RouterSums | None, num_routed: jax.Array, num_active_experts: int | None
 ) -> dict[str, jax.Array]:
     """Returns what the routers did, by the names of metrics.jsonl; nothing without experts.
 
@@ -193,34 +196,13 @@ def router_means(
         return {}
     assert num_active_experts is not None
     num_choices = num_routed * num_active_experts
-    load_E = jnp.sum(sums.load_BLE.astype(jnp.float32), axis=0)
+    load_E = jnp.sum(sums.load_LE.astype(jnp.float32), axis=0)
     return {
-        "moe/balance": sums.balance_B / num_routed,
-        "moe/z": sums.z_B / num_routed,
-        "moe/dropped_fraction": sums.dropped_B / num_choices,
+        "moe/balance": sums.balance / num_routed,
+        "moe/z": sums.z / num_routed,
+        "moe/dropped_fraction": sums.dropped / num_choices,
         "moe/load": load_E * len(load_E) / num_choices,
     }
-
-
-def _balanced(
-    params: Params,
-    old: Params,
-    sums: RouterRecord | None,
-    model: ModelConfig,
-    order_L: np.ndarray,
-    finite: jax.Array,
-) -> Params:
-    """Returns the parameters with the biases of experts moved towards an even load.
-
-    Source: DeepSeek-AI 2024, DeepSeek-V3, arXiv:2412.19437, section 2.1.2.
-    """
-    assert sums is not None
-    load_LE = sums.load_BLE[order_L].astype(jnp.float32)
-    towards_LE = jnp.sign(jnp.mean(load_LE, axis=-1, keepdims=True) - load_LE)
-    bias_LE = old["layers"]["mlp"]["router_bias"]
-    moved_LE = bias_LE + jnp.where(finite, model.router_bias_rate, 0) * towards_LE
-    mlp = {**params["layers"]["mlp"], "router_bias": moved_LE}
-    return {**params, "layers": {**params["layers"], "mlp": mlp}}
 
 
 def compile_train_step(

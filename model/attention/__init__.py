@@ -1,1 +1,1 @@
-"""Attention: the modules, masks and positions, and the computations behind one table."""
+"""Attention: the modules, masks and positions, and the backends that compute it."""

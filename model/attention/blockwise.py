@@ -1,196 +1,266 @@
 """Attention of blocks of queries to blocks of keys, a pair at a time, and its gradients.
 
-Letter: P blocks, an even number of pieces into which a device cuts what it has of a row. A pair of
-blocks is computed only where the mask lets some query see some key.
+Letter: P blocks of a sequence, or of a device's shard of it: an even number where its length is. A
+pair of blocks is computed only where the mask lets some query attend to some key.
+
+To the ring it offers itself as sums that keys are added to hop by hop (`split`, `initial_sums`,
+`add_keys`, `finish`; `with_gradients`, `initial_gradient`, `add_gradients`, `finish_gradients`,
+`sinks_gradient`), and not as `forward` and `backward`, which are made of the same: to merge the
+results of hops by their logsumexp would divide at each hop, and round otherwise.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from model.attention.block_pairs import (
+    LOWEST,
+    BackwardQueries,
+    Keys,
+    Queries,
+    Softmax,
+    add_block,
+    add_block_gradients,
+    add_sinks,
+    may_attend,
+)
 from model.attention.mask import Mask, Scoring
 
 BLOCK_LEN = 2048
-"""Tokens of a block at most: the scores of one pair of blocks are all that is ever held."""
-
-_MASKED = -1e30
-LOWEST = -1e20
-"""Below every true score and far above _MASKED: with it as the maximum masked weights are zero."""
+"""Tokens of a block at most: only the scores of one pair of blocks are held at a time."""
 
 
-class Rule(NamedTuple):
-    """What is the same for all blocks and known when the step is compiled."""
-
-    mask: Mask
-    """Without arrays."""
-    scoring: Scoring
-
-
-class Queries(NamedTuple):
-    """What stays."""
-
-    q_BKGTH: jax.Array
-    segments_BT: jax.Array | None
-    places_T: jax.Array
-
-
-class Keys(NamedTuple):
-    """What goes around."""
-
-    k_BKSH: jax.Array
-    v_BKSH: jax.Array
-    segments_BS: jax.Array | None
-    prefix_BS: jax.Array | None
-    places_S: jax.Array
-
-
-class Softmax(NamedTuple):
-    """What queries have gathered from the keys that have passed by; float32.
-
-    Source: Milakov and Gimelshein 2018, Online normalizer calculation for softmax,
-    arXiv:1805.02867, algorithm 3.
-    """
-
-    max_BKGT: jax.Array
-    sum_BKGT: jax.Array
-    """Of the weights exp(score - max)."""
-    gathered_BKGTH: jax.Array
-    """The sum of weight * value."""
-
-
-class Asked(NamedTuple):
-    """What the backward pass knows of queries."""
-
-    queries: Queries
-    dy_BKGTH: jax.Array
-    log_sum_BKGT: jax.Array
-    """log(sum of exp(score)) over all keys."""
-    delta_BKGT: jax.Array
-    """The product of dy and y."""
-
-
-def any_seen(
-    mask: Mask, query_places_T: jax.Array, key_places_S: jax.Array, *, has_prefix: bool = False
-) -> jax.Array:
-    """Returns False only where no query sees a key, judged by the extremes of their places.
-
-    Segments are left out, and every key may be in a prefix: they differ between rows, and this must
-    be one boolean for all of them.
-    """
-    seen = jnp.bool_(True)
-    looks_ahead = mask.kind == "full" or has_prefix
-    if not looks_ahead:
-        seen &= jnp.max(query_places_T) >= jnp.min(key_places_S)
-    if mask.window is not None:
-        seen &= jnp.min(query_places_T) - jnp.max(key_places_S) < mask.window
-        if looks_ahead:
-            seen &= jnp.min(key_places_S) - jnp.max(query_places_T) < mask.window
-    return seen
-
-
-def sees_any(rule: Rule, queries: Queries, keys: Keys) -> jax.Array:
-    """Returns False only where no query of a block sees a key of the other."""
-    has_prefix = keys.prefix_BS is not None
-    return any_seen(rule.mask, queries.places_T, keys.places_S, has_prefix=has_prefix)
-
-
-def add_sinks(softmax_P: Softmax, sinks_KG: jax.Array) -> Softmax:
-    """Returns the softmax of all blocks over the sinks too, which have no value."""
-    sinks_PBKGT = sinks_KG[None, None, :, :, None].astype(jnp.float32)
-    max_PBKGT = jnp.maximum(softmax_P.max_BKGT, sinks_PBKGT)
-    scale_PBKGT = jnp.exp(softmax_P.max_BKGT - max_PBKGT)
-    return Softmax(
-        max_PBKGT,
-        softmax_P.sum_BKGT * scale_PBKGT + jnp.exp(sinks_PBKGT - max_PBKGT),
-        softmax_P.gathered_BKGTH * scale_PBKGT[..., None],
-    )
-
-
-def add_keys(rule: Rule, queries: Queries, keys: Keys, softmax: Softmax) -> Softmax:
-    """Returns the softmax over these keys too."""
-    score_BKGTS = _masked(rule, _scores(rule, queries, keys), queries, keys)
-    max_BKGT = jnp.maximum(softmax.max_BKGT, jnp.max(score_BKGTS, axis=-1))
-    weight_BKGTS = jnp.exp(score_BKGTS - max_BKGT[..., None])
-    scale_BKGT = jnp.exp(softmax.max_BKGT - max_BKGT)
-    more_BKGTH = _matmul("BKGTS,BKSH->BKGTH", weight_BKGTS.astype(keys.v_BKSH.dtype), keys.v_BKSH)
-    return Softmax(
-        max_BKGT,
-        softmax.sum_BKGT * scale_BKGT + jnp.sum(weight_BKGTS, axis=-1),
-        softmax.gathered_BKGTH * scale_BKGT[..., None] + more_BKGTH,
-    )
-
-
-def add_gradients(
-    rule: Rule, asked: Asked, keys: Keys, dkv_2BKSH: jax.Array, dq_BKGTH: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns d/dk beside d/dv, and d/dq, with what these queries and keys add."""
-    q_BKGTH, dy_BKGTH = asked.queries.q_BKGTH, asked.dy_BKGTH
-    score_BKGTS = _scores(rule, asked.queries, keys)
-    masked_BKGTS = _masked(rule, score_BKGTS, asked.queries, keys)
-    weight_BKGTS = jnp.exp(masked_BKGTS - asked.log_sum_BKGT[..., None])
-    d_weight_BKGTS = _matmul("BKGTH,BKSH->BKGTS", dy_BKGTH, keys.v_BKSH)
-    d_score_BKGTS = weight_BKGTS * (d_weight_BKGTS - asked.delta_BKGT[..., None])
-    if rule.scoring.softcap is not None:  # the derivative of tanh
-        d_score_BKGTS *= 1 - jnp.square(score_BKGTS / rule.scoring.softcap)
-    d_score_BKGTS = (d_score_BKGTS * rule.scoring.scale).astype(q_BKGTH.dtype)
-    weight_BKGTS = weight_BKGTS.astype(dy_BKGTH.dtype)
-    dk_BKSH = _matmul("BKGTS,BKGTH->BKSH", d_score_BKGTS, q_BKGTH)
-    dv_BKSH = _matmul("BKGTS,BKGTH->BKSH", weight_BKGTS, dy_BKGTH)
-    more_BKGTH = _matmul("BKGTS,BKSH->BKGTH", d_score_BKGTS, keys.k_BKSH)
-    return dkv_2BKSH + jnp.stack([dk_BKSH, dv_BKSH]), dq_BKGTH + more_BKGTH
-
-
-def _scores(rule: Rule, queries: Queries, keys: Keys) -> jax.Array:
-    """Returns the scores of all queries and keys in float32, as if all were seen."""
-    return rule.scoring(_matmul("BKGTH,BKSH->BKGTS", queries.q_BKGTH, keys.k_BKSH))
-
-
-def _masked(rule: Rule, score_BKGTS: jax.Array, queries: Queries, keys: Keys) -> jax.Array:
-    """Returns scores, _MASKED where a query does not see a key."""
-    allowed_BTS = rule.mask.between(
-        queries.places_T, keys.places_S, queries.segments_BT, keys.segments_BS, keys.prefix_BS
-    )
-    return jnp.where(allowed_BTS[:, None, None], score_BKGTS, _MASKED)
-
-
-def _matmul(letters: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.einsum(letters, x, y, preferred_element_type=jnp.float32)
-
-
-def cut(
+def attend(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    segments_BT: jax.Array | None,
-    prefix_BT: jax.Array | None,
-    places_T: jax.Array,
+    mask: Mask,
+    *,
+    scoring: Scoring | None = None,
+    bias_BNTS: jax.Array | None = None,
+    sinks_N: jax.Array | None = None,
+    dropout_rng_BT: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+) -> jax.Array:
+    """Returns what plain.attend does, but zeros for a query that attends to no key.
+
+    For jax.checkpoint the result is named "attention", and so is what the backward pass needs
+    beside it, a float32 for each query and head.
+    """
+    assert bias_BNTS is None
+    assert mask.key_segments_BS is None
+    assert dropout_rng_BT is None or dropout_rate == 0
+    scoring = scoring or Scoring(q_BTNH.shape[-1] ** -0.5)
+    return _attend(scoring, q_BTNH, k_BTKH, v_BTKH, mask, sinks_N)
+
+
+def forward(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    mask: Mask,
+    scoring: Scoring,
+    bias_BNTS: None = None,
+    sinks_N: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns y [B, T, N, H] and the logsumexp of the scores of each query, float32 [B, T, N]."""
+    del bias_BNTS
+    queries_P, keys_P = split(q_BTNH, k_BTKH, v_BTKH, mask)
+    sums_P = add_keys(mask, scoring, queries_P, keys_P, initial_sums(queries_P))
+    return finish(q_BTNH, sums_P, sinks_N)
+
+
+def backward(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    mask: Mask,
+    scoring: Scoring,
+    bias_BNTS: None,
+    sinks_N: jax.Array | None,
+    y_BTNH: jax.Array,
+    logsumexp_BTN: jax.Array,
+    dy_BTNH: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
+    """Returns the gradients of q, k, v, of the bias (None) and of the sinks where there are any.
+
+    The weights are computed again from the logsumexp. Source: Dao 2023, FlashAttention-2,
+    arXiv:2307.08691, algorithm 2.
+    """
+    del bias_BNTS
+    queries_P, keys_P = split(q_BTNH, k_BTKH, v_BTKH, mask)
+    queries_P = with_gradients(queries_P, y_BTNH, logsumexp_BTN, dy_BTNH)
+    dq_P, dkv_P = add_gradients(mask, scoring, queries_P, keys_P, initial_gradient(queries_P))
+    gradients = finish_gradients(q_BTNH, k_BTKH, v_BTKH, dq_P, dkv_P)
+    return *gradients, None, sinks_gradient(sinks_N, y_BTNH, logsumexp_BTN, dy_BTNH)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(scoring: Scoring, *inputs: Any) -> jax.Array:
+    return _attend_forward(scoring, *inputs)[0]
+
+
+def _attend_forward(scoring: Scoring, *inputs: Any) -> tuple[jax.Array, tuple]:
+    q, k, v, mask, sinks_N = inputs
+    outputs = forward(q, k, v, mask, scoring, None, sinks_N)
+    outputs = tuple(checkpoint_name(output, "attention") for output in outputs)
+    return outputs[0], (*inputs, *outputs)
+
+
+def _attend_backward(scoring: Scoring, saved: tuple, dy_BTNH: jax.Array) -> tuple:
+    q, k, v, mask, sinks_N, y, logsumexp = saved
+    dq, dk, dv, _, dsinks = backward(q, k, v, mask, scoring, None, sinks_N, y, logsumexp, dy_BTNH)
+    return dq, dk, dv, None, dsinks
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def split(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask
 ) -> tuple[Queries, Keys]:
     """Returns the queries and the keys of this device in blocks, every array with a first dim P."""
-    segments_PBT = None if segments_BT is None else blocks(segments_BT, -1)
-    prefix_PBT = None if prefix_BT is None else blocks(prefix_BT, -1)
-    places_PT = blocks(places_T[None], -1)[:, 0]
-    q_PBKGTH = blocks(grouped(q_BTNH, k_BTKH.shape[2]), -2)
-    k_PBKSH, v_PBKSH = blocks(k_BTKH, -2), blocks(v_BTKH, -2)
-    queries_P = Queries(q_PBKGTH, segments_PBT, places_PT)
-    return queries_P, Keys(k_PBKSH, v_PBKSH, segments_PBT, prefix_PBT, places_PT)
+    row_index_T = jnp.arange(q_BTNH.shape[1]) if mask.row_index_T is None else mask.row_index_T
+    segments_PBT = None if mask.segments_BT is None else _blocks(mask.segments_BT, -1)
+    prefix_PBT = None if mask.prefix_BT is None else _blocks(mask.prefix_BT, -1)
+    row_index_PT = _blocks(row_index_T[None], -1)[:, 0]
+    q_PBKGTH = _blocks(_grouped(q_BTNH, k_BTKH.shape[2]), -2)
+    k_PBKSH, v_PBKSH = _blocks(k_BTKH, -2), _blocks(v_BTKH, -2)
+    queries_P = Queries(q_PBKGTH, segments_PBT, row_index_PT)
+    return queries_P, Keys(k_PBKSH, v_PBKSH, segments_PBT, prefix_PBT, row_index_PT)
 
 
-def grouped(x_BTN: jax.Array, K: int) -> jax.Array:
+def initial_sums(queries_P: Queries) -> Softmax:
+    """Returns the softmax over no key."""
+    q_PBKGTH = queries_P.q_BKGTH
+    zeros_PBKGT = jnp.zeros(q_PBKGTH.shape[:-1], jnp.float32)
+    return Softmax(zeros_PBKGT + LOWEST, zeros_PBKGT, jnp.zeros(q_PBKGTH.shape, jnp.float32))
+
+
+def add_keys(
+    mask: Mask, scoring: Scoring, queries_P: Queries, keys_P: Keys, sums_P: Softmax
+) -> Softmax:
+    """Returns the softmax of every block of queries over every block of these keys too.
+
+    Args:
+        mask: its arrays are not read.
+    """
+
+    def add_all(_: None, block: tuple[Queries, Softmax]) -> tuple[None, Softmax]:
+        queries, sums = block
+
+        def add(sums: Softmax, keys: Keys) -> tuple[Softmax, None]:
+            is_needed = may_attend(mask, queries, keys)
+            add_these = partial(add_block, mask, scoring, queries, keys)
+            return jax.lax.cond(is_needed, add_these, lambda sums: sums, sums), None
+
+        return None, jax.lax.scan(add, sums, keys_P)[0]
+
+    return jax.lax.scan(add_all, None, (queries_P, sums_P))[1]
+
+
+def finish(
+    q_BTNH: jax.Array, sums_P: Softmax, sinks_N: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns what forward does, from the sums over all keys."""
+    if sinks_N is not None:
+        sums_P = add_sinks(sums_P, _grouped(sinks_N[None, None], sums_P.max_BKGT.shape[2])[0, 0])
+    sum_PBKGT = jnp.where(sums_P.sum_BKGT > 0, sums_P.sum_BKGT, 1)
+    y_PBKGTH = sums_P.values_BKGTH / sum_PBKGT[..., None]
+    y_BTNH = _whole(y_PBKGTH, -2).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+    logsumexp_PBKGT = sums_P.max_BKGT + jnp.log(sum_PBKGT)
+    return y_BTNH, _whole(logsumexp_PBKGT, -1).reshape(q_BTNH.shape[:-1])
+
+
+def with_gradients(
+    queries_P: Queries, y_BTNH: jax.Array, logsumexp_BTN: jax.Array, dy_BTNH: jax.Array
+) -> BackwardQueries:
+    """Returns the queries with what their gradients are computed from."""
+    K = queries_P.q_BKGTH.shape[2]
+    delta_BTN = _delta(y_BTNH, dy_BTNH)
+    return BackwardQueries(
+        queries_P,
+        _blocks(_grouped(dy_BTNH, K), -2),
+        _blocks(_grouped(logsumexp_BTN, K), -1),
+        _blocks(_grouped(delta_BTN, K), -1),
+    )
+
+
+def initial_gradient(queries_P: BackwardQueries) -> jax.Array:
+    """Returns the gradient of queries that attend to no key."""
+    return jnp.zeros(queries_P.queries.q_BKGTH.shape, jnp.float32)
+
+
+def add_gradients(
+    mask: Mask, scoring: Scoring, queries_P: BackwardQueries, keys_P: Keys, dq_PBKGTH: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns d/dq with the part of these keys, and their d/dk beside d/dv [P, 2, ...].
+
+    Args:
+        mask: its arrays are not read.
+    """
+
+    def add_all(dq_PBKGTH: jax.Array, keys: Keys) -> tuple[jax.Array, jax.Array]:
+        def add(
+            dkv_2BKSH: jax.Array, block: tuple[BackwardQueries, jax.Array]
+        ) -> tuple[jax.Array, jax.Array]:
+            queries, dq_BKGTH = block
+            is_needed = may_attend(mask, queries.queries, keys)
+            add_these = partial(add_block_gradients, mask, scoring, queries, keys)
+            return jax.lax.cond(is_needed, add_these, lambda *sums: sums, dkv_2BKSH, dq_BKGTH)
+
+        dkv_2BKSH = jnp.zeros((2, *keys.k_BKSH.shape), jnp.float32)
+        dkv_2BKSH, dq_PBKGTH = jax.lax.scan(add, dkv_2BKSH, (queries_P, dq_PBKGTH))
+        return dq_PBKGTH, dkv_2BKSH
+
+    return jax.lax.scan(add_all, dq_PBKGTH, keys_P)
+
+
+def finish_gradients(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    dq_PBKGTH: jax.Array,
+    dkv_P2BKSH: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns d/dq, d/dk and d/dv in the shapes and dtypes of q, k and v."""
+    dq_BTNH = _whole(dq_PBKGTH, -2).reshape(q_BTNH.shape).astype(q_BTNH.dtype)
+    dk_BTKH, dv_BTKH = _whole(dkv_P2BKSH[:, 0], -2), _whole(dkv_P2BKSH[:, 1], -2)
+    return dq_BTNH, dk_BTKH.astype(k_BTKH.dtype), dv_BTKH.astype(v_BTKH.dtype)
+
+
+def sinks_gradient(
+    sinks_N: jax.Array | None, y_BTNH: jax.Array, logsumexp_BTN: jax.Array, dy_BTNH: jax.Array
+) -> jax.Array | None:
+    """Returns the gradient of the sinks, None where there are none."""
+    if sinks_N is None:
+        return None
+    weight_BTN = jnp.exp(sinks_N[None, None].astype(jnp.float32) - logsumexp_BTN)
+    return -jnp.sum(weight_BTN * _delta(y_BTNH, dy_BTNH), axis=(0, 1)).astype(sinks_N.dtype)
+
+
+def _delta(y_BTNH: jax.Array, dy_BTNH: jax.Array) -> jax.Array:
+    return jnp.einsum("BTNH,BTNH->BTN", dy_BTNH, y_BTNH, preferred_element_type=jnp.float32)
+
+
+def _grouped(x_BTN: jax.Array, K: int) -> jax.Array:
     """Returns [B, T, K, G, ...]: the query heads of each key/value head."""
     return x_BTN.reshape(*x_BTN.shape[:2], K, -1, *x_BTN.shape[3:])
 
 
-def blocks(x_BT: jax.Array, axis: int) -> jax.Array:
+def _blocks(x_BT: jax.Array, axis: int) -> jax.Array:
     """Returns [P, B, ..., T / P, ...] of an array [B, T, ...], the T / P at an axis."""
     length = x_BT.shape[1]
-    assert length % 2 == 0, length
-    fitting = (n for n in range(2, length + 1, 2) if length % n == 0 and length <= n * BLOCK_LEN)
+    nums = range(2 - length % 2, length + 1, 2)
+    fitting = (n for n in nums if length % n == 0 and length <= n * BLOCK_LEN)
     x_BPT = x_BT.reshape(x_BT.shape[0], next(fitting), -1, *x_BT.shape[2:])
     return jnp.moveaxis(x_BPT.swapaxes(0, 1), 2, axis)
 
 
-def whole(x_P: jax.Array, axis: int) -> jax.Array:
-    """Returns [B, T, ...] of the blocks that blocks makes."""
+def _whole(x_P: jax.Array, axis: int) -> jax.Array:
+    """Returns [B, T, ...] of the blocks that _blocks makes."""
     x_BPT = jnp.moveaxis(x_P, axis, 2).swapaxes(0, 1)
     return x_BPT.reshape(x_BPT.shape[0], -1, *x_BPT.shape[3:])

@@ -1,55 +1,67 @@
-"""Which keys a query sees and how they are scored, described and not drawn.
+"""Which keys a query attends to and how they are scored, as a description.
 
-An array of T x S is made by who needs one.
+An array of T x S is made only by a backend that needs one.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+MASKED = -1e30
+"""Score of a key that is not attended to; not -inf: a query without any key must give a finite
+gradient."""
 
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("segments_BT", "key_segments_BS", "prefix_BT", "row_index_T"),
+    meta_fields=("kind", "window"),
+)
 @dataclass(frozen=True, kw_only=True)
 class Mask:
-    """What each query of a row sees."""
+    """What each query attends to; a tree of its arrays."""
 
     kind: Literal["causal", "full"]
-    """causal: keys up to the query's own place in the row. full: all of them."""
+    """causal: keys up to the query's own index in the row. full: all of them."""
     window: int | None = None
-    """A query sees keys that are fewer places away than this, to the side or sides that it looks
-    to; None is all."""
+    """A query attends to keys less than this many tokens away, before it and, where it attends to
+    later keys, after it; None is no limit."""
     segments_BT: jax.Array | None = None
-    """Queries see keys of their own segment only; None is one segment."""
+    """Queries attend to keys of their own segment only; None is one segment."""
     key_segments_BS: jax.Array | None = None
-    """Segments of keys that are not those of the queries (an encoded text); None is the same."""
+    """Segments of keys of another sequence (the encoder's output); None is the same sequence."""
     prefix_BT: jax.Array | None = None
-    """True for tokens that later and earlier ones see alike: those of a prefix (causal only)."""
-    places_T: jax.Array | None = None
-    """Where in its row each column of the arrays stands; None is in order."""
+    """True for tokens that earlier tokens attend to as well (causal only)."""
+    row_index_T: jax.Array | None = None
+    """Index in its row of each column of the arrays; None is in order."""
 
     def allowed_BTS(self, length: int, key_length: int | None = None) -> jax.Array:
-        """Returns the description as booleans [B or 1, T, S], for a backend that needs them.
+        """Returns the mask as booleans [B or 1, T, S], for a backend that needs them.
 
         Args:
-            key_length: of keys that are not those of the queries; None is the same.
+            key_length: of keys of another sequence; None is the same.
         """
-        places_T = jnp.arange(length) if self.places_T is None else self.places_T
-        places_S = places_T if key_length is None else jnp.arange(key_length)
+        row_index_T = jnp.arange(length) if self.row_index_T is None else self.row_index_T
+        row_index_S = row_index_T if key_length is None else jnp.arange(key_length)
         own = self.key_segments_BS is None
         key_segments_BS = self.segments_BT if own else self.key_segments_BS
-        return self.between(places_T, places_S, self.segments_BT, key_segments_BS, self.prefix_BT)
+        return self.between(
+            row_index_T, row_index_S, self.segments_BT, key_segments_BS, self.prefix_BT
+        )
 
     def between(
         self,
-        query_places_T: jax.Array,
-        key_places_S: jax.Array,
+        query_index_T: jax.Array,
+        key_index_S: jax.Array,
         query_segments_BT: jax.Array | None,
         key_segments_BS: jax.Array | None,
         key_prefix_BS: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns which of some queries see which of some keys, booleans [B or 1, T, S]."""
-        distance_TS = query_places_T[:, None] - key_places_S[None, :]
+        """Returns which queries attend to which keys, of parts of rows, booleans [B or 1, T, S]."""
+        distance_TS = query_index_T[:, None] - key_index_S[None, :]
         allowed_BTS = jnp.ones_like(distance_TS, bool)[None]
         if self.kind == "causal":
             allowed_BTS = (distance_TS >= 0)[None]

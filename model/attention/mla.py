@@ -1,4 +1,4 @@
-"""Attention whose keys and values come out of a narrow latent, shared by all heads."""
+"""Multi-head latent attention (MLA): keys and values come out of a latent all heads share."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from configs.model import ModelConfig
-from model.attention.attention import Memory, attend_along_context
+from model.attention.attention import EncoderOutput
+from model.attention.backends import attend
 from model.attention.mask import Mask
 from model.attention.rope import frequencies, rotate
 from model.dropout import dropout, fold
@@ -50,14 +51,14 @@ class LatentAttention(nnx.Module):
         x_BTD: jax.Array,
         positions_BT: jax.Array,
         mask: Mask,
-        keys_BT: jax.Array | None = None,
+        rng_BT: jax.Array | None = None,
         *,
-        memory: Memory | None = None,
+        encoder_output: EncoderOutput | None = None,
         bias_BNTS: jax.Array | None = None,
         is_local: bool = False,
     ) -> jax.Array:
-        """Returns what each position gathers from those it sees, [B, T, D], as Attention does."""
-        assert memory is None
+        """Returns the attention output of each position, [B, T, D], as Attention does."""
+        assert encoder_output is None
         assert bias_BNTS is None
         config, H = self.config, self.config.head_dim
         heads, whole = ("act_heads", "act_head_dim"), (None,)
@@ -79,9 +80,7 @@ class LatentAttention(nnx.Module):
         k_BTNH = jnp.concatenate((k_BTNH, k_rotary_BTNR), axis=-1)
         q_BTNH = checkpoint_name(q_BTNH, "query")
         k_BTNH, v_BTNW = checkpoint_name(k_BTNH, "key"), checkpoint_name(v_BTNW, "value")
-        y_BTNW = attend_along_context(
-            config, q_BTNH, k_BTNH, v_BTNW, mask, keys_BT=fold(keys_BT, 0)
-        )
+        y_BTNW = attend(config, q_BTNH, k_BTNH, v_BTNW, mask, dropout_rng_BT=fold(rng_BT, 0))
         y_BTNW = constrain(y_BTNW, "act_batch", "act_len", *heads)
         y_BTD = project(y_BTNW, self.out[...], axes=("act_embed",), num_contracted=2)
-        return dropout(checkpoint_name(y_BTD, "attention_out"), config.dropout, fold(keys_BT, 1))
+        return dropout(checkpoint_name(y_BTD, "attention_out"), config.dropout, fold(rng_BT, 1))

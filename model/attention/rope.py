@@ -1,4 +1,4 @@
-"""Rotary position embedding, and how its waves are stretched for longer rows."""
+"""Rotary position embedding (RoPE), and its scaling to longer rows."""
 
 import math
 
@@ -26,8 +26,7 @@ def rotate(
 def frequencies(config: ModelConfig, *, is_local: bool) -> jax.Array:
     """Returns the turn of each channel pair from one position to the next, [H/2], in radians.
 
-    They are theta^(-2j/H), stretched as rope_scaling says where the layer is not a local one with a
-    base of its own.
+    They are theta^(-2j/H), stretched by rope_scaling but in a local layer with a base of its own.
     """
     half = config.rotated_dim // 2
     has_own = is_local and config.rope_theta_local is not None
@@ -61,19 +60,19 @@ def _kept_llama3(config: ModelConfig, frequency_J: jax.Array) -> jax.Array:
 
 
 def _kept_yarn(config: ModelConfig, half: int) -> jax.Array:
-    """Returns how much of each wave stays, by its place between two that turn so and so often.
+    """Returns how much of each wave stays, by its number of turns in the original length, [H/2].
 
-    Source: Peng et al. 2023, YaRN, arXiv:2309.00071, section 3.2, with the places of whole channels
-    as in its code.
+    Source: Peng et al. 2023, YaRN, arXiv:2309.00071, section 3.2, with whole channels as bounds, as
+    in its code.
     """
     assert config.rope_original_len is not None
     length, theta = config.rope_original_len, config.rope_theta
 
-    def place(num_turns: float) -> float:
-        """Returns which channel pair turns so often in a row, as a real number."""
+    def channel_pair(num_turns: float) -> float:
+        """Returns the channel pair that turns this often in a row, as a real number."""
         return half * math.log(length / (num_turns * 2 * math.pi)) / math.log(theta)
 
-    low = max(math.floor(place(config.rope_beta_fast)), 0)
-    high = min(math.ceil(place(config.rope_beta_slow)), 2 * half - 1)
+    low = max(math.floor(channel_pair(config.rope_beta_fast)), 0)
+    high = min(math.ceil(channel_pair(config.rope_beta_slow)), 2 * half - 1)
     ramp_J = (jnp.arange(half, dtype=jnp.float32) - low) / max(high - low, 0.001)
     return 1 - jnp.clip(ramp_J, 0, 1)

@@ -51,6 +51,7 @@ _NOT_IN_HF = (
     "remat_saved",
     "remat_offloaded",
     "context_attention",
+    "attention_backend",
     "num_unrolled_layers",
     "expert_dispatch",
     "expert_capacity_factor",

@@ -1,7 +1,7 @@
-"""Rows that travel to the devices of their experts and back: an all-to-all of slices of any size.
+"""Rows sent to the devices of their experts and back: an all-to-all of slices of any size.
 
-To be called inside shard_map, on a mesh that cuts the experts. Letters beyond those of
-sharding/rules.py: M rows of a buffer, P devices along the axis, K = E / P experts of a device,
+To be called inside shard_map, on a mesh that shards the experts. Letters beyond those of
+sharding/rules.py: M rows of a buffer, P devices along the axis, X = E / P experts of a device,
 U slices of rows that a device sends, one for each expert.
 """
 
@@ -17,29 +17,29 @@ _AXES = mesh_axes("experts")
 
 
 class Itinerary(NamedTuple):
-    """Slices of rows that go from every device to every other, as lax.ragged_all_to_all reads it.
+    """Slices of rows sent from every device to every other, in the form of lax.ragged_all_to_all.
 
-    Slice u goes to, and comes from, device u // K.
+    Slice u goes to, and comes from, device u // X.
     """
 
     from_U: jax.Array
     """First row of what is sent."""
     num_sent_U: jax.Array
     to_U: jax.Array
-    """First row where it is put, over there."""
+    """First row where the receiver puts it."""
     num_received_U: jax.Array
 
 
 def itineraries(sizes_E: jax.Array) -> tuple[Itinerary, Itinerary, jax.Array]:
-    """Returns the ways of rows to their experts and back, and the rows of each expert here, [K].
+    """Returns the itineraries to the experts and back, and the rows of each expert here, [X].
 
-    Rows are sorted by expert at both ends, over there by the device that they came from as well.
+    Rows are sorted by expert at both ends, at the receiver by the device they came from as well.
     """
     P, here = num_shards("experts"), jax.lax.axis_index(_AXES)
     sizes_PE = jax.lax.all_gather(sizes_E, _AXES)
     left_PE = jnp.cumsum(sizes_PE, axis=1) - sizes_PE
-    total_PK = jnp.sum(sizes_PE, axis=0).reshape(P, -1)
-    first_E = (jnp.cumsum(total_PK, axis=1) - total_PK).reshape(-1)
+    total_PX = jnp.sum(sizes_PE, axis=0).reshape(P, -1)
+    first_E = (jnp.cumsum(total_PX, axis=1) - total_PX).reshape(-1)
     arrived_PE = first_E[None] + jnp.cumsum(sizes_PE, axis=0) - sizes_PE
 
     def of_my_experts(x_PE: jax.Array) -> jax.Array:
@@ -48,7 +48,7 @@ def itineraries(sizes_E: jax.Array) -> tuple[Itinerary, Itinerary, jax.Array]:
     sent, received = sizes_PE[here], of_my_experts(sizes_PE)
     there = Itinerary(left_PE[here], sent, arrived_PE[here], received)
     back = Itinerary(of_my_experts(arrived_PE), received, of_my_experts(left_PE), sent)
-    return there, back, total_PK[here]
+    return there, back, total_PX[here]
 
 
 def _send(

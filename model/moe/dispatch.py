@@ -1,8 +1,8 @@
-"""Tokens sent to the experts that were chosen for them, and what those make of them sent back.
+"""Tokens sent to the experts that were chosen for them, and the results sent back.
 
-Below `compute_experts` everything is written for one device and what it holds. Letters beyond those
+Below `compute_experts` all functions are those of one device and its shards. Letters beyond those
 of sharding/rules.py: I tokens of a device, M rows of a buffer, P devices along the expert axis,
-K = E / P experts of a device.
+X = E / P experts of a device.
 """
 
 import functools
@@ -42,24 +42,24 @@ def compute_experts(
     experts: Experts,
     x_BTD: jax.Array,
     chosen: Chosen,
-    places_T: jax.Array | None,
+    row_index_T: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns sum_a weight_a expert_a(x), [B, T, D], and how many choices of each row were dropped.
 
-    A device has its own experts and its part of each, never another's: tokens travel and weights do
-    not, but for their cut over the width of the model, which is undone here.
+    A device has its own experts and its shard of each, never another's: tokens are sent and weights
+    are not, but for their sharding over the width of the model, which is gathered here.
 
     Args:
-        places_T: where in its row each column stands; None is in order.
+        row_index_T: index in its row of each column; None is in order.
     """
     has_capacity = config.expert_dispatch == "capacity"
     compute = functools.partial(_with_capacity if has_capacity else _dropless, config)
-    if places_T is None:
-        places_T = jnp.arange(x_BTD.shape[1])
+    if row_index_T is None:
+        row_index_T = jnp.arange(x_BTD.shape[1])
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return compute(experts, x_BTD, chosen, places_T)
-    # The places of an expert are counted along the whole row.
+        return compute(experts, x_BTD, chosen, row_index_T)
+    # The capacity of an expert is counted along the whole row.
     tokens = spec("act_batch", None if has_capacity else "act_len", None)
     into, out = spec("experts", None, "mlp"), spec("experts", "mlp", None)
     gate = None if experts.gate_EDF is None else into
@@ -67,18 +67,18 @@ def compute_experts(
         compute,
         in_specs=(Experts._make((gate, into, out)), tokens, tokens, PartitionSpec()),
         out_specs=(spec("act_batch", "act_block_len", "act_embed"), spec("act_batch")),
-        check_vma=False,  # gradients of our own and ragged_all_to_all do not say what varies
-    )(experts, x_BTD, chosen, places_T)
+        check_vma=False,  # custom gradients and ragged_all_to_all do not declare what varies
+    )(experts, x_BTD, chosen, row_index_T)
 
 
 def _dropless(
-    config: ModelConfig, experts: Experts, x_BTD: jax.Array, chosen: Chosen, places_T: jax.Array
+    config: ModelConfig, experts: Experts, x_BTD: jax.Array, chosen: Chosen, row_index_T: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Computes every choice, in buffers that hold the worst case: every token sent to one device.
 
     Source: Gale et al. 2022, MegaBlocks, arXiv:2211.15841, section 3 (grouped matmuls).
     """
-    del places_T
+    del row_index_T
     (B, T, D), (E, A) = x_BTD.shape, _num_experts(config)
     P, num_rows = num_shards("experts"), B * T * A
     row_IA, sizes_E = _sort_by_group(chosen.expert_BTA.reshape(-1, A), E)
@@ -86,90 +86,90 @@ def _dropless(
     if P == 1:
         rows_MD = _apply_sorted(config, experts, rows_MD, sizes_E)
     else:
-        there, back, sizes_K = itineraries(sizes_E)
+        there, back, sizes_X = itineraries(sizes_E)
         most = B * T  # of a slice: a token chooses an expert once
         arrived_MD = exchange(rows_MD, there, back, P * B * T * min(A, E // P), most)
-        arrived_MD = _apply_sorted(config, experts, arrived_MD, sizes_K)
+        arrived_MD = _apply_sorted(config, experts, arrived_MD, sizes_X)
         rows_MD = exchange(arrived_MD, back, there, num_rows, most)
     y_ID = _from_rows(rows_MD, row_IA, chosen.weight_BTA.reshape(-1, A))
     return _add_parts(y_ID.reshape(B, T, D), "mlp"), jnp.zeros(B, jnp.float32)
 
 
 def _apply_sorted(
-    config: ModelConfig, experts: Experts, rows_MD: jax.Array, sizes_K: jax.Array
+    config: ModelConfig, experts: Experts, rows_MD: jax.Array, sizes_X: jax.Array
 ) -> jax.Array:
-    """Applies expert k to the next sizes_K[k] rows; what is behind the last is anything."""
+    """Applies expert x to the next sizes_X[x] rows; rows behind the last are undefined."""
     gate_MF = None
     if experts.gate_EDF is not None:
-        gate_MF = grouped_matmul(rows_MD, experts.gate_EDF, sizes_K)
-    up_MF = grouped_matmul(rows_MD, experts.up_EDF, sizes_K)
-    return grouped_matmul(activate(config, up_MF, gate_MF), experts.down_EFD, sizes_K)
+        gate_MF = grouped_matmul(rows_MD, experts.gate_EDF, sizes_X)
+    up_MF = grouped_matmul(rows_MD, experts.up_EDF, sizes_X)
+    return grouped_matmul(activate(config, up_MF, gate_MF), experts.down_EFD, sizes_X)
 
 
 def _with_capacity(
-    config: ModelConfig, experts: Experts, x_BTD: jax.Array, chosen: Chosen, places_T: jax.Array
+    config: ModelConfig, experts: Experts, x_BTD: jax.Array, chosen: Chosen, row_index_T: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Computes the choices that find a place; an expert has C = ceil(factor * A T / E) in a row.
+    """Computes the choices within an expert's capacity, C = ceil(factor * A T / E) in a row.
 
-    Takes whole rows; where the context cuts them, each of its devices has a part of the places. A
-    choice may lose its place to a later token: this dispatch is not causal. Source: Lepikhin et al.
+    Takes whole rows; under context parallelism each device has a part of the capacity. A choice may
+    be dropped for that of a later token: this dispatch is not causal. Source: Lepikhin et al.
     2020, GShard, arXiv:2006.16668, algorithm 1, whose groups are rows here.
     """
     (B, T, D), (E, A) = x_BTD.shape, _num_experts(config)
     C = min(math.ceil(config.expert_capacity_factor * A * T / E), T)
-    queue = jax.vmap(functools.partial(_places_in_queues, places_T=places_T, num_experts=E))
-    place_BTA = queue(chosen.expert_BTA)
-    is_dropped_BTA = (chosen.expert_BTA < E) & (place_BTA >= C)
+    queue = jax.vmap(functools.partial(_queue_positions, row_index_T=row_index_T, num_experts=E))
+    position_BTA = queue(chosen.expert_BTA)
+    is_dropped_BTA = (chosen.expert_BTA < E) & (position_BTA >= C)
 
     num_here = -(-C // num_shards("act_len"))
-    here_BTA = place_BTA - _index("act_len") * num_here
-    is_here_BTA = (place_BTA < C) & (here_BTA >= 0) & (here_BTA < num_here)
+    here_BTA = position_BTA - _index("act_len") * num_here
+    is_here_BTA = (position_BTA < C) & (here_BTA >= 0) & (here_BTA < num_here)
     num_rows = E * B * num_here
     row_BTA = (chosen.expert_BTA * B + jnp.arange(B)[:, None, None]) * num_here + here_BTA
     row_IA = jnp.where(is_here_BTA, row_BTA, num_rows).reshape(-1, A)
 
     rows_MD = _to_rows(x_BTD.reshape(-1, D), row_IA, num_rows)
-    rows_KMD = _swap_experts(rows_MD.reshape(E, -1, D))
-    gate_KMF = None if experts.gate_EDF is None else rows_KMD @ experts.gate_EDF
-    hidden_KMF = activate(config, rows_KMD @ experts.up_EDF, gate_KMF)
-    rows_EMD = _swap_devices(hidden_KMF @ experts.down_EFD)
+    rows_XMD = _swap_experts(rows_MD.reshape(E, -1, D))
+    gate_XMF = None if experts.gate_EDF is None else rows_XMD @ experts.gate_EDF
+    hidden_XMF = activate(config, rows_XMD @ experts.up_EDF, gate_XMF)
+    rows_EMD = _swap_devices(hidden_XMF @ experts.down_EFD)
     y_ID = _from_rows(rows_EMD.reshape(-1, D), row_IA, chosen.weight_BTA.reshape(-1, A))
     y_BTD = _add_parts(y_ID.reshape(B, T, D), "mlp", "act_len")
     return y_BTD, jnp.sum(is_dropped_BTA, axis=(1, 2), dtype=jnp.float32)
 
 
-def _places_in_queues(expert_TA: jax.Array, places_T: jax.Array, num_experts: int) -> jax.Array:
+def _queue_positions(expert_TA: jax.Array, row_index_T: jax.Array, num_experts: int) -> jax.Array:
     """Returns how many choices of a row are before each in the queue of its expert, [T, A].
 
-    First choices come before second ones, and those of the same rank by their place in the row. A
-    choice of no expert is far behind.
+    First choices come before second ones, and those of the same rank by their index in the row. A
+    choice of no expert is at a large index.
     """
     T, A = expert_TA.shape
-    queue_AT = expert_TA[jnp.argsort(places_T)].T
+    queue_AT = expert_TA[jnp.argsort(row_index_T)].T
     row_AT, sizes_E = _sort_by_group(queue_AT, num_experts)
     before_AT = (jnp.cumsum(sizes_E) - sizes_E).at[queue_AT].get(mode="fill", fill_value=-T * A)
-    return (row_AT - before_AT).T[places_T]
+    return (row_AT - before_AT).T[row_index_T]
 
 
 def _swap_experts(rows_EMD: jax.Array) -> jax.Array:
-    """Returns the rows of all devices for the experts of this one, [K, P M, D]."""
+    """Returns the rows of all devices for the experts of this one, [X, P M, D]."""
     P = num_shards("experts")
     if P == 1:
         return rows_EMD
-    rows_PKMD = rows_EMD.reshape(P, -1, *rows_EMD.shape[1:])
-    rows_PKMD = jax.lax.all_to_all(rows_PKMD, mesh_axes("experts"), 0, 0, tiled=True)
-    return rows_PKMD.swapaxes(0, 1).reshape(rows_PKMD.shape[1], -1, rows_EMD.shape[-1])
+    rows_PXMD = rows_EMD.reshape(P, -1, *rows_EMD.shape[1:])
+    rows_PXMD = jax.lax.all_to_all(rows_PXMD, mesh_axes("experts"), 0, 0, tiled=True)
+    return rows_PXMD.swapaxes(0, 1).reshape(rows_PXMD.shape[1], -1, rows_EMD.shape[-1])
 
 
-def _swap_devices(rows_KMD: jax.Array) -> jax.Array:
+def _swap_devices(rows_XMD: jax.Array) -> jax.Array:
     """Undoes _swap_experts."""
     P = num_shards("experts")
     if P == 1:
-        return rows_KMD
-    K, _, D = rows_KMD.shape
-    rows_PKMD = rows_KMD.reshape(K, P, -1, D).swapaxes(0, 1)
-    return jax.lax.all_to_all(rows_PKMD, mesh_axes("experts"), 0, 0, tiled=True).reshape(
-        K * P, -1, D
+        return rows_XMD
+    X, _, D = rows_XMD.shape
+    rows_PXMD = rows_XMD.reshape(X, P, -1, D).swapaxes(0, 1)
+    return jax.lax.all_to_all(rows_PXMD, mesh_axes("experts"), 0, 0, tiled=True).reshape(
+        X * P, -1, D
     )
 
 
@@ -240,12 +240,12 @@ _take.defvjp(_take_forward, _take_backward)
 
 
 def _index(axis: str) -> jax.Array | int:
-    """Returns which part of a logical axis this device has."""
+    """Returns the index of this device's shard of a logical axis."""
     return jax.lax.axis_index(mesh_axes(axis)) if num_shards(axis) > 1 else 0
 
 
 def _add_parts(y_BTD: jax.Array, *axes: str) -> jax.Array:
-    """Returns the sum over devices that have different parts of these axes, cut along the row."""
+    """Returns the sum over the shards of these axes, itself sharded along the sequence."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return y_BTD

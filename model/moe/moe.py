@@ -1,4 +1,4 @@
-"""The feed-forward half of a block as a mixture of experts."""
+"""Mixture of experts (MoE): the feed-forward half of a block, and its router."""
 
 from typing import NamedTuple
 
@@ -16,15 +16,15 @@ from sharding.rules import constrain
 
 
 class RouterRecord(NamedTuple):
-    """What routers did, as sums over the tokens of each row: rows and layers add up."""
+    """What routers did, as sums over the tokens of each row; layers add up."""
 
     balance_B: jax.Array
     """The load-balance loss times the tokens of the row: over those it is 1 where the load is even,
     E where one expert gets everything."""
     z_B: jax.Array
-    """The square of the log of the sum of exp(score), summed over tokens."""
+    """The square of the logsumexp of the scores, summed over tokens."""
     dropped_B: jax.Array
-    """Choices that no expert had a place for, of A for each token."""
+    """Choices beyond the capacity of their expert, of A for each token."""
     load_BLE: jax.Array
     """Choices that fell on each expert of each layer, int32."""
 
@@ -46,11 +46,25 @@ class RouterRecord(NamedTuple):
             jax.lax.dynamic_update_slice_in_dim(self.load_BLE, more.load_BLE, number, axis=1),
         )
 
+    def over_rows(self) -> "RouterSums":
+        """Returns the sums over all rows."""
+        sums = (jnp.sum(x_B) for x_B in self[:3])
+        return RouterSums(*sums, load_LE=jnp.sum(self.load_BLE, axis=0))
+
+
+class RouterSums(NamedTuple):
+    """A RouterRecord summed over rows: those of the parts of a batch add up to those of it all."""
+
+    balance: jax.Array
+    z: jax.Array
+    dropped: jax.Array
+    load_LE: jax.Array
+
 
 class MoE(nnx.Module):
-    """The weighted sum of what the A likeliest of E experts, each an MLP, make of a token.
+    """The weighted sum over the A likeliest of E experts, each an MLP, for each token.
 
-    Beside them there may be experts that every token goes through, here one MLP of their width.
+    There may also be shared experts, which compute every token: here one MLP of their width.
     Source: Jiang et al. 2024, Mixtral of experts, arXiv:2401.04088, section 2.1; DeepSeek-AI 2024,
     DeepSeek-V3, arXiv:2412.19437, section 2.1.2 (shared experts, sigmoid, bias).
     """
@@ -75,15 +89,15 @@ class MoE(nnx.Module):
         x_BTD: jax.Array,
         *,
         is_token_BT: jax.Array,
-        places_T: jax.Array | None = None,
-        keys_BT: jax.Array | None = None,
+        row_index_T: jax.Array | None = None,
+        rng_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, RouterRecord]:
         """Returns [B, T, D], zero where there is no token, and what the router did.
 
         Args:
             is_token_BT: False for padding, which is routed nowhere and counts nowhere.
-            places_T: where in its row each column stands; None is in order.
-            keys_BT: one random key a token, for dropout in training; None in evaluation.
+            row_index_T: index in its row of each column; None is in order.
+            rng_BT: a PRNG key for each token, for dropout in training; None in evaluation.
         """
         config = self.config
         chosen, record = self._route(x_BTD, is_token_BT)
@@ -91,12 +105,12 @@ class MoE(nnx.Module):
         experts = Experts(
             gate_EDF, self.up[...].astype(x_BTD.dtype), self.down[...].astype(x_BTD.dtype)
         )
-        y_BTD, dropped_B = compute_experts(config, experts, x_BTD, chosen, places_T)
+        y_BTD, dropped_B = compute_experts(config, experts, x_BTD, chosen, row_index_T)
         y_BTD = constrain(y_BTD, "act_batch", "act_block_len", "act_embed")
-        y_BTD = dropout(checkpoint_name(y_BTD, "mlp_out"), config.dropout, keys_BT)
+        y_BTD = dropout(checkpoint_name(y_BTD, "mlp_out"), config.dropout, rng_BT)
         if self.shared is not None:
             is_token_BT1 = constrain(is_token_BT, "act_batch", "act_block_len")[..., None]
-            y_BTD += jnp.where(is_token_BT1, self.shared(x_BTD, fold(keys_BT, 0)), 0)
+            y_BTD += jnp.where(is_token_BT1, self.shared(x_BTD, fold(rng_BT, 0)), 0)
         return y_BTD, record._replace(dropped_B=dropped_B)
 
     def _route(self, x_BTD: jax.Array, is_token_BT: jax.Array) -> tuple[Chosen, RouterRecord]:
@@ -137,7 +151,8 @@ class MoE(nnx.Module):
     def _choose(self, logits_BTE: jax.Array, num: int) -> jax.Array:
         """Returns the experts of each token, by scores, biases and groups, [B, T, num].
 
-        Source: DeepSeek-AI 2024, DeepSeek-V3, arXiv:2412.19437, section 2.1.2, its code for groups.
+        Letter: G groups of experts. Source: DeepSeek-AI 2024, DeepSeek-V3, arXiv:2412.19437,
+        section 2.1.2, its code for groups.
         """
         config = self.config
         choice_BTE = logits_BTE

@@ -124,13 +124,13 @@ def _tensors(config: ModelConfig) -> Iterator[HFTensor]:
     yield from embed_and_head(config)
     for i in range(config.num_layers):
         hf_name = f"model.layers.{i}"
-        stack, number = ("first_layers", i) if i < num_dense else ("layers", i - num_dense)
+        stack, number = ("leading_layers", i) if i < num_dense else ("layers", i - num_dense)
         yield from norms(config, stack, hf_name, number)
         yield from _attention(config, f"{stack}/attention", f"{hf_name}.self_attn", number)
         mlp = f"{hf_name}.mlp"
         if i < num_dense:
             dim = config.mlp_dim
-            yield from gated_mlp(config, "first_layers/mlp", mlp, (number,), dim)
+            yield from gated_mlp(config, "leading_layers/mlp", mlp, (number,), dim)
             continue
         yield transposed(f"{mlp}.gate.weight", ParamSlice("layers/mlp/router", (number,)), (D, E))
         bias = ParamSlice("layers/mlp/router_bias", (number,))

@@ -81,7 +81,7 @@ def _t5_layers(config: ModelConfig, side: str, stack: str) -> Iterator[HFTensor]
     is_decoder = side == "decoder"
     attentions = [("attention", "SelfAttention")]
     if is_decoder:
-        attentions.append(("cross", "EncDecAttention"))
+        attentions.append(("cross_attention", "EncDecAttention"))
     for i in range((config.num_layers if is_decoder else config.num_encoder_layers) or 0):
         block = f"{side}.block.{i}.layer"
         for position, (attention, hf_attention) in enumerate(attentions):
@@ -161,7 +161,7 @@ def _marian_tensors(config: ModelConfig) -> Iterator[HFTensor]:
         is_decoder = side == "decoder"
         attentions = [("attention", "self_attn")]
         if is_decoder:
-            attentions.append(("cross", "encoder_attn"))
+            attentions.append(("cross_attention", "encoder_attn"))
         for i in range((config.num_layers if is_decoder else config.num_encoder_layers) or 0):
             layer, index = f"model.{side}.layers.{i}", (i,)
             for attention, hf_attention in attentions:

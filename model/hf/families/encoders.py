@@ -202,7 +202,7 @@ def _modernbert_tensors(config: ModelConfig) -> Iterator[HFTensor]:
     yield from layer_norm("norm", "model.final_norm", (), D, bias=False)
     for i in range(config.num_layers):
         hf_name = f"model.layers.{i}"
-        stack, index = ("first_layers", (0,)) if i == 0 else ("layers", (i - 1,))
+        stack, index = ("leading_layers", (0,)) if i == 0 else ("layers", (i - 1,))
         if i > 0:
             yield from layer_norm(
                 f"{stack}/attention_norm", f"{hf_name}.attn_norm", index, D, bias=False
