@@ -22,7 +22,7 @@ from launch.printable import visible
 from launch.reading.event_messages import Event, name_of
 from train.checkpoints.manifest import checkpoint_folders, other_names
 from train.record.run_folder import Record, RunFolder, read_metrics
-from train.record.time_ledger import CLASSES
+from train.record.time_ledger import CATEGORIES
 
 _PAGE = "report.html"
 _NUM_SAMPLES = 3
@@ -224,8 +224,8 @@ def _read_ledger(path: Path, records: dict[int, Record]) -> TimeLedger:
         passed = round(float(said["beat"]) - float(said["first_start"]), 3)
     except (KeyError, TypeError, ValueError, AttributeError):
         last = next(reversed(records.values()), {})
-        seconds, passed = {kind: last.get(f"goodput/{kind}_sec") for kind in CLASSES}, None
-    counted = {kind: sec for kind in CLASSES if (sec := finite(seconds.get(kind))) is not None}
+        seconds, passed = {kind: last.get(f"goodput/{kind}_sec") for kind in CATEGORIES}, None
+    counted = {kind: sec for kind in CATEGORIES if (sec := finite(seconds.get(kind))) is not None}
     return TimeLedger(seconds=counted, passed_sec=passed)
 
 

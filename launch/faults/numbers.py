@@ -36,7 +36,7 @@ def _skip(trial: Trial, fault: str) -> dict:
     item = trial.draw.randrange(SAVE_STEPS, NUM_STEPS - SAVE_STEPS)
     trial.start(*_GUARD, fault=f"{fault} {item} {item}").expect(0)
     first, size = _rows_of(trial, item)
-    event = trial.expect_event("skipped", step=item + 1, rows=[[first, first + size]])
+    event = trial.expect_event("nonfinite_step", step=item + 1, rows=[[first, first + size]])
     if trial.events("rolled_back"):
         raise Broken("the run went back for a single step")
     _expect_text(trial, first)
