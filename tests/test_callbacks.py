@@ -19,7 +19,7 @@ from train.checkpoints.save_restore import Checkpoints
 from train.health.signals import StopRequest
 from train.health.watchdog import Watchdog
 from train.record.console import Display
-from train.record.metrics import open_metrics
+from train.record.metrics_writer import open_metrics
 from train.record.recorder import Recorder
 from train.run_context import RunContext
 from train.state import TrainState, init_state
@@ -77,7 +77,7 @@ def test_a_save_is_no_evaluation_and_a_stall_is_no_whole_save(loop, state):
         loop.step(step, state)
     durations = {name: list(times) for name, times in loop.run.spans.durations.items() if times}
     assert loop.saved() == [5, 10, 15, 20, 25]
-    assert len(durations["stall"]) == 5
+    assert len(durations["stall"]) == len(durations["record"]) == 5
     assert not {"evaluation", "sample", "save"} & set(durations)
     with pytest.raises(AssertionError):
         assert Watchdog(loop.run.spans, loop.run.config.guard).limit_sec("evaluation") != 1800.0

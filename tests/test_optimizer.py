@@ -134,6 +134,13 @@ def test_matrices_and_embeddings_decay_and_nothing_else():
     }
 
 
+def test_experts_routers_and_attention_sinks_decay_too():
+    config = small_model(num_experts=4, num_active_experts=2, attention_sinks=True)
+    decayed = flat(is_decayed(shape_of(config).axes()))
+    for path in ("mlp/router", "mlp/gate", "mlp/up", "mlp/down", "attention/sinks"):
+        assert decayed[f"layers/{path}"], path
+
+
 def test_the_optimizer_does_not_know_the_learning_rate(rng):
     params, grads = random_trees(rng)
     slow, fast = (

@@ -9,7 +9,7 @@ from small_data import steps_of
 from small_loop import metrics, open_run, progress
 
 from train.record.console import Display
-from train.record.metrics import open_metrics
+from train.record.metrics_writer import open_metrics
 from train.record.recorder import Recorder, largest_gradient_norms
 from train.record.run_folder import read_metrics
 from train.run_context import RunContext

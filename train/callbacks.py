@@ -15,7 +15,7 @@ from train.health.divergence import Divergence
 from train.health.signals import StopRequest
 from train.health.stragglers import ProcessTimes, find_stragglers
 from train.record.console import logger
-from train.record.metrics import MetricsWriter
+from train.record.metrics_writer import MetricsWriter
 from train.record.recorder import Recorder
 from train.run_context import RunContext
 from train.state import TrainState, in_model_order

@@ -18,7 +18,7 @@ from train.health.rollback import roll_back
 from train.health.signals import SharedSignals, Signals
 from train.loader import Loader, abstract_batch
 from train.record.console import Display, logger
-from train.record.metrics import open_metrics
+from train.record.metrics_writer import open_metrics
 from train.record.recorder import Recorder
 from train.record.run_folder import Record, read_metrics
 from train.run_context import RunContext

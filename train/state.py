@@ -59,7 +59,7 @@ class ModelShape(NamedTuple):
         )
 
     def is_stacked(self) -> Params:
-        """Returns for every parameter whether it is stacked over layers."""
+        """Returns for every parameter whether it is stacked over "layers"."""
         return jax.tree.map(
             lambda axes: axes[0] == "layers",
             self.axes(),
@@ -102,8 +102,8 @@ def init_state(config: RunConfig, key: jax.Array, mesh: jax.sharding.Mesh) -> Tr
 def state_layout(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainState:
     """Returns the sharding of every leaf of the state; moments are sharded as their parameters.
 
-    With mesh.sharded_state=optimizer only the moments are sharded over fsdp; with
-    mesh.offload_optimizer they are in host memory.
+    With mesh.sharded_state=optimizer the parameters are sharded by WHOLE_PARAMETERS instead; with
+    mesh.offload_optimizer the moments are in host memory.
     """
     shape = shape_of(config.model)
     whole = config.mesh.sharded_state == "optimizer"

@@ -16,7 +16,7 @@ from train.checkpoints.manifest import Progress
 from train.health.divergence import Divergence, Guard
 from train.health.stragglers import StragglerProbe
 from train.record.console import Display, logger
-from train.record.metrics import MetricsWriter, shortest
+from train.record.metrics_writer import MetricsWriter, shortest
 from train.record.run_folder import Record
 from train.run_context import RunContext
 from train.step import Metrics
