@@ -14,7 +14,7 @@ from train.checkpoints.manifest import Progress
 from train.checkpoints.recovery import Place
 from train.checkpoints.save_restore import Checkpoints
 from train.health.replay import step_twice
-from train.health.rollback import roll_back
+from train.health.rollback import rollback
 from train.health.signals import SharedSignals, Signals
 from train.loader import Loader, abstract_batch
 from train.record.console import Display, logger
@@ -52,7 +52,7 @@ def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
     config, folder, spans = run.config, run.folder, run.spans
 
     # Restore or initialize the state.
-    place = Place(
+    context = Place(
         folder.checkpoints.absolute(),
         config.checkpoint,
         run.processes,
@@ -60,8 +60,8 @@ def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
         say=run.emit,
         span=spans,
     )
-    checkpoints = Checkpoints(place, flatten(config), run.next_batch_digest)
-    state, start = restore_or_init(run, place, checkpoints)
+    checkpoints = Checkpoints(context, flatten(config), run.next_batch_digest)
+    state, start = restore_or_init(run, context, checkpoints)
     if start.step == config.train.num_steps:
         logger.info(f"nothing is left to do: the run has reached train.num_steps={start.step}")
         with contextlib.closing(checkpoints):
@@ -96,7 +96,7 @@ def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
                     break
                 del state  # before another is made: there may be no memory for two
                 with spans("rollback"):
-                    state, start = roll_back(run, recorder.divergence, start, place, checkpoints)
+                    state, start = rollback(run, recorder.divergence, start, context, checkpoints)
         return _finish(run, state, recorder.tokens, checkpoints)
 
 

@@ -18,7 +18,7 @@ from train.state import TrainState, abstract_state, in_stage_order, init_state, 
 
 
 def restore_or_init(
-    run: RunContext, place: Place, checkpoints: Checkpoints
+    run: RunContext, context: Place, checkpoints: Checkpoints
 ) -> tuple[TrainState, Progress]:
     """Returns the state and progress of the newest valid checkpoint, or those of a new run.
 
@@ -27,12 +27,12 @@ def restore_or_init(
         SettingsError: a checkpoint is of another model or format, or the state would not fit.
     """
     check_memory(run.config, run.mesh)
-    manifest = newest_whole(place)
+    manifest = newest_whole(context)
     if manifest is not None:
-        return _resume(run, manifest, place)
+        return _resume(run, manifest, context)
     if run.has_had_checkpoints():
         raise IntegrityError(
-            f"{run.folder.events} lists saved checkpoints, but {place.folder} contains none: put "
+            f"{run.folder.events} lists saved checkpoints, but {context.folder} contains none: put "
             "one back, or give another --run-dir to start at step 0"
         )
     run.spans.ledger.lose_work_since({})
@@ -44,9 +44,9 @@ def restore_or_init(
     return _init_from_run(run, run.init_from, checkpoints)
 
 
-def _resume(run: RunContext, manifest: Manifest, place: Place) -> tuple[TrainState, Progress]:
+def _resume(run: RunContext, manifest: Manifest, context: Place) -> tuple[TrainState, Progress]:
     progress = manifest.progress
-    manifest.check_model(place.folder / str(progress.step), run.config)
+    manifest.check_model(context.folder / str(progress.step), run.config)
     progress.check_continues(run.config, run.data.digest)
     _check_next_batch(run, progress)
     progress = with_current_data(run, progress)

@@ -15,11 +15,11 @@ from train.start import init, restore, with_current_data
 from train.state import TrainState, in_model_order
 
 
-def roll_back(
+def rollback(
     run: RunContext,
     divergence: Divergence,
     start: Progress,
-    place: Place,
+    context: Place,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, Progress]:
     """Returns an older state, and its progress without the rows of the diverged steps.
@@ -34,7 +34,7 @@ def roll_back(
         Diverged: guard.max_rollbacks rollbacks were made already, or no checkpoint is older.
     """
     first, last = divergence.first_step, divergence.last_step
-    manifest = _checkpoint_before(run, divergence, start, place, checkpoints)
+    manifest = _checkpoint_before(run, divergence, start, context, checkpoints)
     state, left = None, start.step_ranges[-1]
     if manifest is None:
         state, progress = init(run)
@@ -79,7 +79,7 @@ def _checkpoint_before(
     run: RunContext,
     divergence: Divergence,
     start: Progress,
-    place: Place,
+    context: Place,
     checkpoints: Checkpoints,
 ) -> Manifest | None:
     """Returns the checkpoint to roll back to; None for a run that never had one."""
@@ -92,8 +92,8 @@ def _checkpoint_before(
         )
     checkpoints.wait()
     # If none is older than the first diverged step, one that is older than the last must do.
-    manifest = newest_whole(place, at_most=divergence.first_step - 1)
-    manifest = manifest or newest_whole(place, at_most=divergence.last_step - 1)
+    manifest = newest_whole(context, at_most=divergence.first_step - 1)
+    manifest = manifest or newest_whole(context, at_most=divergence.last_step - 1)
     if manifest is None and run.has_had_checkpoints():
         raise Diverged(
             f"{divergence.message()}, and there is no older checkpoint to roll back to; nothing "
