@@ -56,7 +56,7 @@ class RunContext:
         return self.processes.from_first("had checkpoints", found)
 
     def fixed_progress(self) -> dict[str, Any]:
-        """Returns the fields of Progress that are the same for every checkpoint of this start."""
+        """Returns the fields of Progress that all checkpoints of this start share."""
         return {
             "data_folders": self.data.folders,
             "generator_key": describe_rng(self.config.train.seed),
