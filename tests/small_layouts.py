@@ -30,7 +30,7 @@ from launch.devices import prepare_jax
 from sharding.fit import check_fit
 from sharding.rules import sharding
 from train.optimizer import make_optimizer
-from train.state import TrainState, in_model_order, in_stage_order, state_layout
+from train.state import TrainState, in_model_order, in_stage_order, shape_of, state_layout
 from train.step import make_train_step
 
 NUM_STEPS, B, T = 5, 16, SEQUENCE_LEN
@@ -120,7 +120,7 @@ def course(name: str, cut: Cut = (), **changes: Any) -> Course:
     check_fit(config, dict(mesh.shape))
     layout = state_layout(config, mesh)
     params = random_params(config.model, std=config.model.init_std)
-    opt_state = make_optimizer(config.optim).init(params)
+    opt_state = make_optimizer(config.optim, shape_of(config.model).axes()).init(params)
     state = jax.device_put(TrainState(jnp.zeros((), jnp.int32), params, opt_state), layout)
     state = in_stage_order(state, config, mesh)
     rng = np.random.default_rng(0)

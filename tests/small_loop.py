@@ -14,13 +14,13 @@ from launch.train_settings import parse, resolve
 from sharding.distributed.processes import ALONE
 from sharding.mesh import make_mesh
 from train.checkpoints.manifest import Progress
-from train.health.spans import Spans
 from train.record.run_folder import RunFolder
-from train.run_context import Run
+from train.record.spans import Spans
+from train.run_context import RunContext
 from train.step import Metrics
 
 
-def open_run(folder: Path, *more: str) -> Run:
+def open_run(folder: Path, *more: str) -> RunContext:
     """Returns a tiny run on text.txt in a folder, begun and not trained."""
     text = write_text(folder)
     path = "None" if "--data.mixture" in more else str(text)
@@ -30,7 +30,7 @@ def open_run(folder: Path, *more: str) -> Run:
     run = RunFolder(folder / "run")
     run.path.mkdir()
     run.begin(resolve(config, data), {})
-    return Run(
+    return RunContext(
         config=resolve(config, data),
         folder=run,
         data=data,
@@ -48,13 +48,13 @@ def progress(step: int = 0, **more: Any) -> Progress:
 
 
 def metrics(loss: float = 3.0, *, finite: bool = True) -> Metrics:
-    """Returns what a step of 128 tokens says of itself."""
+    """Returns the metrics of a step of 128 tokens."""
     return Metrics(
         loss=jnp.float32(loss if finite else np.nan),
         grad_norm=jnp.float32(1.5),
         learning_rate=jnp.float32(1e-3),
         num_tokens=jnp.int32(128),
         finite=jnp.bool_(finite),
-        others={},
+        aux_metrics={},
         layer_norms={"norm/scale": jnp.float32(2.0), "layers/mlp/up": jax.device_put(np.ones(2))},
     )

@@ -10,7 +10,7 @@ from small_model import mesh_of, small_model, small_run
 
 from configs.run import MeshConfig, RunConfig
 from sharding.compiled.program import Program, describe
-from train.ahead_of_time import compile_step
+from train.compile_ahead_of_time import compile_ahead_of_time
 
 VOCAB = 384
 """A size that nothing else has, so that an array with the whole vocabulary is known by it."""
@@ -69,7 +69,7 @@ def program_of(name: str) -> Program:
     """Returns the compiled training step of a layout."""
     mesh = mesh_of(**LAYOUTS[name].cut)
     quickly = {"xla_backend_optimization_level": 0}  # of machine code alone
-    return describe(compile_step(config_of(name), mesh, compiler_options=quickly), mesh)
+    return describe(compile_ahead_of_time(config_of(name), mesh, compiler_options=quickly), mesh)
 
 
 def communication(program: Program) -> list[str]:

@@ -19,10 +19,10 @@ from train.checkpoints.manifest import (
     list_files,
 )
 from train.record.run_folder import RunFolder
-from train.record.time_ledger import CLASSES
+from train.record.time_ledger import CATEGORIES
 
 HOSTILE = "<script>alert(1)</script>"
-LEDGER = dict(zip(CLASSES, (50.0, 40.0, 20.0, 700.0, 10.0, 30.0, 100.0, 50.0), strict=True))
+LEDGER = dict(zip(CATEGORIES, (50.0, 40.0, 20.0, 700.0, 10.0, 30.0, 100.0, 50.0), strict=True))
 """Seconds at the last record of a run; they sum to 1000."""
 
 

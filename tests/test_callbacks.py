@@ -12,43 +12,45 @@ from small_runs import call, tiny_run, write_text
 from configs.errors import Stopped
 from configs.settings import flatten
 from launch.faults.worker import with_infinite_moment
-from train.callbacks import Between
+from train.callbacks import Callbacks
 from train.checkpoints.manifest import checkpoint_steps
 from train.checkpoints.recovery import Place
 from train.checkpoints.save_restore import Checkpoints
-from train.health.signals import Wish
+from train.health.signals import StopRequest
+from train.health.watchdog import Watchdog
 from train.record.console import Display
-from train.record.metrics import open_metrics
+from train.record.metrics_writer import open_metrics
 from train.record.recorder import Recorder
-from train.run_context import Run
+from train.run_context import RunContext
 from train.state import TrainState, init_state
 
 SETTINGS = (
     *("--checkpoint.every_steps", "5", "--checkpoint.num_last", "9"),
     *("--eval.every_steps", "None", "--sample.every_steps", "None"),
 )
+CONTINUE = StopRequest()
 
 
 class Loop:
     """A loop that takes no steps: what it would do between them is real."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: RunContext):
         self.run = run
-        place = Place(run.folder.checkpoints.absolute(), run.config.checkpoint, say=run.say)
+        place = Place(run.folder.checkpoints.absolute(), run.config.checkpoint, say=run.emit)
         self.checkpoints = Checkpoints(place, flatten(run.config))
         writer = open_metrics(run.folder)
         display = Display(Console(quiet=True), first_step=0, num_steps=60)
         self.recorder = Recorder(run, writer, display)
-        self.between = Between(run, self.checkpoints, self.recorder, writer)
+        self.callbacks = Callbacks(run, self.checkpoints, self.recorder, writer)
         self.begin(0)
 
     def begin(self, step: int) -> None:
         self.recorder.begin(progress(step))
-        self.between.begin(progress(step))
+        self.callbacks.begin(progress(step))
 
-    def step(self, step: int, state: TrainState, *, finite: bool = True, wish: Wish | None = None):
+    def step(self, step: int, state: TrainState, *, finite: bool = True, request=CONTINUE):
         self.recorder.add(step, metrics(finite=finite), 0.0)
-        self.between(state, step, wish or Wish())
+        self.callbacks(state, step, request)
 
     def saved(self) -> list[int]:
         self.checkpoints.wait()
@@ -73,17 +75,17 @@ def test_a_save_is_no_evaluation_and_a_stall_is_no_whole_save(loop, state):
     """Spans that nothing was done in would make limits of nothing."""
     for step in range(1, 26):
         loop.step(step, state)
-    durations = {name: list(times) for name, times in loop.run.spans._durations.items() if times}
+    durations = {name: list(times) for name, times in loop.run.spans.durations.items() if times}
     assert loop.saved() == [5, 10, 15, 20, 25]
-    assert len(durations["stall"]) == 5
+    assert len(durations["stall"]) == len(durations["record"]) == 5
     assert not {"evaluation", "sample", "save"} & set(durations)
     with pytest.raises(AssertionError):
-        assert loop.run.spans.limit_sec("evaluation", loop.run.config.guard) != 1800.0
+        assert Watchdog(loop.run.spans, loop.run.config.guard).limit_sec("evaluation") != 1800.0
 
 
 def test_what_is_due_at_the_last_step_is_done(loop, state):
     loop.step(60, state)
-    durations = {name: list(times) for name, times in loop.run.spans._durations.items() if times}
+    durations = {name: list(times) for name, times in loop.run.spans.durations.items() if times}
     assert {"evaluation", "sample", "stall", "save"} <= set(durations)
     assert loop.saved() == [60]
     assert loop.run.folder.sample_of(60).exists()
@@ -109,7 +111,7 @@ def test_a_save_that_was_due_before_a_rollback_is_not_due_after_it(loop, state):
 
 def test_a_run_that_stops_is_saved_though_steps_go_wrong_and_keeps_older_ones(loop, state):
     loop.step(5, state)
-    loop.step(6, state, finite=False, wish=Wish(stop={"cause": "SIGTERM"}))
+    loop.step(6, state, finite=False, request=StopRequest(stop={"cause": "SIGTERM"}))
     assert loop.saved() == [5, 6]
 
 
@@ -120,28 +122,28 @@ def test_a_state_that_is_not_finite_is_not_saved_and_blames_the_steps_since_the_
     loop.step(10, state)
     loop.step(15, with_infinite_moment(state))
     assert loop.saved() == [5, 10]
-    trouble = loop.recorder.trouble
-    assert trouble is not None
-    assert (trouble.first_step, trouble.last_step) == (11, 15)
+    divergence = loop.recorder.divergence
+    assert divergence is not None
+    assert (divergence.first_step, divergence.last_step) == (11, 15)
 
 
 def test_a_restored_state_is_known_to_be_finite(loop, state):
     loop.begin(20)
     broken = state._replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
     loop.step(25, broken)
-    trouble = loop.recorder.trouble
-    assert trouble is not None
-    assert trouble.first_step == 21
+    divergence = loop.recorder.divergence
+    assert divergence is not None
+    assert divergence.first_step == 21
 
 
-def test_a_wish_to_save_saves_and_a_last_save_that_fails_is_tried_again(loop, state, monkeypatch):
+def test_a_save_request_saves_and_a_last_save_that_fails_is_tried_again(loop, state, monkeypatch):
     monkeypatch.setattr("train.callbacks._RETRIES_SEC", (0.0, 0.0))
-    loop.step(2, state, wish=Wish(save=True))
+    loop.step(2, state, request=StopRequest(save=True))
     assert loop.saved() == [2]
     folder = loop.run.folder.checkpoints
     (folder / "3.saving").write_text("in the way")
     with pytest.raises(Stopped, match=r"step 3 could not be saved.*that of step 2"):
-        loop.step(3, state, wish=Wish(stop={"cause": "SIGTERM"}))
+        loop.step(3, state, request=StopRequest(stop={"cause": "SIGTERM"}))
     failed = [e for e in loop.run.folder.read_events() if e["event"] == "save_failed"]
     assert len(failed) == 3
 
@@ -158,7 +160,7 @@ def test_an_evaluation_that_costs_more_than_the_training_between_is_warned_of(
     assert code == 0, output
     for said in (
         f"eval.every_steps={every_steps}",
-        "--eval.max_tokens",
+        "--eval.max-tokens",
         "costs more than training",
     ):
         assert (said in output) == is_costly, output

@@ -40,7 +40,7 @@ def evaluate(config: RunConfig, data: Data, mesh: jax.sharding.Mesh) -> Evaluati
     return Evaluator(config, data, mesh)(params)
 
 
-def nats_of(config: RunConfig, data: Data, name: str) -> tuple[float, int]:
+def loss_sum_of(config: RunConfig, data: Data, name: str) -> tuple[float, int]:
     """Returns the summed loss and the targets of a set, all rows of it in one batch."""
     stream = data.validation_sets()[name]
     batches = validation_batches(stream, config.data, batch_size=128, tokenizer=data.tokenizer)
@@ -54,7 +54,7 @@ def nats_of(config: RunConfig, data: Data, name: str) -> tuple[float, int]:
 def test_the_total_is_of_the_sources_and_each_set_has_its_own_score(tmp_path, mesh):
     config, data = opened(tmp_path, held_out=True)
     found = evaluate(config, data, mesh)
-    alone = {name: nats_of(config, data, name) for name in ("a", "b", "play")}
+    alone = {name: loss_sum_of(config, data, name) for name in ("a", "b", "play")}
     assert set(found.sets) == set(alone)
     for name, (nats, tokens) in alone.items():
         num_bytes = data.validation_sets()[name].num_bytes
@@ -88,14 +88,14 @@ def test_whether_a_text_follows_is_scored_over_the_whole_set(tmp_path, mesh):
     batches = validation_batches(stream, config.data, batch_size=1024, tokenizer=data.tokenizer)
     batch = item(batches, 0).map(jnp.asarray)
     params = random_params(model, std=0.1)
-    sums = batch_sums(shape_of(model).merge(params), batch).others
+    sums = batch_sums(shape_of(model).merge(params), batch).aux
     assert batch.next_BT is not None
     num_pairs = int(jnp.sum(batch.next_BT > 0))
     assert num_pairs > 50
 
     found = evaluate(config, data, mesh)
-    assert found.total.others.keys() == {"next_sentence/loss", "next_sentence/accuracy"}
-    for name, value in found.total.others.items():
+    assert found.total.aux_metrics.keys() == {"next_sentence/loss", "next_sentence/accuracy"}
+    for name, value in found.total.aux_metrics.items():
         assert value == pytest.approx(float(sums[name]) / num_pairs, rel=1e-5)
         assert found.record()[f"eval/{name}"] == value
         assert name in found.total.describe()

@@ -13,9 +13,9 @@ from small_model import quick_jit, random_params
 
 from configs.run import SampleConfig
 from model.inputs import Inputs
-from train.generation.answer import FIRST_SPAN, put_in
 from train.generation.fill_mask import MASK
 from train.generation.generate import make_generate
+from train.generation.text_to_text import FIRST_SENTINEL, insert_spans
 from train.optimizer import Params
 from train.state import shape_of
 
@@ -59,7 +59,7 @@ def likeliest(name: str):
 
 
 @by_encoder
-def test_each_hidden_token_becomes_what_its_text_alone_says(name):
+def test_each_masked_token_becomes_what_its_text_alone_says(name):
     params, special = params_of(name), TOKENIZER.special
     expected = []
     for prompt in FILLED:
@@ -94,7 +94,7 @@ def test_what_is_filled_in_by_chance_follows_the_seed(name):
 
 def answer_greedily(name: str, params: Params, prompt: str, target_len: int) -> list[int]:
     """Returns what is answered: the growing target is read anew for each token."""
-    span = [TOKENIZER.special[FIRST_SPAN]]
+    span = [TOKENIZER.special[FIRST_SENTINEL]]
     asked = [TOKENIZER.separator, *TOKENIZER.encode(prompt).tolist()][: T - 1] + span
     target = [TOKENIZER.separator, *span]
     while len(target) < min(target_len, 2 + GREEDY.num_tokens):
@@ -139,8 +139,8 @@ def test_what_is_found_for_each_span_stands_in_its_place():
     spans = [TOKENIZER.special[f"<extra_id_{i}>"] for i in range(3)]
     written = np.array([spans[0], 5, 6, spans[2], 7, spans[1], 8])
     asked = [1, spans[0], 2, spans[1], spans[2], 3]
-    assert put_in(asked, written, spans) == [1, 5, 6, 2, 8, 7, 3]
-    assert put_in([1, 2], np.array([5, 6]), []) == [1, 2, 5, 6]
+    assert insert_spans(asked, written, spans) == [1, 5, 6, 2, 8, 7, 3]
+    assert insert_spans([1, 2], np.array([5, 6]), []) == [1, 2, 5, 6]
 
 
 def test_a_prompt_may_say_where_its_spans_are():

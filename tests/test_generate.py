@@ -11,7 +11,7 @@ from configs.run import SampleConfig
 from data.tokenizers.tokenizer import CharacterTokenizer
 from model.inputs import Inputs
 from train.generation.generate import make_generate
-from train.generation.sampling import draw
+from train.generation.sampling import sample_tokens
 from train.optimizer import Params
 from train.state import shape_of
 
@@ -103,7 +103,7 @@ def test_the_text_of_a_prompt_does_not_depend_on_the_mesh():
 
 def drawn(logits_V, sample: SampleConfig) -> np.ndarray:
     """Returns how often each token comes up in 4000 draws."""
-    draws = draw(jnp.tile(jnp.asarray(logits_V), (4000, 1)), sample, jax.random.key(0))
+    draws = sample_tokens(jnp.tile(jnp.asarray(logits_V), (4000, 1)), sample, jax.random.key(0))
     return np.bincount(draws, minlength=len(logits_V)) / 4000
 
 

@@ -10,7 +10,7 @@ from small_model import SEQUENCE_LEN, mesh_of, small_batch
 from small_processes import free_port
 
 from sharding.rules import num_shards, sharding
-from train.loader import place, rows_here
+from train.loader import local_rows, to_global
 
 B, T = 8, SEQUENCE_LEN
 
@@ -29,10 +29,10 @@ B, T = 8, SEQUENCE_LEN
 def test_every_device_gets_its_rows_of_the_batch(rng, cut):
     batch, mesh = small_batch(rng, B), mesh_of(**cut)
     layout = sharding(mesh, "act_batch", "act_len")
-    assert rows_here(layout, B, T) == list(range(B))
+    assert local_rows(layout, B, T) == list(range(B))
     with jax.set_mesh(mesh):
         shape = (B // num_shards("act_batch"), T // num_shards("act_len"))
-    placed_batch = place(batch, list(range(B)), layout, B)
+    placed_batch = to_global(batch, list(range(B)), layout, B)
     for placed, field in zip(*map(jax.tree.leaves, (placed_batch, batch)), strict=True):
         assert isinstance(placed, jax.Array)
         for shard in placed.addressable_shards:
@@ -54,14 +54,14 @@ from configs.run import MeshConfig
 from data.batch import Batch
 from sharding.mesh import make_mesh
 from sharding.rules import sharding
-from train.loader import place, rows_here
+from train.loader import local_rows, to_global
 for sizes, num_rows in (((4, 1, 1), 4), ((1, 2, 2), 4), ((1, 1, 4), 8), ((2, 2, 1), 4)):
     mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor"), sizes))))
     layout = sharding(mesh, "act_batch", "act_len")
     whole = np.arange(8 * 3, dtype=np.int32).reshape(8, 3)
-    rows = rows_here(layout, 8, 3)
+    rows = local_rows(layout, 8, 3)
     assert rows == sorted(rows) and len(rows) == num_rows, rows
-    for placed in jax.tree.leaves(place(Batch(*[whole[rows]] * 5), rows, layout, 8)):
+    for placed in jax.tree.leaves(to_global(Batch(*[whole[rows]] * 5), rows, layout, 8)):
         assert placed.shape == (8, 3) and len(placed.addressable_shards) == 2
         for shard in placed.addressable_shards:
             np.testing.assert_array_equal(shard.data, whole[shard.index])

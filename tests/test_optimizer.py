@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from small_model import (
     GPT2_LIKE,
     flat,
@@ -21,6 +20,7 @@ from train.state import TrainState, shape_of
 
 NUM_STEPS, LR = 5, 0.1
 DECAYED = {"embedding": True, "norm/scale": False, "up_bias": False}
+AXES = {"embedding": ("vocab", "embed"), "norm": {"scale": ("norm",)}, "up_bias": ("mlp",)}
 
 
 def random_trees(rng):
@@ -35,7 +35,7 @@ def random_trees(rng):
 
 def updated(config, params, grads):
     """Returns the parameters after five steps of the optimizer at learning rate LR."""
-    tx = make_optimizer(config)
+    tx = make_optimizer(config, AXES)
     params, grads = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, grads))
     opt_state = tx.init(params)
     for grad in grads:
@@ -104,7 +104,7 @@ def test_sgd_has_a_momentum_and_decays_weights_beside_it(rng, max_norm):
 
 def test_matrices_and_embeddings_decay_and_nothing_else():
     config = small_model(**GPT2_LIKE, tied_embeddings=False, qk_norm=True)
-    decayed = flat(is_decayed(nnx.to_pure_dict(shape_of(config).state)))
+    decayed = flat(is_decayed(shape_of(config).axes()))
     assert {path for path, decays in decayed.items() if decays} == {
         "embedding",
         "positions",
@@ -134,10 +134,18 @@ def test_matrices_and_embeddings_decay_and_nothing_else():
     }
 
 
+def test_experts_routers_and_attention_sinks_decay_too():
+    config = small_model(num_experts=4, num_active_experts=2, attention_sinks=True)
+    decayed = flat(is_decayed(shape_of(config).axes()))
+    for path in ("mlp/router", "mlp/gate", "mlp/up", "mlp/down", "attention/sinks"):
+        assert decayed[f"layers/{path}"], path
+
+
 def test_the_optimizer_does_not_know_the_learning_rate(rng):
     params, grads = random_trees(rng)
     slow, fast = (
-        make_optimizer(OptimConfig(peak_lr=peak_lr, num_warmup_steps=0)) for peak_lr in (0.01, 1.0)
+        make_optimizer(OptimConfig(peak_lr=peak_lr, num_warmup_steps=0), AXES)
+        for peak_lr in (0.01, 1.0)
     )
     params, grad = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, grads[0]))
     slow_update, _ = slow.update(grad, slow.init(params), params)
@@ -149,7 +157,7 @@ def test_a_step_moves_by_minus_the_learning_rate_times_the_direction(rng):
     plain_sgd = {"optimizer": "sgd", "b1": 0.0, "weight_decay": 0.0, "max_grad_norm": None}
     config = small_run(optim={**plain_sgd, "peak_lr": 0.25})
     params, batch = random_params(config.model), small_batch(rng, 8)
-    tx = make_optimizer(config.optim)
+    tx = make_optimizer(config.optim, shape_of(config.model).axes())
 
     @quick_jit
     @jax.grad

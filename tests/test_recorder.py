@@ -1,4 +1,4 @@
-"""The recorder: what becomes of the metrics of each step, and what the guard is asked."""
+"""The recorder: how the metrics of each step are recorded and guarded."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +9,13 @@ from small_data import steps_of
 from small_loop import metrics, open_run, progress
 
 from train.record.console import Display
-from train.record.metrics import open_metrics
-from train.record.recorder import Recorder, striking
+from train.record.metrics_writer import open_metrics
+from train.record.recorder import Recorder, largest_gradient_norms
 from train.record.run_folder import read_metrics
-from train.run_context import Run
+from train.run_context import RunContext
 
 
-def recorder_of(run: Run, step: int = 0, passed_over: Sequence[int] = ()) -> Recorder:
+def recorder_of(run: RunContext, step: int = 0, passed_over: Sequence[int] = ()) -> Recorder:
     recorder = Recorder(
         run, open_metrics(run.folder), Display(Console(quiet=True), first_step=0, num_steps=60)
     )
@@ -28,7 +28,7 @@ def recorder_of(run: Run, step: int = 0, passed_over: Sequence[int] = ()) -> Rec
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunContext:
     return open_run(tmp_path, "--train.log_every_steps", "2", "--guard.num_window_steps", "8")
 
 
@@ -56,10 +56,10 @@ def test_a_step_that_is_not_finite_is_an_event_that_names_its_rows_and_arrays(ru
     recorder = recorder_of(run, skipped := 3, passed_over=(1, 3))
     recorder.add(skipped + 1, metrics(finite=False), 0.0)
     recorder.finish()
-    (event,) = [event for event in run.folder.read_events() if event["event"] == "skipped"]
+    (event,) = [event for event in run.folder.read_events() if event["event"] == "nonfinite_step"]
     assert (event["step"], event["rows"], event["loss"]) == (4, [[40, 48]], "nan")
     assert set(event["layers"]) == {"norm/scale", "layers/mlp/up[0]", "layers/mlp/up[1]"}
-    assert recorder.is_worried
+    assert recorder.is_suspect
 
 
 def test_what_a_pause_takes_is_not_in_the_speed_of_steps(run, monkeypatch):
@@ -93,7 +93,7 @@ def test_the_guard_begins_anew_with_the_first_batch_of_other_weights(
     for step in range(1, 40):
         recorder.add(step, metrics(3.0 if step < change else 9.0), 0.0)
     recorder.finish()
-    assert recorder.trouble is None
+    assert recorder.divergence is None
     assert min(recorder.guard.memory()["window"]) == 9.0
 
     early = recorder_of(recorder._run, passed_over=passed_over)
@@ -105,5 +105,5 @@ def test_the_guard_begins_anew_with_the_first_batch_of_other_weights(
 
 
 def test_arrays_that_are_not_finite_stand_out_before_those_that_are_large():
-    assert striking({"a": 1.0, "b": float("inf"), "c": 9.0}) == {"b": "inf"}
-    assert list(striking({"a": 1.0, "b": 5.0, "c": 9.0}, num=2)) == ["c", "b"]
+    assert largest_gradient_norms({"a": 1.0, "b": float("inf"), "c": 9.0}) == {"b": "inf"}
+    assert list(largest_gradient_norms({"a": 1.0, "b": 5.0, "c": 9.0}, num=2)) == ["c", "b"]

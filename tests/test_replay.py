@@ -48,7 +48,7 @@ def test_a_flipped_bit_names_the_device_and_the_array(run, number: int):
     step, fresh, batch = run
     flip = functools.partial(with_flipped_bit, device=jax.devices()[5])
     wrong = after_call(step, number, flip)
-    told: list[tuple[str, dict]] = []
+    events: list[tuple[str, dict]] = []
     with pytest.raises(Corrupted) as caught:
         step_twice(
             wrong,
@@ -56,9 +56,9 @@ def test_a_flipped_bit_names_the_device_and_the_array(run, number: int):
             batch,
             step=7,
             processes=ALONE,
-            say=lambda event, **details: told.append((event, details)),
+            emit=lambda event, **details: events.append((event, details)),
         )
-    ((event, details),) = told
+    ((event, details),) = events
     assert (event, details["step"]) == ("corrupted", 7)
     assert details["devices"] == [f"{jax.devices()[5]}"]
     assert all("norm" in array for array in details["arrays"])

@@ -12,6 +12,7 @@ from small_checkpoints import CONFIG, progress, small_state, write_checkpoint
 from small_data import data_config, steps_of
 from small_runs import RUN, call, tiny_run, write_text
 
+import train.health.rollback
 import train.loop
 from configs.errors import Unavailable
 from configs.run import CheckpointConfig
@@ -20,7 +21,7 @@ from train.checkpoints.durable import DurableTier
 from train.checkpoints.manifest import Progress, checkpoint_steps, pin, read_progress, verify
 from train.checkpoints.recovery import Place, newest_whole
 from train.checkpoints.save_restore import Checkpoints
-from train.health.divergence import Guard, Trouble
+from train.health.divergence import Divergence, Guard
 from train.record.recorder import Recorder
 from train.record.run_folder import RunFolder, read_metrics
 
@@ -176,19 +177,14 @@ def test_a_spike_that_the_newest_checkpoint_holds_goes_to_an_older_one(run, monk
     assert checkpoint_steps(run.checkpoints) == [40]
 
 
-def test_with_nothing_to_go_back_to_a_run_ends_and_keeps_everything(run, monkeypatch):
+def test_without_an_older_checkpoint_a_run_ends_and_keeps_everything(run, monkeypatch):
     code, output = call("train", *tiny_run(*QUIET, "--train.num_steps", "20"))
     assert code == 0, output
     for step in checkpoint_steps(run.checkpoints):
         if step != 20:
             shutil.rmtree(run.checkpoints / str(step))
     before = names(run.checkpoints)
-    original = train.loop.newest_whole
-    monkeypatch.setattr(
-        train.loop,
-        "newest_whole",
-        lambda place, at_most=None: None if at_most else original(place),
-    )
+    monkeypatch.setattr(train.health.rollback, "newest_whole", lambda context, at_most: None)
     harm(monkeypatch, 3, with_infinite_moment)
     code, output = call("train", *tiny_run(*QUIET, "--allow-changes"))
     assert code == 76, output
@@ -223,20 +219,20 @@ def _nan(params):
     return jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
 
 
-def blaming(monkeypatch, *troubles: Trouble) -> None:
-    """Makes a guard find these troubles, each when their last step comes for the first time."""
-    original, left = Guard.look, list(troubles)
+def blaming(monkeypatch, *divergences: Divergence) -> None:
+    """Makes a guard find these divergences, each when its last step comes for the first time."""
+    original, left = Guard.check, list(divergences)
 
-    def look(self, step, loss, finite, weights=()):
+    def check(self, step, loss, finite, weights=()):
         found = original(self, step, loss, finite, weights)
         return left.pop(0) if left and step == left[0].last_step else found
 
-    monkeypatch.setattr(Guard, "look", look)
+    monkeypatch.setattr(Guard, "check", check)
 
 
 def test_a_second_rollback_skips_what_the_first_one_did_too(run, monkeypatch):
     """It goes to an older checkpoint, which knows nothing of the first."""
-    blaming(monkeypatch, Trouble(41, 43, "first"), Trouble(40, 43, "second"))
+    blaming(monkeypatch, Divergence(41, 43, "first"), Divergence(40, 43, "second"))
     code, output = call("train", *tiny_run(*QUIET, "--train.num_steps", "50"))
     assert code == 0, output
     assert [event["to_step"] for event in events(run, "rolled_back")] == [40, 35]
@@ -248,7 +244,7 @@ def test_a_run_goes_on_after_another_seed_and_a_rollback(run, monkeypatch):
     assert call("train", *tiny_run(*QUIET, "--train.num_steps", "20"))[0] == 0
     seeded = tiny_run(*QUIET, "--train.num_steps", "40", "--train.seed", "1", "--allow-changes")
     with monkeypatch.context() as harmed:
-        blaming(harmed, Trouble(22, 23, "first"))
+        blaming(harmed, Divergence(22, 23, "first"))
         harmed.setattr("train.loop.Recorder.add", stopped_at(Recorder.add, 22))
         assert call("train", *seeded)[0] == 70
     assert read_progress(run.checkpoints, 20).num_rollbacks == 1

@@ -11,7 +11,7 @@ from small_runs import content_of, finish, start, tiny_run, write_text
 from configs.errors import SettingsError
 from configs.presets.table import PRESETS
 from configs.run import RunConfig
-from train.record.metrics import MetricsWriter
+from train.record.metrics_writer import MetricsWriter
 from train.record.run_folder import RunFolder, read_json_lines, read_metrics
 
 

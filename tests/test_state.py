@@ -1,4 +1,4 @@
-"""The state: every leaf is born where the table of rules wants it."""
+"""The state: every leaf is initialized in the sharding that the table of rules gives it."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from train.state import TrainState, abstract_state, init_state
 from train.step import compile_train_step
 
 
-def born(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainState[jax.Array]:
+def initialized(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainState[jax.Array]:
     return init_state(config, jax.random.key(config.train.seed), mesh)
 
 
@@ -74,24 +74,24 @@ def assert_layout(state: TrainState[jax.Array], mesh: jax.sharding.Mesh) -> None
 
 
 @functools.cache
-def born_on_eight() -> tuple[TrainState[jax.Array], jax.sharding.Mesh]:
+def initialized_on_eight() -> tuple[TrainState[jax.Array], jax.sharding.Mesh]:
     mesh = mesh_of(data=2, fsdp=2, tensor=2)
-    return born(EVERYTHING, mesh), mesh
+    return initialized(EVERYTHING, mesh), mesh
 
 
-def test_every_leaf_is_born_in_its_layout():
-    assert_layout(*born_on_eight())
+def test_every_leaf_is_initialized_sharded():
+    assert_layout(*initialized_on_eight())
 
 
 def test_a_run_begins_with_the_same_numbers_on_every_mesh():
-    state, _ = born_on_eight()
+    state, _ = initialized_on_eight()
     # On one device and in another order of computation: float32 rounding of weights of size one.
-    for path, leaf in flat(born(EVERYTHING, mesh_of()).params).items():
+    for path, leaf in flat(initialized(EVERYTHING, mesh_of()).params).items():
         np.testing.assert_allclose(flat(state.params)[path], leaf, rtol=1e-6, err_msg=path)
 
 
 def test_the_state_that_a_restore_asks_for_has_the_layout_and_shapes_of_a_new_one():
-    state, mesh = born_on_eight()
+    state, mesh = initialized_on_eight()
     asked = abstract_state(EVERYTHING, mesh)
     assert jax.tree.structure(asked) == jax.tree.structure(state)
     for shape, leaf in zip(jax.tree.leaves(asked), jax.tree.leaves(state), strict=True):
@@ -100,7 +100,7 @@ def test_the_state_that_a_restore_asks_for_has_the_layout_and_shapes_of_a_new_on
 
 
 def test_a_compiled_step_keeps_the_layout_and_takes_the_memory_of_its_state(rng):
-    state, mesh = born_on_eight()
+    state, mesh = initialized_on_eight()
     state = jax.tree.map(jnp.copy, state)
     batch = jax.device_put(small_batch(rng, 8), sharding(mesh, "act_batch", "act_len"))
     with jax.set_mesh(mesh):
@@ -148,6 +148,6 @@ def test_with_only_the_optimizer_sharded_parameters_are_whole_and_moments_are_cu
     ],
 )
 def test_a_device_holds_its_part_of_each_parameter_and_of_its_moments(path, shape):
-    state, _ = born_on_eight()
+    state, _ = initialized_on_eight()
     for params in (state.params, adam_of(state).mu, adam_of(state).nu):
         assert [shard.data.shape for shard in flat(params)[path].addressable_shards] == [shape] * 8

@@ -29,7 +29,7 @@ POISONABLE = small_model(tied_embeddings=False, norm_epsilon=1e-37)
 
 def first_state(config: RunConfig, *, step: int = 0) -> TrainState[jax.Array]:
     params = random_params(config.model, std=0.2)
-    opt_state = make_optimizer(config.optim).init(params)
+    opt_state = make_optimizer(config.optim, shape_of(config.model).axes()).init(params)
     return TrainState(jnp.asarray(step, jnp.int32), params, opt_state)
 
 
@@ -110,7 +110,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_run_goes_on(
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(after))
 
 
-def test_a_skipped_step_moves_the_schedule_and_not_the_optimizer(rng):
+def test_a_nonfinite_step_moves_the_schedule_and_not_the_optimizer(rng):
     config, state, clean, bad = poisoned(rng)
     step = step_on_one_device(config)
     skipped, _ = step(state, bad)

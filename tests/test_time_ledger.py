@@ -1,4 +1,4 @@
-"""The time ledger: every second of a run's life is counted once, over all its starts."""
+"""The time ledger: every second of a run is counted once, over all its starts."""
 
 import json
 import time
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from train.health.spans import Spans
-from train.record.time_ledger import CLASSES, Ledger, process_age_sec
+from train.record.spans import Spans
+from train.record.time_ledger import CATEGORIES, TimeLedger, process_age_sec
 
 
 @pytest.fixture
@@ -33,9 +33,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("ledger", "spans"):
-        monkeypatch.setattr(f"train.{module}.time", clock)
-        monkeypatch.setattr(f"train.{module}.process_age_sec", lambda: 0.0)
+    for module in ("time_ledger", "spans"):
+        monkeypatch.setattr(f"train.record.{module}.time", clock)
+        monkeypatch.setattr(f"train.record.{module}.process_age_sec", lambda: 0.0)
     return clock
 
 
@@ -53,7 +53,7 @@ def test_every_second_belongs_to_what_was_done_then(clock):
     clock.passes(6)
     spans.settle()
     expected = {"step": 6.0, "data_wait": 5.0, "save_stall": 4.0, "set_up": 6.0}
-    assert spans.ledger.snapshot() == {kind: expected.get(kind, 0.0) for kind in CLASSES}
+    assert spans.ledger.snapshot() == {kind: expected.get(kind, 0.0) for kind in CATEGORIES}
 
 
 def test_a_process_begins_with_the_time_it_took_to_start():
@@ -74,7 +74,7 @@ def life_sec(path: Path) -> float:
 def test_the_seconds_of_all_starts_and_between_them_add_up_to_the_wall_clock(path, clock):
     for _ in range(3):
         spans = Spans()
-        spans.ledger.go_on(path)
+        spans.ledger.resume(path)
         with spans("loop"), spans("step"):
             clock.passes(5)
         spans.settle()
@@ -87,14 +87,14 @@ def test_the_seconds_of_all_starts_and_between_them_add_up_to_the_wall_clock(pat
 
 def test_a_killed_run_is_missed_from_its_last_sign_of_life_on(path, clock):
     spans = Spans()
-    spans.ledger.go_on(path)
+    spans.ledger.resume(path)
     with spans("loop"), spans("step"):
         clock.passes(10)
         spans.settle()
         spans.ledger.write()  # all that a kill leaves
         clock.passes(7)
-    again = Ledger()
-    again.go_on(path)
+    again = TimeLedger()
+    again.resume(path)
     again.write()
     said = written(path)["seconds"]
     assert (said["step"], said["down_time"]) == (10.0, 7.0)
@@ -102,10 +102,10 @@ def test_a_killed_run_is_missed_from_its_last_sign_of_life_on(path, clock):
 
 
 def test_a_run_writes_its_ledger_by_itself_and_a_last_time_at_its_end(path, monkeypatch):
-    monkeypatch.setattr("train.health.spans._BEAT_SEC", 0.01)
+    monkeypatch.setattr("train.record.spans._WRITE_SEC", 0.01)
     spans = Spans()
-    spans.ledger.go_on(path)
-    spans.beat()
+    spans.ledger.resume(path)
+    spans.start_writing()
     while not path.exists():
         time.sleep(0.01)
     spans.ledger.add("evaluation", 100.0)
@@ -114,14 +114,14 @@ def test_a_run_writes_its_ledger_by_itself_and_a_last_time_at_its_end(path, monk
 
 
 def test_what_an_older_checkpoint_does_not_hold_was_lost(path):
-    ledger = Ledger()
+    ledger = TimeLedger()
     ledger.add("step", 10.0)
     ledger.add("compile", 3.0)
     snapshot = ledger.snapshot()
     ledger.add("step", 4.0)
     ledger.add("evaluation", 2.0)
     ledger.add("compile", 5.0)
-    ledger.lose_since(snapshot)
+    ledger.lose_work_since(snapshot)
     found = ledger.snapshot()
     assert (found["step"], found["evaluation"], found["compile"]) == (10.0, 0.0, 8.0)
     assert found["lost_work"] == 6.0
@@ -129,31 +129,31 @@ def test_what_an_older_checkpoint_does_not_hold_was_lost(path):
 
 
 def test_time_after_the_end_of_a_run_is_not_its_life(path, clock):
-    first = Ledger()
-    first.go_on(path)
+    first = TimeLedger()
+    first.resume(path)
     first.add("step", 1.0)
     first.is_finished = True
     first.write()
     said = written(path)
     long_ago = {"beat": said["beat"] - 3600, "first_start": said["beat"] - 3601}
     path.write_text(json.dumps({**said, **long_ago}))
-    again = Ledger()
-    again.go_on(path)
+    again = TimeLedger()
+    again.resume(path)
     again.write()
     assert written(path)["seconds"]["down_time"] == 0
     assert life_sec(path) == pytest.approx(1.0, abs=0.1)
 
 
 def test_a_clock_that_was_set_back_is_told_and_takes_no_time_away(path, clock):
-    first = Ledger()
-    first.go_on(path)
+    first = TimeLedger()
+    first.resume(path)
     first.add("step", 5.0)
     first.write()
     said = written(path)
     ahead = {"beat": said["beat"] + 3600, "first_start": said["beat"] + 3595}
     path.write_text(json.dumps({**said, **ahead}))
-    again = Ledger()
-    assert again.go_on(path) == pytest.approx(3600, abs=1)
+    again = TimeLedger()
+    assert again.resume(path) == pytest.approx(3600, abs=1)
     again.write()
     found = written(path)["seconds"]
     assert found["step"] == 5.0
@@ -163,4 +163,4 @@ def test_a_clock_that_was_set_back_is_told_and_takes_no_time_away(path, clock):
 
 def test_a_torn_ledger_begins_anew(path):
     path.write_text('{"beat": 17')
-    assert Ledger().go_on(path) == 0
+    assert TimeLedger().resume(path) == 0

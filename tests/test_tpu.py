@@ -110,14 +110,14 @@ def compile_here(case: Case) -> Program:
 
     from sharding.compiled.program import describe
     from sharding.mesh import make_mesh
-    from train.ahead_of_time import compile_step
+    from train.compile_ahead_of_time import compile_ahead_of_time
 
     name = "x".join(map(str, case.pod))
     pod = topologies.get_topology_desc(
         platform="tpu", topology_name=f"v5p:{name}", wrap=(True, True, True)
     )
     mesh = make_mesh(case.config.mesh, pod.devices)
-    return describe(compile_step(case.config, mesh), mesh)
+    return describe(compile_ahead_of_time(case.config, mesh), mesh)
 
 
 def program(case: Case) -> Program:

@@ -238,7 +238,7 @@ def test_a_run_that_began_on_format_2_goes_on_is_evaluated_and_branches(tmp_path
     branch = ("--init-from", str(RUN), "--with-optimizer", "--run-dir", "branch")
     code, said = call(*command, "--train.num_steps", "12", *branch)
     assert code == 0, said
-    assert f"with the weights, moments and place of {RUN}@10" in said
+    assert f"with the weights, optimizer state and data position of {RUN}@10" in said
     path.write_text(path.read_text() * 2)
     code, said = call(*command, "--data.path", "text.txt", "--run-dir", "runs/new")
     assert code == 0, said

@@ -1,1 +1,1 @@
-"""The loss, the optimizer, the compiled step, the loop, and what a run leaves in its folder."""
+"""Training: the loop and the step, evaluation, generation, checkpoints, records and health."""

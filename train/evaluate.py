@@ -1,4 +1,4 @@
-"""The loss over a validation split: all of it, or a part that is always the same."""
+"""Evaluation on validation sets: all of each, or a part that is always the same."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ from data.mixture import Data
 from data.token_store import TokenStream
 from sharding.pipeline import pipeline_of
 from sharding.rules import sharding
-from train.loader import Feed
-from train.loss import batch_sums, weights_of
+from train.loader import Loader
+from train.loss import aux_weights, batch_sums
 from train.optimizer import Params
 from train.record.run_folder import Record
 from train.state import shape_of
@@ -24,41 +24,42 @@ from train.state import shape_of
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The result of one pass over a validation set, or over several of them."""
+    """The result on one validation set, or on several together."""
 
     loss: float
     """Nats per token."""
     bits_per_byte: float | None
-    """Bits per byte of text, separators paid for; comparable between tokenizers. None where not
-    each token is predicted from those before it."""
+    """Bits per byte of text, the loss of separators included; comparable between tokenizers. None
+    unless the objective is causal."""
     tokens: int
-    """Targets that counted."""
-    others: dict[str, float]
-    """Means of further losses and counts, such as next_sentence/accuracy."""
+    """Number of targets."""
+    aux_metrics: dict[str, float]
+    """Means of auxiliary losses and counts, such as next_sentence/accuracy."""
 
     def describe(self) -> str:
-        """Returns the score as a person reads it."""
+        """Returns the score as one line for a person."""
         bits = "" if self.bits_per_byte is None else f"{self.bits_per_byte:.3f} bits per byte, "
-        others = "".join(f", {name} {value:.4f}" for name, value in self.others.items())
-        return f"{self.loss:.4f} nats per token, {bits}on {self.tokens:,} tokens{others}"
+        aux = "".join(f", {name} {value:.4f}" for name, value in self.aux_metrics.items())
+        return f"{self.loss:.4f} nats per token, {bits}on {self.tokens:,} tokens{aux}"
 
     def record(self) -> Record:
-        """Returns all of it by name."""
+        """Returns all values by name."""
         return {
             "loss": self.loss,
             "bits_per_byte": self.bits_per_byte,
             "tokens": self.tokens,
-            **self.others,
+            **self.aux_metrics,
         }
 
 
-class Tally(NamedTuple):
-    """What a batch or a whole set adds up to: scalars on devices, or numbers."""
+class EvalSums(NamedTuple):
+    """Sums over a batch or a set: scalars on devices, or numbers."""
 
-    nats: Any
+    loss_sum: Any
+    """Nats."""
     tokens: Any
-    others: dict[str, tuple[Any, Any]]
-    """Of further losses and counts, each beside what it is divided by."""
+    aux: dict[str, tuple[Any, Any]]
+    """(sum, weight to divide it by) of auxiliary losses and counts, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +67,10 @@ class Evaluation:
     """Scores of all validation sets."""
 
     total: Score
-    """Over the validation splits of all sources, as if they were one; the further sets are not in
-    it, unless there are no others."""
+    """Over the validation splits of all sources, as if they were one set; over the sets of
+    data.validation only if there are no splits."""
     sets: dict[str, Score]
-    """Of each set by itself."""
+    """By set."""
 
     @property
     def loss(self) -> float:
@@ -77,7 +78,7 @@ class Evaluation:
         return self.total.loss
 
     def record(self) -> Record:
-        """Returns the keys that join the line of the step in metrics.jsonl."""
+        """Returns what is added to the line of the step in metrics.jsonl."""
         scores = {"eval": self.total}
         if len(self.sets) > 1:
             scores |= {f"eval/{name}": score for name, score in self.sets.items()}
@@ -98,8 +99,7 @@ class Evaluator:
         self._eval_step = make_eval_step(config, mesh)
 
     def __call__(self, params: Params) -> Evaluation:
-        """Returns the loss of every set; a target counts once, padding and what is beyond
-        eval.max_tokens not at all."""
+        """Returns the scores of all sets: every target once, up to eval.max_tokens."""
         sums = {name: self._sums(params, stream) for name, stream in self.sets.items()}
         own = [name for name, _ in self._data.sources if name in sums] or list(sums)
         return Evaluation(
@@ -109,17 +109,17 @@ class Evaluator:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all sets that are evaluated, padding among them."""
+        """Evaluated tokens of all sets, padding included."""
         data, most = self._config.data, self._config.eval.max_tokens
         return data.sequence_len * sum(
             num_validation_rows(stream, data, most) for stream in self.sets.values()
         )
 
-    def _sums(self, params: Params, stream: TokenStream) -> Tally:
-        """Returns what a set adds up to."""
+    def _sums(self, params: Params, stream: TokenStream) -> EvalSums:
+        """Returns the sums over a set."""
         config = self._config
         batch_size = config.eval.batch_size or config.train.batch_size
-        feed = Feed(
+        loader = Loader(
             lambda rows: validation_batches(
                 stream,
                 config.data,
@@ -132,44 +132,46 @@ class Evaluator:
             sharding=self._sharding,
             batch_size=batch_size,
         )
-        return _add(jax.device_get([self._eval_step(params, batch) for batch in feed]))
+        return _add(jax.device_get([self._eval_step(params, batch) for batch in loader]))
 
-    def _score(self, sums: list[Tally], streams: list[TokenStream]) -> Score:
-        nats, tokens, others = _add(sums)
-        # Of a part of a set the bytes are taken to be as many a token as in all of it.
+    def _score(self, sums: list[EvalSums], streams: list[TokenStream]) -> Score:
+        loss_sum, tokens, aux = _add(sums)
+        # A part of a set is taken to have as many bytes per token as all of it.
         num_bytes = sum(
             stream.num_bytes * part.tokens / (stream.num_tokens - 1)
             for stream, part in zip(streams, sums, strict=True)
         )
         is_causal = self._config.data.objective == "causal"
-        bits = nats / math.log(2) / num_bytes if is_causal else None
-        means = {name: part / whole for name, (part, whole) in others.items() if whole}
-        return Score(loss=nats / tokens, bits_per_byte=bits, tokens=tokens, others=means)
+        bits = loss_sum / math.log(2) / num_bytes if is_causal else None
+        means = {name: total / weight for name, (total, weight) in aux.items() if weight}
+        return Score(loss=loss_sum / tokens, bits_per_byte=bits, tokens=tokens, aux_metrics=means)
 
 
-def _add(sums: Sequence[Tally]) -> Tally:
-    names = sums[0].others if sums else ()
-    return Tally(
-        math.fsum(float(each.nats) for each in sums),
+def _add(sums: Sequence[EvalSums]) -> EvalSums:
+    names = sums[0].aux if sums else ()
+    return EvalSums(
+        math.fsum(float(each.loss_sum) for each in sums),
         sum(int(each.tokens) for each in sums),
         {
             name: (
-                math.fsum(float(each.others[name][0]) for each in sums),
-                math.fsum(float(each.others[name][1]) for each in sums),
+                math.fsum(float(each.aux[name][0]) for each in sums),
+                math.fsum(float(each.aux[name][1]) for each in sums),
             )
             for name in names
         },
     )
 
 
-def make_eval_step(config: RunConfig, mesh: jax.sharding.Mesh) -> Callable[[Params, Batch], Tally]:
-    """Returns the compiled function from (params, batch) to what the batch adds up to."""
+def make_eval_step(
+    config: RunConfig, mesh: jax.sharding.Mesh
+) -> Callable[[Params, Batch], EvalSums]:
+    """Returns the compiled function from (params, batch) to the sums over the batch."""
     shape = shape_of(config.model, pipeline_of(config, mesh))
 
     @jax.jit
-    def eval_step(params: Params, batch: Batch) -> Tally:
-        sums, weights = batch_sums(shape.merge(params), batch), weights_of(config.model, batch)
-        others = {name: (sums.others[name], weight) for name, weight in weights.items()}
-        return Tally(sums.nats, jnp.sum(batch.weights_BT > 0, dtype=jnp.int32), others)
+    def eval_step(params: Params, batch: Batch) -> EvalSums:
+        sums, weights = batch_sums(shape.merge(params), batch), aux_weights(config.model, batch)
+        aux = {name: (sums.aux[name], weight) for name, weight in weights.items()}
+        return EvalSums(sums.loss_sum, jnp.sum(batch.weights_BT > 0, dtype=jnp.int32), aux)
 
     return eval_step

@@ -1,4 +1,4 @@
-"""Batches on their way to the devices: read ahead on the host, placed ahead on the devices."""
+"""Loads batches: prefetched on the host, then on the devices."""
 
 import time
 from collections import deque
@@ -14,26 +14,26 @@ from configs.data import DataConfig
 from data.batch import Batch
 from data.objectives.batch_maker import empty_row
 
-_NUM_ON_DEVICE = 2  # the batch of this step, and that of the next
+_NUM_ON_DEVICE = 2  # the batch of this step and that of the next one
 
 
-def rows_here(sharding: NamedSharding, batch_size: int, sequence_len: int) -> list[int]:
-    """Returns the rows of a global batch that the devices of this process hold, in global order."""
+def local_rows(sharding: NamedSharding, batch_size: int, sequence_len: int) -> list[int]:
+    """Returns the rows of a global batch on the devices of this process, in global order."""
     indices = sharding.addressable_devices_indices_map((batch_size, sequence_len)).values()
     return sorted({row for index in indices if index for row in range(batch_size)[index[0]]})
 
 
-def place(local: Batch, rows: list[int], sharding: NamedSharding, batch_size: int) -> Batch:
-    """Returns the global batch on the devices, made of the rows that this process has read."""
+def to_global(local: Batch, rows: list[int], sharding: NamedSharding, batch_size: int) -> Batch:
+    """Returns the global batch on the devices, from the rows that each process has read."""
     if jax.process_count() == 1:
         return jax.device_put(local, sharding)
-    place_of = {row: i for i, row in enumerate(rows)}
+    index_of = {row: i for i, row in enumerate(rows)}
 
     def put(array: np.ndarray) -> jax.Array:
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
-            wanted = [place_of[row] for row in range(batch_size)[index[0]]]
-            return array[wanted][:, index[1]]
+            local_index = [index_of[row] for row in range(batch_size)[index[0]]]
+            return array[local_index][:, index[1]]
 
         shape = (batch_size, *array.shape[1:])
         return jax.make_array_from_callback(shape, sharding, shard)
@@ -42,7 +42,7 @@ def place(local: Batch, rows: list[int], sharding: NamedSharding, batch_size: in
 
 
 def abstract_batch(sharding: NamedSharding, batch_size: int, config: DataConfig) -> Batch:
-    """Returns the shapes, dtypes and layout of every batch; no array of it is made."""
+    """Returns the shapes, dtypes and layout of every batch, without any array."""
 
     def shape(array: np.ndarray) -> Any:
         return jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype, sharding=sharding)
@@ -50,8 +50,8 @@ def abstract_batch(sharding: NamedSharding, batch_size: int, config: DataConfig)
     return empty_row(config).map(shape)
 
 
-class Feed:
-    """Batches in order, each already on the devices when it is asked for."""
+class Loader:
+    """Iterates over batches in order, each already on the devices when it is returned."""
 
     def __init__(
         self,
@@ -61,24 +61,22 @@ class Feed:
         sharding: NamedSharding,
         batch_size: int,
     ):
-        """Begins to read.
+        """Starts to read.
 
         Args:
-            batches_of: from the rows of the global batch that this process holds to a dataset of
-                batches of just those.
+            batches_of: from the rows of the global batch on this process to a dataset of batches of
+                these rows.
         """
         self._shape = (batch_size, config.sequence_len)
         self._sharding = sharding
-        self._rows = rows_here(sharding, *self._shape)
+        self._rows = local_rows(sharding, *self._shape)
         options = grain.ReadOptions(
             num_threads=config.num_read_threads, prefetch_buffer_size=config.num_prefetch_batches
         )
         self._host = iter(batches_of(self._rows).to_iter_dataset(options))
         self._placed: deque[Batch] = deque()
-        self.abstract_batch = abstract_batch(sharding, batch_size, config)
-        """The shapes, dtypes and layout of every batch."""
         self.wait_sec = 0.0
-        """Seconds that the last batch was waited for."""
+        """Seconds that the last call waited for its batch."""
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -89,7 +87,7 @@ class Feed:
             local = next(self._host, None)
             if local is None:
                 break
-            self._placed.append(place(local, self._rows, self._sharding, self._shape[0]))
+            self._placed.append(to_global(local, self._rows, self._sharding, self._shape[0]))
         self.wait_sec = time.perf_counter() - started
         if not self._placed:
             raise StopIteration

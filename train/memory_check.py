@@ -1,4 +1,4 @@
-"""Whether the state of a run fits on the devices that are here, said before it is made there."""
+"""Checks that the state of a run fits into device memory, before it is made."""
 
 import math
 import os
@@ -14,23 +14,23 @@ from train.state import abstract_state, gradient_layout, on_devices, state_layou
 
 
 def check_memory(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
-    """Says what the state takes on each device; activations come on top of it.
+    """Logs the memory of the state per device; activations need more on top of it.
 
     Raises:
-        SettingsError: state and gradients alone are more than a device has.
+        SettingsError: state and gradients alone exceed the memory of a device.
     """
-    has = device_memory_bytes(mesh)
-    needs = state_bytes_per_device(config, mesh)
-    words = f"parameters, moments and gradients take {_size(needs)} of each device"
-    if has is None:
-        logger.info(f"memory: {words}, which does not say how much it has")
+    available = device_memory_bytes(mesh)
+    needed = state_bytes_per_device(config, mesh)
+    message = f"parameters, optimizer state and gradients need {_size(needed)} per device"
+    if available is None:
+        logger.info(f"memory: {message}; the device does not report how much it has")
         return
     require(
-        needs <= has,
-        f"{words}, which has {_size(has)}: give a larger mesh.fsdp (it is {mesh.shape['fsdp']}), "
-        "more devices, or mesh.offload_optimizer True",
+        needed <= available,
+        f"{message}, which has {_size(available)}: give a larger mesh.fsdp (now "
+        f"{mesh.shape['fsdp']}), more devices, or mesh.offload_optimizer True",
     )
-    logger.info(f"memory: {words}, which has {_size(has)}")
+    logger.info(f"memory: {message}, which has {_size(available)}")
 
 
 def _size(num_bytes: int) -> str:
@@ -38,7 +38,7 @@ def _size(num_bytes: int) -> str:
 
 
 def state_bytes_per_device(config: RunConfig, mesh: jax.sharding.Mesh) -> int:
-    """Returns the bytes of parameters, moments and one gradient on the device that has most."""
+    """Returns the bytes of parameters, optimizer state and one gradient on a device."""
     state, layout = abstract_state(config, mesh), state_layout(config, mesh)
     on_device = [
         (leaf, where)
@@ -58,7 +58,7 @@ def _bytes(leaves: Iterable[tuple[Any, Any]]) -> int:
 
 
 def device_memory_bytes(mesh: jax.sharding.Mesh) -> int | None:
-    """Returns the memory of a device of this process; of a CPU its share of the machine's."""
+    """Returns the memory of a device of this process; a CPU device has a share of the host's."""
     device = next(d for d in mesh.devices.flat if d.process_index == jax.process_index())
     if device.platform == "cpu":
         pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -10,13 +10,20 @@ from configs.run import OptimConfig
 Params: TypeAlias = dict[str, Any]
 """Arrays by module path, nested."""
 
+_DECAYED_AXES = {"embed", "expert_embed", "router_embed", "sinks"}
+"""Matrices and embeddings have one of these axes; norms and biases have none. Attention sinks are
+decayed too."""
 
-def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
+
+def make_optimizer(config: OptimConfig, axes: Params) -> optax.GradientTransformation:
     """Returns clipping and the direction of the update, which the step scales by -learning rate.
 
     The learning rate stays outside because it advances with every step, while the optimizer does
-    not advance in a step that is skipped.
+    not advance in a nonfinite step.
     Source: Loshchilov and Hutter 2017, Decoupled weight decay, arXiv:1711.05101, algorithm 2.
+
+    Args:
+        axes: the logical axes of every parameter.
     """
     if config.optimizer == "adamw":
         direction = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
@@ -28,15 +35,14 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
         else optax.clip_by_global_norm(config.max_grad_norm)
     )
     return optax.chain(
-        clip, direction, optax.add_decayed_weights(config.weight_decay, mask=is_decayed)
+        clip, direction, optax.add_decayed_weights(config.weight_decay, mask=is_decayed(axes))
     )
 
 
-def is_decayed(params: Params) -> Params:
-    """Returns True for each matrix and embedding, False for norms and biases (by their names)."""
-
-    def decays(path: tuple[Any, ...], _: jax.Array) -> bool:
-        name = str(path[-1].key)
-        return not (name == "scale" or name == "bias" or name.endswith("_bias"))
-
-    return jax.tree.map_with_path(decays, params)
+def is_decayed(axes: Params) -> Params:
+    """Returns True for each matrix and embedding, False for norms and biases, by logical axes."""
+    return jax.tree.map(
+        lambda own: not _DECAYED_AXES.isdisjoint(own),
+        axes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )

@@ -1,33 +1,37 @@
-"""A run as its loop sees it: what stays the same from its first step to its last."""
+"""What the training loop and its callbacks share: all that stays the same for a whole run."""
 
 from dataclasses import dataclass
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 
 from configs.run import RunConfig
+from data.batch import Batch
+from data.batches import batch_digest, train_batches
 from data.mixture import Data
 from sharding.distributed.processes import Processes
 from train.checkpoints.durable import DurableTier
 from train.checkpoints.init_from import InitFrom
-from train.health.spans import Spans
+from train.checkpoints.manifest import Progress
 from train.record.console import logger
 from train.record.run_folder import RunFolder
+from train.record.spans import Spans
 
-_TROUBLES = {
-    "save_failed": "step {step} could not be saved, so training goes on unsaved: {cause}",
-    "copy_failed": "the copy of step {step} failed: {cause}",
-    "not_removed": "an older checkpoint could not be removed after the save of step {step}, which "
-    "counts: {cause}",
-    "quarantined": "the checkpoint of step {step} is damaged, and now in {path}: {cause}",
+_WARNINGS = {
+    "save_failed": "step {step} could not be saved, training continues without it: {cause}",
+    "copy_failed": "the checkpoint of step {step} could not be copied: {cause}",
+    "not_removed": "the checkpoint of step {step} is saved, but an older one could not be removed: "
+    "{cause}",
+    "quarantined": "the checkpoint of step {step} is damaged and was moved to {path}: {cause}",
 }
-"""Events that a person should hear of at once."""
+"""Events that are also logged as warnings."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """Settings, data, devices, and where everything is told."""
+class RunContext:
+    """Settings, data, devices and the run folder."""
 
     config: RunConfig
     folder: RunFolder
@@ -36,31 +40,42 @@ class Run:
     processes: Processes
     spans: Spans
     durable: DurableTier | None = None
-    """Where copies of checkpoints are; given in the first process alone."""
+    """Durable storage for copies of checkpoints; None except in the first process."""
     init_from: InitFrom | None = None
-    """What a new run begins with; None is with random weights."""
+    """What a new run is initialized from; None is random weights."""
 
-    def say(self, event: str, **details: Any) -> None:
-        """Writes an event, and warns where it is trouble."""
+    def emit(self, event: str, **details: Any) -> None:
+        """Writes an event, and logs a warning if it is one of _WARNINGS."""
         self.folder.add_event(event, **details)
-        if event in _TROUBLES:
-            logger.warning(_TROUBLES[event].format(**details))
+        if event in _WARNINGS:
+            logger.warning(_WARNINGS[event].format(**details))
 
     def has_had_checkpoints(self) -> bool:
-        """Says whether a checkpoint of this run was ever whole: such a run is not begun anew."""
+        """Returns whether this run ever had a checkpoint: then it is never initialized again."""
         found = self.processes.is_first and self.folder.has_had_checkpoints()
         return self.processes.from_first("had checkpoints", found)
 
-    def position(self) -> dict[str, Any]:
-        """Returns what of a checkpoint's progress is the same all along."""
+    def fixed_progress(self) -> dict[str, Any]:
+        """Returns the fields of Progress that all checkpoints of this start share."""
         return {
             "data_folders": self.data.folders,
-            "generator_key": generator_key(self.config.train.seed),
+            "generator_key": describe_rng(self.config.train.seed),
         }
 
+    def batches(self, start: Progress, rows: list[int] | None = None) -> grain.MapDataset[Batch]:
+        """Returns the batches of the steps after `start`, or some rows of each."""
+        steps = start.step_ranges[-1]
+        return train_batches(self.data, self.config.data, steps, rows=rows)[start.step :]
 
-def generator_key(seed: int) -> str:
-    """Returns the key that a run folds all randomness from, with the kind of its generator."""
+    def next_batch_digest(self, start: Progress) -> str:
+        """Returns the SHA-256 of the batch of the step after `start`."""
+        batch = self.batches(start)[0]
+        assert batch is not None  # the dataset is endless
+        return batch_digest(batch)
+
+
+def describe_rng(seed: int) -> str:
+    """Returns the root PRNG key of a run and its implementation, as checkpoints hold it."""
     key = jax.random.key(seed)
     numbers = np.asarray(jax.random.key_data(key)).tolist()
     kind = "partitionable" if jax.config.values["jax_threefry_partitionable"] else "whole"

@@ -1,4 +1,4 @@
-"""The state of a run, and how it is born in its layout."""
+"""The training state, its layout, and its sharded initialization."""
 
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -25,25 +25,25 @@ _HOST = "pinned_host"
 
 
 class TrainState(NamedTuple, Generic[Leaf]):
-    """Everything that a step changes: arrays, or the shape or sharding of each."""
+    """Everything that a step updates: arrays, or the shape or sharding of each."""
 
     step: Leaf
     """Steps taken, int32."""
     params: Params
     """Parameters by module path, float32."""
     opt_state: optax.OptState
-    """Moments, in the layout of their parameters or a finer one."""
+    """Moments, in the layout of their parameters or sharded further."""
 
 
 class ModelShape(NamedTuple):
-    """A model without its arrays: what turns parameters into a module again."""
+    """A model without its arrays, which turns parameters into a module."""
 
     graph: nnx.GraphDef[LanguageModel]
     state: nnx.State
 
     def merge(self, params: Params) -> LanguageModel:
         """Returns the module with these parameters, inside a trace or outside."""
-        state = jax.tree.map(lambda leaf: leaf, self.state)  # a copy: the next line fills it
+        state = jax.tree.map(lambda leaf: leaf, self.state)  # a copy, which the next line fills
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(self.graph, state)
 
@@ -53,13 +53,13 @@ class ModelShape(NamedTuple):
         return nnx.to_pure_dict(self.state)
 
     def axes(self) -> Params:
-        """Returns the logical axes that every parameter was made with."""
+        """Returns the logical axes of every parameter."""
         return nested(
             {"/".join(map(str, path)): tuple(x.axes) for path, x in nnx.to_flat_state(self.state)}
         )
 
     def is_stacked(self) -> Params:
-        """Returns for every parameter whether its first dim counts layers."""
+        """Returns for every parameter whether it is stacked over "layers"."""
         return jax.tree.map(
             lambda axes: axes[0] == "layers",
             self.axes(),
@@ -69,7 +69,7 @@ class ModelShape(NamedTuple):
     def layout(
         self, mesh: jax.sharding.Mesh, rules: Rules = RULES, *, memory: str | None = None
     ) -> Params:
-        """Returns where every parameter lives under a table of rules."""
+        """Returns the sharding of every parameter under a table of rules."""
         return jax.tree.map(
             lambda axes: sharding(mesh, *axes, rules=rules, memory=memory),
             self.axes(),
@@ -78,15 +78,15 @@ class ModelShape(NamedTuple):
 
 
 def shape_of(config: ModelConfig, pipeline: Pipeline | None = None) -> ModelShape:
-    """Returns the model's structure and shapes; no array is made."""
+    """Returns the structure and shapes of a model, without any array."""
     return ModelShape(
         *nnx.split(nnx.eval_shape(lambda: build_model(config, pipeline, rngs=nnx.Rngs(0))))
     )
 
 
 def init_state(config: RunConfig, key: jax.Array, mesh: jax.sharding.Mesh) -> TrainState:
-    """Returns the state at step 0, each leaf made where it will live."""
-    tx = make_optimizer(config.optim)
+    """Returns the state at step 0; every leaf is initialized sharded."""
+    tx = make_optimizer(config.optim, shape_of(config.model).axes())
 
     def build(key: jax.Array) -> TrainState:
         module = build_model(config.model, rngs=nnx.Rngs(params=key))
@@ -100,10 +100,10 @@ def init_state(config: RunConfig, key: jax.Array, mesh: jax.sharding.Mesh) -> Tr
 
 
 def state_layout(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainState:
-    """Returns the sharding of every leaf of the state; moments lie as their parameters do.
+    """Returns the sharding of every leaf of the state; moments are sharded as their parameters.
 
-    With mesh.sharded_state=optimizer the moments are cut as the table says and the parameters are
-    not; with mesh.offload_optimizer the moments are in the memory of the host.
+    With mesh.sharded_state=optimizer the parameters are sharded by WHOLE_PARAMETERS instead; with
+    mesh.offload_optimizer the moments are in host memory.
     """
     shape = shape_of(config.model)
     whole = config.mesh.sharded_state == "optimizer"
@@ -118,18 +118,18 @@ def state_layout(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainState:
 
 
 def gradient_layout(config: RunConfig, mesh: jax.sharding.Mesh) -> Params:
-    """Returns where gradients are summed: cut as their moments are, on the devices."""
+    """Returns the sharding of gradients: that of their moments, in device memory."""
     return shape_of(config.model).layout(mesh)
 
 
 def on_devices(layout: State) -> State:
-    """Returns a layout with everything in the memory of the devices."""
+    """Returns a layout with everything in device memory."""
     return jax.tree.map(lambda leaf: leaf.with_memory_kind(None), layout)
 
 
 def _for_moments(config: RunConfig, shape: ModelShape, per_param: Params, other: Any) -> Any:
-    """Returns the optimizer state with a value for each moment, that of its parameter."""
-    tx = make_optimizer(config.optim)
+    """Returns the optimizer state with the value of its parameter for each moment, else `other`."""
+    tx = make_optimizer(config.optim, shape.axes())
     return optax.tree.map_params(
         tx,
         lambda _, value: value,
@@ -140,11 +140,11 @@ def _for_moments(config: RunConfig, shape: ModelShape, per_param: Params, other:
 
 
 def abstract_state(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainState:
-    """Returns shapes, dtypes and shardings of the state; no array is made."""
-    shapes = shape_of(config.model).params
+    """Returns shapes, dtypes and shardings of the state, without any array."""
+    shape = shape_of(config.model)
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    tx = make_optimizer(config.optim)
-    state = TrainState(step, shapes, jax.eval_shape(tx.init, shapes))
+    tx = make_optimizer(config.optim, shape.axes())
+    state = TrainState(step, shape.params, jax.eval_shape(tx.init, shape.params))
     return jax.tree.map(
         lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
         state,
@@ -153,17 +153,17 @@ def abstract_state(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainState:
 
 
 def in_stage_order(state: TrainState, config: RunConfig, mesh: jax.sharding.Mesh) -> TrainState:
-    """Returns a state whose layers are in model order with those of each stage side by side."""
+    """Returns a state in model order with the layers of each pipeline stage side by side."""
     return _reordered(state, _stage_order(config, mesh), config, mesh)
 
 
 def in_model_order(state: TrainState, config: RunConfig, mesh: jax.sharding.Mesh) -> TrainState:
-    """Undoes in_stage_order: checkpoints know no stages."""
+    """Returns a state in stage order with its layers in model order, as checkpoints hold them."""
     return _reordered(state, _stage_order(config, mesh).argsort(), config, mesh)
 
 
 def params_in_stage_order(params: Params, config: RunConfig, mesh: jax.sharding.Mesh) -> Params:
-    """Does for parameters alone what in_stage_order does; those that are given are given up."""
+    """Returns parameters in stage order, as in_stage_order does; they are donated."""
     order_L = _stage_order(config, mesh)
     if np.array_equal(order_L, np.arange(len(order_L))):
         return params
@@ -179,7 +179,7 @@ def _stage_order(config: RunConfig, mesh: jax.sharding.Mesh) -> np.ndarray:
 def _reordered(
     state: TrainState, order_L: np.ndarray, config: RunConfig, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """Returns the state in its layout with other layers in each place of its stacks."""
+    """Returns the state in its layout with the layers of its stacks in another order."""
     if np.array_equal(order_L, np.arange(len(order_L))):
         return state
     layout = state_layout(config, mesh)

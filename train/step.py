@@ -15,14 +15,14 @@ from model.transformer import balance_experts
 from sharding.pipeline import pipeline_of
 from sharding.rules import constrain
 from sharding.tree_paths import by_path
-from train.loss import Sums, batch_sums, weights_of
+from train.loss import Sums, aux_weights, batch_sums
 from train.optimizer import Params, make_optimizer
 from train.schedule import make_schedule
 from train.state import TrainState, gradient_layout, on_devices, shape_of, state_layout
 
 
 class Metrics(NamedTuple):
-    """What a step says of itself; all scalars, but for the norms of layers."""
+    """Metrics of a step; all scalars, except for the norms of layers."""
 
     loss: jax.Array
     """Cross entropy in nats per token, before the update."""
@@ -30,28 +30,28 @@ class Metrics(NamedTuple):
     """Global norm of the gradient of that loss, before clipping."""
     learning_rate: jax.Array
     num_tokens: jax.Array
-    """Tokens that are no padding, of encoded texts too, int32."""
+    """Tokens without padding, those of an encoder included, int32."""
     finite: jax.Array
-    """False if loss or gradient were not finite; then the update was left out."""
-    others: dict[str, jax.Array]
-    """Further losses, and what the routers did, where there are experts: the load-balance loss, 1
-    where the load is even, the fraction of their choices that no expert had a place for, and the
-    load of each expert over its even share [E], the mean of all layers."""
+    """False if the loss or the gradient was not finite; then the update was left out."""
+    aux_metrics: dict[str, jax.Array]
+    """Auxiliary losses and, with experts, routing statistics: the load-balance loss, 1 for an even
+    load, the fraction of choices dropped for lack of capacity, and the load of each expert over its
+    even share [E], the mean of all layers."""
     layer_norms: dict[str, jax.Array]
-    """Norm of the gradient by path of the parameter; [L] in model order where it has layers."""
+    """Gradient norm by path of the parameter; [L] in model order if it is stacked over layers."""
 
 
-Rows = tuple[Batch, jax.Array | None]
-"""A batch or a part of it, and a key for each of its rows where there is dropout."""
+Microbatch = tuple[Batch, jax.Array | None]
+"""A batch or a part of it, and an rng for each of its rows if there is dropout."""
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
-    """Returns the step that the settings describe, to be compiled by the caller on this mesh.
+    """Returns the training step of the settings, to be compiled by the caller on this mesh.
 
-    Dropout is drawn from (seed, step, row of the global batch, place in it, layer), so that neither
-    the mesh nor the number of microbatches changes it. A step whose loss or gradient is not finite
-    leaves parameters and optimizer as they were; the step counter advances.
+    Dropout depends on (seed, step, row of the global batch, position in it, layer), so neither the
+    mesh nor the number of microbatches changes it. A step whose loss or gradient is not finite
+    leaves parameters and optimizer state unchanged; the step counter advances.
     """
     model = config.model
     pipeline = pipeline_of(config, mesh)
@@ -60,40 +60,40 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
     order_L = pipeline.layer_order(model.num_stacked_layers)
     model_order_L = order_L.argsort()
     layout, grads_layout = state_layout(config, mesh), gradient_layout(config, mesh)
-    tx = make_optimizer(config.optim)
+    tx = make_optimizer(config.optim, shape.axes())
     schedule = make_schedule(config.optim, config.train.num_steps)
-    dropout_key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
+    dropout_rng = jax.random.fold_in(jax.random.key(config.train.seed), 1)
     factors = {"next_sentence/loss": 1.0} if model.next_sentence else {}
     if model.mtp_depth:
         factors["future/loss"] = model.mtp_weight
     has_dropout = model.dropout > 0 or model.attention_dropout > 0
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        keys_B = None
+        rng_B = None
         if has_dropout:
-            step_key = jax.random.fold_in(dropout_key, state.step)
+            step_rng = jax.random.fold_in(dropout_rng, state.step)
             rows_B = jnp.arange(batch.tokens_BT.shape[0])
-            keys_B = jax.vmap(jax.random.fold_in, (None, 0))(step_key, rows_B)
+            rng_B = jax.vmap(jax.random.fold_in, (None, 0))(step_rng, rows_B)
         weight = jnp.maximum(jnp.sum(batch.weights_BT), 1)
-        weights = {name: jnp.maximum(x, 1) for name, x in weights_of(model, batch).items()}
+        weights = {name: jnp.maximum(x, 1) for name, x in aux_weights(model, batch).items()}
         num_routed = count_routed(model, jnp.sum(batch.segments_BT > 0, dtype=jnp.int32))
 
-        def loss_fn(params: Params, rows: Rows) -> tuple[jax.Array, Sums]:
-            sums = batch_sums(shape.merge(params), *rows)
-            loss = sums.nats / weight
+        def loss_fn(params: Params, part: Microbatch) -> tuple[jax.Array, Sums]:
+            sums = batch_sums(shape.merge(params), *part)
+            loss = sums.loss_sum / weight
             if sums.routers is not None:
                 loss += model.balance_weight * sums.routers.balance / num_routed
                 loss += model.router_z_weight * sums.routers.z / num_routed
             for name, factor in factors.items():
-                loss += factor * sums.others[name] / weights[name]
+                loss += factor * sums.aux[name] / weights[name]
             return loss, sums
 
-        def sums_and_grads(rows: Rows) -> tuple[Sums, Params]:
-            grads, sums = jax.grad(loss_fn, has_aux=True)(state.params, rows)
+        def sums_and_grads(part: Microbatch) -> tuple[Sums, Params]:
+            grads, sums = jax.grad(loss_fn, has_aux=True)(state.params, part)
             return sums, jax.lax.with_sharding_constraint(grads, grads_layout)
 
-        sums, grads = _add_up(sums_and_grads, (batch, keys_B), config.train.num_microbatches)
-        loss = sums.nats / weight
+        sums, grads = _accumulate(sums_and_grads, (batch, rng_B), config.train.num_microbatches)
+        loss = sums.loss_sum / weight
         layer_norms = _layer_norms(grads, is_stacked, model_order_L)
         grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(norm)) for norm in layer_norms.values()))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -121,8 +121,8 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
             learning_rate=learning_rate,
             num_tokens=_num_tokens(batch),
             finite=finite,
-            others={
-                **{name: sums.others[name] / weights[name] for name in sums.others},
+            aux_metrics={
+                **{name: sums.aux[name] / weights[name] for name in sums.aux},
                 **router_means(sums.routers, num_routed, model.num_active_experts),
             },
             layer_norms=layer_norms,
@@ -139,22 +139,24 @@ def _num_tokens(batch: Batch) -> jax.Array:
     return num + jnp.sum(batch.encoder.segments_BS > 0, dtype=jnp.int32)
 
 
-def _add_up(
-    sums_and_grads: Callable[[Rows], tuple[Sums, Params]], rows: Rows, num_microbatches: int
+def _accumulate(
+    sums_and_grads: Callable[[Microbatch], tuple[Sums, Params]],
+    batch: Microbatch,
+    num_microbatches: int,
 ) -> tuple[Sums, Params]:
-    """Returns the sums and the gradient of a batch, computed in num_microbatches parts."""
+    """Returns the sums and the gradient of a batch, accumulated over microbatches."""
     if num_microbatches == 1:
-        return sums_and_grads(rows)
+        return sums_and_grads(batch)
 
-    def cut(x: jax.Array) -> jax.Array:
-        # Every num_microbatches-th row, so that each device keeps rows that it already has.
+    def split(x: jax.Array) -> jax.Array:
+        # Every num_microbatches-th row, so that each device keeps the rows it already has.
         parts = x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
         return constrain(parts, None, "act_batch", *(None,) * (x.ndim - 1))
 
-    def add(total: tuple[Sums, Params], part: Rows) -> tuple[tuple[Sums, Params], None]:
+    def add(total: tuple[Sums, Params], part: Microbatch) -> tuple[tuple[Sums, Params], None]:
         return jax.tree.map(jnp.add, total, sums_and_grads(part)), None
 
-    parts = jax.tree.map(cut, rows)
+    parts = jax.tree.map(split, batch)
     shapes = jax.eval_shape(sums_and_grads, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, zeros, parts)[0]
@@ -163,7 +165,7 @@ def _add_up(
 def _layer_norms(
     grads: Params, is_stacked: Params, model_order_L: np.ndarray
 ) -> dict[str, jax.Array]:
-    """Returns the norm of each array, or of each of its layers, by path; they are replicated."""
+    """Returns the norm of each array, or of each of its layers, by path; all are replicated."""
 
     def norm(grad: jax.Array, stacked: bool) -> jax.Array:
         squares = jnp.square(grad.astype(jnp.float32))
@@ -176,9 +178,9 @@ def _layer_norms(
 
 
 def count_routed(model: ModelConfig, num_tokens: jax.Array) -> jax.Array:
-    """Returns how often the routers of all layers route a token of a batch, at least once each.
+    """Returns the number of tokens of a batch times the layers that route them, at least one token.
 
-    Float32: times layers and choices a large batch has more than int32 can count.
+    Float32, because times layers and choices a large batch exceeds int32.
     """
     return model.num_stacked_layers * jnp.maximum(num_tokens, 1).astype(jnp.float32)
 
@@ -186,10 +188,10 @@ def count_routed(model: ModelConfig, num_tokens: jax.Array) -> jax.Array:
 def router_means(
     sums: RouterSums | None, num_routed: jax.Array, num_active_experts: int | None
 ) -> dict[str, jax.Array]:
-    """Returns what the routers did, by the names of metrics.jsonl; nothing without experts.
+    """Returns routing statistics by the names of metrics.jsonl; empty without experts.
 
     Args:
-        sums: of a whole batch.
+        sums: over a batch.
         num_routed: by count_routed.
     """
     if sums is None:
@@ -214,10 +216,10 @@ def compile_train_step(
 ) -> TrainStep:
     """Returns the compiled step for a state and batch of these shapes and layouts.
 
-    The state that is passed in is given up: its memory becomes that of the state that comes out.
+    It donates its state: the returned state takes over the memory.
 
     Args:
-        compiler_options: of XLA, for this program alone.
+        compiler_options: of XLA, for this program only.
     """
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     mesh = batch.tokens_BT.sharding.mesh

@@ -36,8 +36,9 @@ from launch.train_settings import (
 )
 from launch.train_summary import closing_words, opening_words
 from sharding.distributed.job import find_job
-from train.health.spans import Hang, Spans
+from train.health.watchdog import Hang, Watchdog
 from train.record.run_folder import RunFolder
+from train.record.spans import Spans
 
 if TYPE_CHECKING:
     from data.mixture import Data
@@ -136,7 +137,7 @@ def _train(
     from train.checkpoints.init_from import check_hf_model, check_source, find_init_from
     from train.loop import train
     from train.record.console import log_to_console, log_to_file, logger
-    from train.run_context import Run
+    from train.run_context import RunContext
 
     folder = RunFolder(
         parsed.run_dir or default_run_dir(preset, parsed.config), is_writer=processes.is_first
@@ -176,7 +177,7 @@ def _train(
         if processes.is_first:
             _keep_ledger(folder, spans)
         logger.info(opening_words(folder, config, data, mesh))
-        run = Run(
+        run = RunContext(
             config=config,
             folder=folder,
             data=data,
@@ -238,7 +239,7 @@ def _watched(
 
     signals = Signals()
     signals.install(config.checkpoint.notice_sec, on_notice_over)
-    spans.watch(config.guard, on_hang, progress)
+    Watchdog(spans, config.guard, progress).start(on_hang)
     return signals
 
 
@@ -318,11 +319,11 @@ def _keep_ledger(folder: RunFolder, spans: Spans) -> None:
     """Goes on with the ledger of the run's earlier starts."""
     from train.record.console import logger
 
-    set_back_sec = spans.ledger.go_on(folder.ledger)
+    set_back_sec = spans.ledger.resume(folder.ledger)
     if set_back_sec > 1:
         logger.warning(f"the clock was set back by {set_back_sec:.0f} s since the run's last start")
         folder.add_event("clock_set_back", seconds=round(set_back_sec, 1))
-    spans.beat()
+    spans.start_writing()
 
 
 def _open_data(

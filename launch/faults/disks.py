@@ -19,7 +19,7 @@ from launch.faults.trial import (
     Trial,
 )
 from train.checkpoints.manifest import MANIFEST, STATE
-from train.record.time_ledger import CLASSES
+from train.record.time_ledger import CATEGORIES
 
 _FAKETIME = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/lib*/faketime/libfaketimeMT.so.1")
 _SET_BACK_SEC = 7200
@@ -187,7 +187,7 @@ def set_the_clock_back(trial: Trial) -> Result:
     trial.start(environment=environment).expect(0)
     trial.expect_event("clock_set_back")
     last = json.loads(trial.run.ledger.read_text())["seconds"]
-    if any(not 0 <= last[kind] < LIMIT_SEC for kind in CLASSES):
+    if any(not 0 <= last[kind] < LIMIT_SEC for kind in CATEGORIES):
         raise Broken(f"the ledger says {last}")
     return trial.exact()
 

@@ -18,6 +18,7 @@ from flax import nnx
 
 import train.checkpoints.save_restore
 import train.loop
+import train.run_context
 import train.step
 from data.batch import Batch
 from data.step_ranges import StepRange
@@ -64,7 +65,7 @@ _BATCH_FAULTS = {"bad_batches": _scrambled, "stalled_data": _stalled, "slow_data
 
 def in_batches(corrupt: Callable[[Batch], Batch], first: int, last: int) -> None:
     """Spoils some batches of the sequence, wherever a run meets them."""
-    original = train.loop.train_batches
+    original = train.run_context.train_batches
 
     def train_batches(data: Any, config: Any, steps: StepRange, **kwargs: Any) -> Any:
         def maybe(step: int, batch: Batch) -> Batch:
@@ -72,7 +73,7 @@ def in_batches(corrupt: Callable[[Batch], Batch], first: int, last: int) -> None
 
         return original(data, config, steps, **kwargs).map_with_index(maybe)
 
-    train.loop.train_batches = train_batches
+    train.run_context.train_batches = train_batches
 
 
 def in_gradients(factor: float, array: str | None = None) -> None:
@@ -82,7 +83,7 @@ def in_gradients(factor: float, array: str | None = None) -> None:
     """
     original = train.step.batch_sums
 
-    def batch_sums(model: LanguageModel, batch: Batch, keys_B: jax.Array | None = None) -> Any:
+    def batch_sums(model: LanguageModel, batch: Batch, rng_B: jax.Array | None = None) -> Any:
         is_marked = jnp.any(batch.weights_BT > 1)
 
         def touch(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
@@ -90,7 +91,7 @@ def in_gradients(factor: float, array: str | None = None) -> None:
             return _scaled(x, is_marked, factor) if is_hit else x
 
         graph, state = nnx.split(model)
-        return original(nnx.merge(graph, jax.tree.map_with_path(touch, state)), batch, keys_B)
+        return original(nnx.merge(graph, jax.tree.map_with_path(touch, state)), batch, rng_B)
 
     train.step.batch_sums = batch_sums
 
@@ -99,9 +100,11 @@ def in_losses(factor: float) -> None:
     """Multiplies the loss of a marked batch."""
     original = train.step.batch_sums
 
-    def batch_sums(model: LanguageModel, batch: Batch, keys_B: jax.Array | None = None) -> Any:
-        sums = original(model, batch, keys_B)
-        return sums._replace(nats=sums.nats * jnp.where(jnp.any(batch.weights_BT > 1), factor, 1.0))
+    def batch_sums(model: LanguageModel, batch: Batch, rng_B: jax.Array | None = None) -> Any:
+        sums = original(model, batch, rng_B)
+        return sums._replace(
+            loss_sum=sums.loss_sum * jnp.where(jnp.any(batch.weights_BT > 1), factor, 1.0)
+        )
 
     train.step.batch_sums = batch_sums
 

@@ -14,7 +14,7 @@ from launch.reading.event_messages import Event, name_of
 from launch.reading.run_status import read_status
 from train.checkpoints.manifest import other_names
 from train.record.run_folder import Record, RunFolder, read_metrics
-from train.record.time_ledger import CLASSES
+from train.record.time_ledger import CATEGORIES
 
 _NUM_SAMPLES = 3
 _SAMPLE_CHARACTERS = 4000
@@ -152,8 +152,8 @@ def _read_ledger(path: Path, records: dict[int, Record]) -> TimeLedger:
         passed = round(float(content["beat"]) - float(content["first_start"]), 3)
     except (KeyError, TypeError, ValueError, AttributeError):
         last = next(reversed(records.values()), {})
-        seconds, passed = {kind: last.get(f"goodput/{kind}_sec") for kind in CLASSES}, None
-    counted = {kind: sec for kind in CLASSES if (sec := finite(seconds.get(kind))) is not None}
+        seconds, passed = {kind: last.get(f"goodput/{kind}_sec") for kind in CATEGORIES}, None
+    counted = {kind: sec for kind in CATEGORIES if (sec := finite(seconds.get(kind))) is not None}
     return TimeLedger(seconds=counted, passed_sec=passed)
 
 

@@ -47,7 +47,7 @@ class Attention(nnx.Module):
         self.out_bias = zeros((D,), "norm") if config.bias else None
         if config.qk_norm:
             self.query_norm, self.key_norm = (_head_norm(config, num) for num in (N, K))
-        self.sinks = zeros((N,), "heads") if config.attention_sinks else None
+        self.sinks = zeros((N,), "sinks") if config.attention_sinks else None
 
     def __call__(
         self,

@@ -75,7 +75,7 @@ class MoE(nnx.Module):
         E, D, F, std = config.num_experts, config.embed_dim, config.expert_width, config.init_std
         into = ("experts", "expert_embed", "mlp")
         self.config = config
-        self.router = normal(rngs, (D, E), "router", "router", std=std)
+        self.router = normal(rngs, (D, E), "router_embed", "router", std=std)
         self.router_bias = zeros((E,), "router") if config.router_bias else None
         self.gate = normal(rngs, (E, D, F), *into, std=std) if config.is_gated else None
         self.up = normal(rngs, (E, D, F), *into, std=std)

@@ -1,1 +1,1 @@
-"""Text from a model: what goes on, what is filled in, what is answered."""
+"""Text from a model: continued, with masks filled in, or answered by an encoder-decoder."""

@@ -1,4 +1,4 @@
-"""Text from a model, one token after the other."""
+"""Generates texts from prompts: the entry for all architectures, and causal generation."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,14 @@ from data.tokenizers.tokenizer import Tokenizer
 from model.inputs import Inputs
 from sharding.pipeline import Pipeline, pipeline_of
 from sharding.rules import constrain
-from train.generation.answer import make_answer
-from train.generation.fill_mask import make_fill
-from train.generation.sampling import Generate, draw, num_missing, up_to
+from train.generation.fill_mask import make_fill_mask
+from train.generation.sampling import (
+    Generate,
+    before_separator,
+    num_padding_rows,
+    sample_tokens,
+)
+from train.generation.text_to_text import make_text_to_text
 from train.optimizer import Params
 from train.state import shape_of
 
@@ -27,81 +32,81 @@ def make_generate(
     target_len: int | None = None,
     pipeline: Pipeline | None = None,
 ) -> Generate:
-    """Returns the function from (params, prompts, seed) to each prompt with what the model adds.
+    """Returns the function from (params, prompts, seed) to each prompt with the generated text.
 
-    A decoder and a recurrent model go on with a prompt. An encoder fills in each [MASK], one at the
-    end where there is none. A model of both answers: what stands for a span at the end.
+    A decoder or a recurrent model continues a prompt, an encoder fills in its masks, and an
+    encoder-decoder answers it or fills in its spans.
     """
     if model.architecture == "encoder":
-        return make_fill(model, sample, tokenizer, sequence_len, pipeline)
+        return make_fill_mask(model, sample, tokenizer, sequence_len, pipeline)
     if model.architecture == "encoder_decoder":
         assert target_len is not None
-        return make_answer(model, sample, tokenizer, sequence_len, target_len)
-    return _make_continue(model, sample, tokenizer, sequence_len, pipeline)
+        return make_text_to_text(model, sample, tokenizer, sequence_len, target_len)
+    return _make_causal(model, sample, tokenizer, sequence_len, pipeline)
 
 
-def _make_continue(
+def _make_causal(
     model: ModelConfig,
     sample: SampleConfig,
     tokenizer: Tokenizer,
     sequence_len: int,
     pipeline: Pipeline | None,
 ) -> Generate:
-    """Returns what goes on with prompts.
+    """Returns the function that continues prompts.
 
-    The model reads the last sequence_len tokens anew for each token. A text ends at the separator
-    or after sample.num_tokens.
+    The model is run on the last sequence_len tokens for every new token, without a cache. A text
+    ends at the separator or after sample.num_tokens.
     """
     shape = shape_of(model, pipeline)
     T = sequence_len
 
     @jax.jit
-    def fill(
-        params: Params, text_BS: jax.Array, length_B: jax.Array, end: int, key: jax.Array
+    def extend(
+        params: Params, text_BS: jax.Array, length_B: jax.Array, end: int, rng: jax.Array
     ) -> jax.Array:
-        """Returns text_BS with every token from length_B to end drawn from the model."""
+        """Returns text_BS with every token from length_B to end sampled from the model."""
         decoder = shape.merge(params)
         B = len(text_BS)
         positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
         segments_BT = jnp.ones((B, T), jnp.int32)
 
-        def write_next(place: jax.Array, text_BS: jax.Array) -> jax.Array:
-            start = jnp.maximum(place - T, 0)
+        def append_token(position: jax.Array, text_BS: jax.Array) -> jax.Array:
+            start = jnp.maximum(position - T, 0)
             window_BT = jax.lax.dynamic_slice_in_dim(text_BS, start, T, axis=1)
             hidden_BTD = decoder(Inputs(window_BT, positions_BT, segments_BT))
-            last_B1D = jax.lax.dynamic_slice_in_dim(hidden_BTD, place - start - 1, 1, axis=1)
+            last_B1D = jax.lax.dynamic_slice_in_dim(hidden_BTD, position - start - 1, 1, axis=1)
             logits_BV = decoder.logits(last_B1D)[:, 0]
-            drawn_B = draw(logits_BV, sample, jax.random.fold_in(key, place))
-            token_B = jnp.where(place < length_B, text_BS[:, place], drawn_B)
-            return text_BS.at[:, place].set(token_B)
+            sampled_B = sample_tokens(logits_BV, sample, jax.random.fold_in(rng, position))
+            token_B = jnp.where(position < length_B, text_BS[:, position], sampled_B)
+            return text_BS.at[:, position].set(token_B)
 
-        text_BS = jax.lax.fori_loop(jnp.min(length_B), end, write_next, text_BS)
-        return constrain(text_BS, None, None)  # whole in every process
+        text_BS = jax.lax.fori_loop(jnp.min(length_B), end, append_token, text_BS)
+        return constrain(text_BS, None, None)  # replicated in every process
 
     def generate(params: Params, prompts: Sequence[str], seed: int) -> list[str]:
         rows = [[tokenizer.separator, *tokenizer.encode(prompt)] for prompt in prompts]
-        rows += rows[:1] * num_missing(len(rows), pipeline)
+        rows += rows[:1] * num_padding_rows(len(rows), pipeline)
         length_B = np.array([len(row) for row in rows])
         end = int(length_B.max()) + sample.num_tokens
         text_BS = np.zeros((len(rows), max(end, T)), np.int32)
         for text, row in zip(text_BS, rows, strict=True):
             text[: len(row)] = row
-        filled_BS = np.asarray(fill(params, text_BS, length_B, end, jax.random.key(seed)))
+        extended_BS = np.asarray(extend(params, text_BS, length_B, end, jax.random.key(seed)))
         return [
-            _text(tokenizer, filled[1 : length + sample.num_tokens], length - 1)
-            for filled, length in zip(filled_BS, length_B, strict=True)
+            _text(tokenizer, extended[1 : length + sample.num_tokens], length - 1)
+            for extended, length in zip(extended_BS, length_B, strict=True)
         ][: len(prompts)]
 
     return generate
 
 
 def _text(tokenizer: Tokenizer, ids: np.ndarray, num_prompt: int) -> str:
-    num_more = len(up_to(ids[num_prompt:], tokenizer.separator))
-    return tokenizer.decode(ids[: num_prompt + num_more])
+    num_new = len(before_separator(ids[num_prompt:], tokenizer.separator))
+    return tokenizer.decode(ids[: num_prompt + num_new])
 
 
 class Sampler:
-    """Writes what the prompts of the settings lead to, for a person to read."""
+    """Generates texts for the prompts of the settings, during training."""
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, mesh: jax.sharding.Mesh):
         self._prompts = config.sample.prompts
@@ -116,7 +121,7 @@ class Sampler:
         )
 
     def __call__(self, params: Params, step: int) -> str:
-        """Returns the texts of all prompts, one under the other."""
+        """Returns the texts of all prompts, separated by rules."""
         texts = self._generate(params, self._prompts, self._seed + step)
         rule = "-" * 72
         return f"\n{rule}\n".join(texts) + "\n"

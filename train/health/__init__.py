@@ -1,1 +1,1 @@
-"""Divergence, hangs, signals, replayed steps and stragglers."""
+"""The health of a run: divergence, rollback, watchdog, signals, replayed steps, stragglers."""

@@ -1,4 +1,4 @@
-"""Computes a step twice from one state: a device that computes wrongly gives two answers."""
+"""Computes a step twice from one state: a faulty device gives two different results."""
 
 import functools
 import math
@@ -20,24 +20,24 @@ from train.checkpoints.recovery import Say, say_nothing
 from train.state import TrainState, on_devices
 from train.step import Metrics, TrainStep
 
-_NUM_ARRAYS = 3  # of those that differ that are named
+_NUM_ARRAYS = 3  # how many of the differing arrays are named
 _LANES = (
     (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35),
     (0x27D4EB2F, 0x21F0AAAD, 0x735A2D97),
 )
-"""Odd constants of each sum of a digest: of the place of a word, and two of what mixes it.
+"""Odd constants of each sum of a digest: for the position of a word, and two for its mixing.
 
 Source: Appleby 2016, MurmurHash3 (fmix32); Wellons 2018, hash-prospector (the second mix).
 """
 
 
 def check_can_replay(config: RunConfig, platform: str) -> None:
-    """Raises SettingsError where two runs of one step may differ though nothing is wrong."""
+    """Raises SettingsError if a step computed twice may differ on healthy devices."""
     period = config.guard.replay_every_steps
     require(
         period is None or platform != "gpu" or config.train.deterministic,
         f"guard.replay_every_steps={period} needs train.deterministic=True on a GPU, but it is "
-        f"{config.train.deterministic}: the kernels chosen for speed add in no fixed order",
+        f"{config.train.deterministic}: the fastest kernels add in no fixed order",
     )
 
 
@@ -48,19 +48,19 @@ def step_twice(
     *,
     step: int,
     processes: Processes,
-    say: Say = say_nothing,
+    emit: Say = say_nothing,
 ) -> tuple[TrainState, Metrics]:
-    """Returns what a step gives, after it gave the same twice, bit for bit.
+    """Returns the result of a step that was computed twice with equal bits.
 
-    For the time of it a second state is in the memory of the devices: the step gives up the one
-    that it takes. Nothing of either comes to the host but its digests. Every process calls it.
+    Meanwhile a second state is in device memory, because the step donates its argument. Only
+    digests are copied to the host. Every process calls it.
 
     Raises:
-        Corrupted: it gave two answers; the message names the devices that hold the differences.
+        Corrupted: the results differ; the message names the devices that hold the differences.
     """
     first_state, first_metrics = train_step(_copy(state), batch)
     first = digests({"state": first_state, "metrics": first_metrics})
-    del first_state, first_metrics  # before the second is made: there may be no room for three
+    del first_state, first_metrics  # before the second is made: there may be no memory for three
     second_state, second_metrics = train_step(state, batch)
     second = digests({"state": second_state, "metrics": second_metrics})
     differing: dict[str, list[str]] = {}
@@ -73,11 +73,11 @@ def step_twice(
     if everywhere:
         devices = {name: paths for each in everywhere for name, paths in each.items()}
         arrays = next(iter(devices.values()))[:_NUM_ARRAYS]
-        say("corrupted", step=step, devices=sorted(devices), arrays=arrays)
+        emit("corrupted", step=step, devices=sorted(devices), arrays=arrays)
         raise Corrupted(
             f"step {step} gave two different results from the same state and batch on "
-            f"{', '.join(sorted(devices))} (among them {', '.join(arrays)}): a device there "
-            "computes wrongly. Nothing of this step was kept; take the machine out and start again"
+            f"{', '.join(sorted(devices))} ({', '.join(arrays)} among others): a device there is "
+            "faulty. Nothing of this step was kept; replace the machine and start again"
         )
     return second_state, second_metrics
 
@@ -87,10 +87,10 @@ def _copy(state: TrainState) -> TrainState:
 
 
 def digests(tree: Any) -> dict[str, dict[str, tuple[int, int]]]:
-    """Returns {device: {path: digest}} of what each device of this process holds of the arrays.
+    """Returns {device: {path: digest}} of the shards on each device of this process.
 
-    They are made where the arrays are, and each replica has its own: one of them may be wrong where
-    the others agree. Any one bit that changes changes a digest.
+    Digests are computed on the devices, one for each replica, because a single replica may be
+    wrong. Any one changed bit changes the digest.
     """
     arrays = by_path(tree)
     make = digest_maker(tuple(array.sharding for array in arrays.values()))
@@ -105,9 +105,9 @@ def digests(tree: Any) -> dict[str, dict[str, tuple[int, int]]]:
 
 @functools.cache
 def digest_maker(layouts: tuple[NamedSharding, ...]) -> Callable[[list[jax.Array]], jax.Array]:
-    """Returns the compiled function from arrays that lie so to digests [device, array, 2].
+    """Returns the compiled function from arrays in these layouts to digests [device, array, 2].
 
-    Each device reads what it holds, and none hears of another.
+    Each device reads its own shards, without any communication.
     """
     mesh = layouts[0].mesh
 
@@ -119,29 +119,29 @@ def digest_maker(layouts: tuple[NamedSharding, ...]) -> Callable[[list[jax.Array
         mesh=mesh,
         in_specs=([layout.spec for layout in layouts],),
         out_specs=PartitionSpec(mesh.axis_names),
-        check_vma=False,  # replicas are said to be equal, which is the question
+        check_vma=False,  # which assumes that replicas are equal
     )
 
     @jax.jit
     def digest(arrays: list[jax.Array]) -> jax.Array:
-        # Moments may be in the memory of the host.
+        # The optimizer state may be in host memory.
         return digest_all(jax.device_put(arrays, on_devices(list(layouts))))
 
     return digest
 
 
 def _digest(x: jax.Array) -> jax.Array:
-    """Returns two sums of the words of an array, each word mixed with its place, uint32 [2].
+    """Returns two sums of the words of an array, each word mixed with its position, uint32 [2].
 
-    For one place the mixing is a bijection of the word, and a sum has whatever order it likes.
+    At one position the mixing is a bijection of the word; the order of the sum does not matter.
     """
     words = _words(x)
-    place = jnp.zeros_like(words)
+    position = jnp.zeros_like(words)
     for dim in range(words.ndim):
         along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, dim)
-        place += along * np.uint32(math.prod(words.shape[dim + 1 :]) % 2**32)
-    lanes = [_mixed(words, place, *lane) for lane in _LANES]
-    # Both sums in one pass: on CPU two of them would each write out what they add first.
+        position += along * np.uint32(math.prod(words.shape[dim + 1 :]) % 2**32)
+    lanes = [_mixed(words, position, *lane) for lane in _LANES]
+    # Both sums in one pass: on CPU two passes would each materialize their terms.
     zero, every_dim = np.uint32(0), range(words.ndim)
     return jnp.stack(jax.lax.reduce(lanes, [zero] * len(lanes), _add, every_dim))
 
@@ -151,15 +151,15 @@ def _add(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """Returns the bits of each element as uint32, of one with more bits in several words."""
+    """Returns the bits of each element as uint32; a wider element becomes several words."""
     if x.dtype == jnp.bool:
         return x.astype(jnp.uint32)
     bits = jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
     return jax.lax.bitcast_convert_type(x, bits).astype(jnp.uint32)
 
 
-def _mixed(words: jax.Array, place: jax.Array, *lane: int) -> jax.Array:
-    of_place, first, second = map(np.uint32, lane)
-    words = (words ^ (place * of_place + second)) * first
+def _mixed(words: jax.Array, position: jax.Array, *lane: int) -> jax.Array:
+    for_position, first, second = map(np.uint32, lane)
+    words = (words ^ (position * for_position + second)) * first
     words = (words ^ (words >> 15)) * second
     return words ^ (words >> 16)

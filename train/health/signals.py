@@ -1,4 +1,4 @@
-"""Being asked from outside to stop (SIGTERM, Ctrl-C) or to save (SIGUSR1), at any moment."""
+"""Requests from outside to stop (SIGTERM, Ctrl-C) or to save (SIGUSR1), at any moment."""
 
 import contextlib
 import functools
@@ -20,41 +20,41 @@ from sharding.distributed.processes import Processes
 from train.record.console import logger
 
 _MAX_SIGNALS = 128
-_ANOTHER_SEC = 1.0
-"""A second SIGINT within it is the first one, sent twice."""
+_REPEAT_SEC = 1.0
+"""A second SIGINT within this time is the first one, sent twice."""
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Signals:
-    """Turns signals into wishes that the loop can act on between two steps.
+    """Turns signals into requests that the loop handles between two steps.
 
-    Outside `deferred` there is nothing to save, so the wish to stop is an exception at once.
-    SIGTERM is sent again by some schedulers, and SIGINT comes twice where both a terminal and a
-    launcher send it: neither changes anything. A Ctrl-C that is clearly another one ends the
-    process at once, without a save. SIGUSR1 asks for a save.
+    Outside `deferred` there is nothing to save, so a request to stop raises Stopped at once. Some
+    schedulers send SIGTERM again, and SIGINT comes twice if both a terminal and a launcher send it:
+    neither changes anything. A Ctrl-C that is clearly another one ends the process at once, without
+    a save. SIGUSR1 requests a save.
     """
 
     def __init__(self) -> None:
         self.cause: str | None = None
-        """The name of the signal that asked to stop, or None."""
-        self.wants_save = False
+        """The name of the signal that requested the stop, or None."""
+        self.save_requested = False
         self._is_deferred = self._is_handled = False
         self._writing: int | None = None
 
     def install(
         self, notice_sec: float | None = None, on_notice_over: Callable[[str], None] | None = None
     ) -> None:
-        """Takes over the signals in this process.
+        """Installs the signal handlers of this process.
 
         Args:
-            notice_sec: after a signal to stop the process has so long; None is for ever.
-            on_notice_over: called in another thread with the name of the signal when that is over,
-                whatever the main thread does.
+            notice_sec: how long the process may take after a signal to stop; None is unlimited.
+            on_notice_over: called in another thread with the name of the signal when that time is
+                over, whatever the main thread does.
         """
         for number in (*_STOPS, signal.SIGUSR1):
             signal.signal(number, self._handle)
-        # The main thread may be inside a step, where no handler of Python runs; what the C handler
-        # writes into a pipe is seen by another thread at once.
+        # The main thread may be inside a step, where no Python handler runs; another thread sees at
+        # once what the C handler writes into a pipe.
         reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
@@ -71,32 +71,32 @@ class Signals:
                     self._acknowledge(name)
                     if notice_sec is not None and on_notice_over is not None:
                         _start_timer(notice_sec, functools.partial(on_notice_over, name))
-                elif number == signal.SIGINT and now - first_at > _ANOTHER_SEC:
-                    logger.warning("ended by another Ctrl-C, without a save")
+                elif number == signal.SIGINT and now - first_at > _REPEAT_SEC:
+                    logger.warning("ended by a second Ctrl-C, without a save")
                     os._exit(128 + number)
             os.close(reading)
 
         threading.Thread(target=watch, name="signals", daemon=True).start()
 
     def close(self) -> None:
-        """Looks for signals no more; what the handlers do stays."""
+        """Stops watching for signals; the handlers stay installed."""
         if self._writing is not None:
             signal.set_wakeup_fd(-1)
             os.close(self._writing)
             self._writing = None
 
     def _acknowledge(self, name: str) -> None:
-        """Says what a signal leads to; where it leads to an exception at once, that says it."""
+        """Logs what a signal leads to, unless it raises Stopped, whose message does."""
         again = "; Ctrl-C again ends at once, without a save"
         if self._is_deferred:
             logger.info(f"{name}: saving the state after this step, then stopping{again}")
         else:
             message = f"{name}: stopping as soon as what is in progress allows it{again}"
-            _start_timer(_ANOTHER_SEC, lambda: self._is_handled or logger.info(message))
+            _start_timer(_REPEAT_SEC, lambda: self._is_handled or logger.info(message))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
-            self.wants_save = True
+            self.save_requested = True
             return
         is_first, self._is_handled = self.cause is None, True
         self.cause = self.cause or signal.Signals(number).name
@@ -105,7 +105,7 @@ class Signals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it a signal only sets a wish; whoever is inside looks at it."""
+        """Makes signals set a request inside, which the caller polls."""
         self._is_deferred = True
         try:
             yield
@@ -119,19 +119,19 @@ def _start_timer(seconds: float, act: Callable[[], object]) -> None:
     timer.start()
 
 
-class Wish(NamedTuple):
-    """What all processes do after a step."""
+class StopRequest(NamedTuple):
+    """A request to stop or to save after a step, the same in all processes."""
 
     stop: dict[str, str | int] | None = None
-    """Why they stop, None to go on. With several processes `process` is where `cause` came to."""
+    """The cause, None to continue. With several processes `process` received the `cause`."""
     save: bool = False
 
 
 class SharedSignals:
-    """The wishes of all processes, which each of them learns of at the same step.
+    """The requests of all processes, which each of them sees after the same step.
 
-    With one process that is the step in which one came. With several it goes through a tiny
-    reduction that every step starts and the next one reads, so that nobody waits for it.
+    With one process that is the step during which the signal came. With several it goes through a
+    tiny reduction that every step starts and the next one reads, so that no process waits for it.
     """
 
     def __init__(self, signals: Signals, processes: Processes, mesh: jax.sharding.Mesh):
@@ -140,29 +140,29 @@ class SharedSignals:
         if processes.num > 1:
             self._layout = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
             replicated = NamedSharding(mesh, PartitionSpec())
-            self._largest = jax.jit(jnp.max, out_shardings=replicated)
-            self._no_wish = self._spread(0)
+            self._max = jax.jit(jnp.max, out_shardings=replicated)
+            self._no_request = self._spread(0)
 
-    def _spread(self, wish: int) -> jax.Array:
-        """Returns the wish of every process, one for each of its devices."""
+    def _spread(self, request: int) -> jax.Array:
+        """Returns the requests of all processes, one for each device."""
         return jax.make_array_from_callback(
-            (self._layout.mesh.size,), self._layout, lambda index: np.array([wish], np.int32)
+            (self._layout.mesh.size,), self._layout, lambda index: np.array([request], np.int32)
         )
 
-    def look(self) -> Wish:
-        """Returns what all processes do after this step; to be called once for each step."""
+    def poll(self) -> StopRequest:
+        """Returns the request to handle after this step; to be called once per step."""
         cause = self._signals.cause  # read once: a signal after this line is for the next step
-        save, self._signals.wants_save = self._signals.wants_save, False
+        save, self._signals.save_requested = self._signals.save_requested, False
         if self._processes.num == 1:
-            return Wish({"cause": cause} if cause else None, save)
-        wish = self._no_wish
+            return StopRequest({"cause": cause} if cause else None, save)
+        request = self._no_request
         if cause or save:
             # A stop is the larger number, and saves in any case.
             stop = self._processes.index * _MAX_SIGNALS + signal.Signals[cause] if cause else 0
-            wish = self._spread(2 * stop + save)
-        before, self._pending = self._pending, self._largest(wish)
+            request = self._spread(2 * stop + save)
+        before, self._pending = self._pending, self._max(request)
         stop, save = divmod(0 if before is None else int(before), 2)
         if not stop:
-            return Wish(None, bool(save))
+            return StopRequest(None, bool(save))
         process, number = divmod(stop, _MAX_SIGNALS)
-        return Wish({"cause": signal.Signals(number).name, "process": process}, bool(save))
+        return StopRequest({"cause": signal.Signals(number).name, "process": process}, bool(save))

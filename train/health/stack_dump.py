@@ -1,4 +1,4 @@
-"""What is left of a process that hangs: where each of its threads stood."""
+"""Writes the stack of every thread of a hung process."""
 
 import faulthandler
 import os
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from configs.errors import Hung
 
-_LAST_WORDS_SEC = 20.0
+_GRACE_SEC = 20.0
 
 
 def write_stacks(logs: Path, process: int) -> str:
-    """Writes the stacks of all threads, and returns where they are.
+    """Writes the stacks of all threads and returns the path of the file.
 
-    From then on the process has a few seconds for its last words: it ends though these hang too.
+    The process exits a few seconds later even if it hangs again while it ends.
     """
-    ending = threading.Timer(_LAST_WORDS_SEC, os._exit, [Hung.exit_code])
+    ending = threading.Timer(_GRACE_SEC, os._exit, [Hung.exit_code])
     ending.daemon = True
     ending.start()
     path = logs / f"hung-process-{process}.txt"

@@ -1,8 +1,8 @@
-"""Which of several processes holds the others up.
+"""Finds stragglers: processes that slow all others down.
 
-Every step waits for the slowest process, so that step times are the same everywhere and name
-nobody. What differs is what a process does by itself: how long it waits for its data, and how long
-its devices take for the same small computation that no other device takes part in.
+Every step waits for the slowest process, so step times are equal everywhere and identify none. What
+differs is what a process does alone: how long it waits for its data, and how long each of its
+devices takes for the same small computation.
 """
 
 import statistics
@@ -14,14 +14,14 @@ import jax
 import numpy as np
 
 _SIZE, _NUM_PRODUCTS, _NUM_PROBES = 512, 4, 8
-_TIMES_SLOWER = 1.5
-_LEAST_WAIT_FRACTION = 0.1
-_LEAST_WAIT_SEC = 0.005
-"""A wait for data that is shorter than either, of a step or by itself, holds nobody up."""
+_SLOW_RATIO = 1.5
+_MIN_WAIT_FRACTION = 0.1
+_MIN_WAIT_SEC = 0.005
+"""A shorter wait for data, as a fraction of a step or in seconds, makes no straggler."""
 
 
-class Own(NamedTuple):
-    """What a process measured of itself since the last look."""
+class ProcessTimes(NamedTuple):
+    """What a process measured since the last call of `StragglerProbe.measure`."""
 
     data_wait_sec: float
     """Mean wait for a batch."""
@@ -29,30 +29,30 @@ class Own(NamedTuple):
     """Time of the probe on its slowest device."""
 
 
-class Pace:
-    """Measures this process; to be used between two steps, when the devices have nothing to do."""
+class StragglerProbe:
+    """Measures this process, between two steps, while the devices are idle."""
 
     def __init__(self) -> None:
         self._waited_sec, self._num_steps = 0.0, 0
         self._inputs: dict[Any, jax.Array] = {}
 
     def add(self, data_wait_sec: float) -> None:
-        """Takes how long a step waited for its data."""
+        """Adds the time that a step waited for its data."""
         self._waited_sec += data_wait_sec
         self._num_steps += 1
 
-    def look(self) -> Own:
-        """Returns what was measured since the last look."""
-        own = Own(self._waited_sec / max(self._num_steps, 1), self._probe())
+    def measure(self) -> ProcessTimes:
+        """Returns the times of this process since the last call."""
+        times = ProcessTimes(self._waited_sec / max(self._num_steps, 1), self._probe())
         self._waited_sec, self._num_steps = 0.0, 0
-        return own
+        return times
 
     def _probe(self) -> float:
         return max(_probe_sec(device, self._inputs) for device in jax.local_devices())
 
 
 def _probe_sec(device: Any, inputs: dict[Any, jax.Array]) -> float:
-    """Returns the shortest time of a few products on one device: whatever else runs adds to it."""
+    """Returns the shortest time of a few matmuls on one device: other load only adds to it."""
     times = []
     with jax.set_mesh(jax.make_mesh((1,), ("probe",), devices=[device])):
         if device not in inputs:
@@ -72,14 +72,14 @@ def _multiply(x_DD: jax.Array) -> jax.Array:
     return x_DD
 
 
-def slow_processes(measured: Sequence[Own], step_sec: float) -> dict[int, str]:
-    """Returns {process: why it is slow} of those that are slower than the others.
+def find_stragglers(measured: Sequence[ProcessTimes], step_sec: float) -> dict[int, str]:
+    """Returns {process: cause} of those that are slower than the others.
 
     Args:
         measured: of every process, by index.
         step_sec: how long a step takes.
     """
-    slow = {}
+    stragglers = {}
     for i, own in enumerate(measured):
         others = [other for j, other in enumerate(measured) if j != i]
         if not others:
@@ -87,19 +87,19 @@ def slow_processes(measured: Sequence[Own], step_sec: float) -> dict[int, str]:
         probe_sec = statistics.median(other.probe_sec for other in others)
         wait_sec = statistics.median(other.data_wait_sec for other in others)
         reasons = []
-        if own.probe_sec > _TIMES_SLOWER * probe_sec:
+        if own.probe_sec > _SLOW_RATIO * probe_sec:
             reasons.append(
-                f"its devices take {_ms(own.probe_sec)} for what takes the others {_ms(probe_sec)}"
+                f"its devices take {_ms(own.probe_sec)} for a probe, the others {_ms(probe_sec)}"
             )
-        longer_sec = max(_LEAST_WAIT_FRACTION * step_sec, _LEAST_WAIT_SEC)
-        least_sec = max(_TIMES_SLOWER * wait_sec, wait_sec + longer_sec)
-        if own.data_wait_sec > least_sec:
+        longer_sec = max(_MIN_WAIT_FRACTION * step_sec, _MIN_WAIT_SEC)
+        limit_sec = max(_SLOW_RATIO * wait_sec, wait_sec + longer_sec)
+        if own.data_wait_sec > limit_sec:
             reasons.append(
                 f"it waits {_ms(own.data_wait_sec)} a step for its data, the others {_ms(wait_sec)}"
             )
         if reasons:
-            slow[i] = "; ".join(reasons)
-    return slow
+            stragglers[i] = "; ".join(reasons)
+    return stragglers
 
 
 def _ms(seconds: float) -> str:

@@ -1,1 +1,1 @@
-"""What a run writes down: its folder, events, metrics, console output and time ledger."""
+"""What a run records: run folder, events, metrics, console output, time ledger."""

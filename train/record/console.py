@@ -1,4 +1,4 @@
-"""What a run tells a person: lines in a log file, and a display that is live on a terminal."""
+"""The log of a run, and its live progress display on a terminal."""
 
 import logging
 from pathlib import Path
@@ -25,12 +25,12 @@ logger = logging.getLogger("tessera")
 def log_to_file(path: Path) -> None:
     """Appends every line of the log to a file, with its time.
 
-    So do the libraries (Orbax, Grain), whose words and traces would drown ours on a screen.
+    The logs of libraries (Orbax, Grain) go there too, instead of flooding the screen.
     """
 
     class File(logging.FileHandler):
         def handleError(self, record: logging.LogRecord) -> None:
-            """Leaves out a line that the disk does not take, where others would print why."""
+            """Drops a line that cannot be written, instead of printing a traceback."""
 
     handler = File(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -41,16 +41,16 @@ def log_to_file(path: Path) -> None:
 
 
 def log_to_console(console: Console, *, process: int = 0) -> None:
-    """Prints every line of the log, above the live display where there is one.
+    """Prints every line of the log, above the live display if there is one.
 
-    Of a process that is not the first only warnings are printed, and say whose they are.
+    Of other processes than the first, only warnings are printed, with the number of the process.
     """
-    speaker = f"process {process}: " if process else ""
+    prefix = f"process {process}: " if process else ""
 
     class Printer(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             style = "bold yellow" if record.levelno >= logging.WARNING else ""
-            console.print(Text(speaker + record.getMessage(), style=style), soft_wrap=True)
+            console.print(Text(prefix + record.getMessage(), style=style), soft_wrap=True)
 
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -59,7 +59,7 @@ def log_to_console(console: Console, *, process: int = 0) -> None:
 
 
 class Display:
-    """Shows how far a run is: a bar and its numbers on a terminal, plain lines elsewhere."""
+    """Shows the progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console, *, first_step: int, num_steps: int):
         self._num_steps = num_steps

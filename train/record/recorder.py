@@ -1,4 +1,4 @@
-"""Turns what the device says of each step into records: counts, speeds, and the guard."""
+"""Turns the metrics of each step into records with counts and speeds, and runs the guard."""
 
 import contextlib
 import dataclasses
@@ -13,23 +13,23 @@ import numpy as np
 from configs.counts import count
 from configs.hardware import peak_flops
 from train.checkpoints.manifest import Progress
-from train.health.divergence import Guard, Trouble
-from train.health.stragglers import Pace
+from train.health.divergence import Divergence, Guard
+from train.health.stragglers import StragglerProbe
 from train.record.console import Display, logger
-from train.record.metrics import MetricsWriter, shortest
+from train.record.metrics_writer import MetricsWriter, shortest
 from train.record.run_folder import Record
-from train.run_context import Run
+from train.run_context import RunContext
 from train.step import Metrics
 
 
 class Recorder:
     """Reads the metrics of a step while the next one runs, and writes those of logged steps.
 
-    `tokens` counts targets of all steps so far as a host integer. Speeds are means since the record
-    before, without evaluation, sampling and waiting for saves.
+    `tokens` counts the tokens of all steps so far as a host integer. Speeds are means since the
+    last record, without evaluation, sampling and waiting for saves.
     """
 
-    def __init__(self, run: Run, writer: MetricsWriter, display: Display):
+    def __init__(self, run: RunContext, writer: MetricsWriter, display: Display):
         config = run.config
         self._run, self._config = run, config
         self._writer = writer
@@ -40,24 +40,24 @@ class Recorder:
         self._counts = count(config.model, config.data.sequence_len, config.data.target_len)
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = peak and peak * jax.device_count()
-        self.pace = Pace()
+        self.probe = StragglerProbe()
         self.step_sec = 0.0
-        """How long a step took in the last record."""
+        """Seconds per step in the last record."""
 
     def begin(self, start: Progress) -> None:
-        """Begins after a step: that of a checkpoint, or 0."""
+        """Starts after a step: that of a checkpoint, or 0."""
         self.start, self.tokens = start, start.tokens
         self.guard = Guard(self._config.guard, start.guard)
-        self.trouble: Trouble | None = None
-        """What the run goes back from."""
+        self.divergence: Divergence | None = None
+        """What the run must be rolled back before."""
         self._pending: tuple[int, Metrics, float | None] | None = None
         self._paused_at: float | None = None
         self._restart_clock(time.perf_counter())
 
     @property
-    def is_worried(self) -> bool:
-        """Whether the last steps went wrong, though not yet so often that the run goes back."""
-        return self.trouble is None and self.guard.is_worried
+    def is_suspect(self) -> bool:
+        """Whether the last step was nonfinite or high, but the run has not diverged yet."""
+        return self.divergence is None and self.guard.is_suspect
 
     def _restart_clock(self, now: float) -> None:
         self._since, self._steps = now, 0
@@ -67,18 +67,18 @@ class Recorder:
         return time.perf_counter() if self._paused_at is None else self._paused_at
 
     def add(self, step: int, metrics: Metrics, data_wait_sec: float) -> None:
-        """Takes the metrics of a step that was started and finishes the one before it."""
+        """Adds the metrics of a step that was started, and finishes the step before it."""
         # A CPU may run a step inside the call that starts it: then it ended just now.
         flag: Any = metrics.finite  # is_ready is missing from the type
         ended_at = time.perf_counter() if flag.is_ready() else None
         self.finish()
         self._pending = (step, metrics, ended_at)
         self._data_wait += data_wait_sec
-        self.pace.add(data_wait_sec)
+        self.probe.add(data_wait_sec)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Waits for the last step; what is done inside does not count for the speeds."""
+        """Waits for the last step; time inside does not count for the speeds."""
         if self._pending is not None:
             with self._run.spans("end of a step"):
                 jax.block_until_ready(self._pending[1])
@@ -93,32 +93,33 @@ class Recorder:
             return
         step, metrics, ended_at = self._pending
         self._pending = None
-        layer_norms = metrics.layer_norms  # they stay where they are unless the step goes wrong
+        layer_norms = metrics.layer_norms  # they stay on the devices unless they are needed
         metrics = jax.device_get(metrics._replace(layer_norms={}))
-        # Where the step before was seen to end later than that, this one is seen to end now.
+        # If the step before was observed to end later than that, this one is taken to end now.
         now = ended_at if ended_at is not None and ended_at > self._since else self._now()
         self.tokens += int(metrics.num_tokens)
         self._step_tokens += int(metrics.num_tokens)
         self._steps += 1
         self._display.show_step(step)
-        self._watch(step, metrics, layer_norms)
+        self._guard(step, metrics, layer_norms)
         if extra is not None or self.is_logged(step):
             self._write(step, metrics, extra or {}, now)
 
     def is_logged(self, step: int) -> bool:
-        """Says whether a step has a line of its own in metrics.jsonl."""
+        """Returns whether a step has its own line in metrics.jsonl."""
         train = self._config.train
         return step % train.log_every_steps == 0 or step == train.num_steps
 
-    def _watch(self, step: int, metrics: Metrics, layer_norms: dict[str, jax.Array]) -> None:
+    def _guard(self, step: int, metrics: Metrics, layer_norms: dict[str, jax.Array]) -> None:
         finite, steps = bool(metrics.finite), self.start.step_ranges[-1]
-        layers = {} if finite else striking(layer_norms)
+        layers = {} if finite else largest_gradient_norms(layer_norms)
         if not finite:
             logger.warning(
-                f"step {step} was skipped: loss {metrics.loss}, gradient norm {metrics.grad_norm}"
+                f"step {step} is nonfinite, its update is left out: loss {metrics.loss}, gradient "
+                f"norm {metrics.grad_norm}"
             )
             self._run.folder.add_event(
-                "skipped",
+                "nonfinite_step",
                 step=step,
                 rows=steps.rows(step - 1),
                 loss=str(metrics.loss),
@@ -126,10 +127,10 @@ class Recorder:
                 layers=layers,
             )
         weights = steps.weights_at(steps.row(step - 1))
-        trouble = self.guard.look(step, float(metrics.loss), finite, weights)
-        if trouble is not None and self.trouble is None:
-            layers = layers or striking(layer_norms)
-            self.trouble = dataclasses.replace(trouble, layers=layers)
+        divergence = self.guard.check(step, float(metrics.loss), finite, weights)
+        if divergence is not None and self.divergence is None:
+            layers = layers or largest_gradient_norms(layer_norms)
+            self.divergence = dataclasses.replace(divergence, layers=layers)
 
     def _write(self, step: int, metrics: Metrics, extra: Record, now: float) -> None:
         seconds = now - self._since
@@ -150,7 +151,7 @@ class Recorder:
             "mfu_causal": self._peak and speed * self._counts.flops_causal / self._peak,
             "mfu_full": self._peak and speed * self._counts.flops_full / self._peak,
             "device_memory_bytes": stats.get("peak_bytes_in_use"),
-            **_by_expert(metrics.others),
+            **_aux_record(metrics.aux_metrics),
             **self._ledger(),
             **extra,
         }
@@ -163,10 +164,10 @@ class Recorder:
         return self._run.spans.ledger.record()
 
 
-def _by_expert(others: dict[str, Any]) -> Record:
-    """Returns the numbers by name, of several (one an expert) each, their least and their most."""
+def _aux_record(aux_metrics: dict[str, Any]) -> Record:
+    """Returns the metrics by name; an array (one value per expert) also as its least and most."""
     record: Record = {}
-    for name, value in others.items():
+    for name, value in aux_metrics.items():
         values = np.asarray(value)
         if values.ndim == 0:
             record[name] = shortest(value)
@@ -176,10 +177,10 @@ def _by_expert(others: dict[str, Any]) -> Record:
     return record
 
 
-def striking(layer_norms: dict[str, Any], num: int = 8) -> dict[str, str]:
-    """Returns gradient norms of the arrays that are not finite, else of the largest ones.
+def largest_gradient_norms(layer_norms: dict[str, Any], num: int = 8) -> dict[str, str]:
+    """Returns the nonfinite gradient norms by name, or if all are finite the largest ones.
 
-    Names are "path" or, of an array that is stacked over layers, "path[layer]".
+    Names are "path", or "path[layer]" for an array that is stacked over layers.
     """
     norms: dict[str, float] = {}
     for path, norm in layer_norms.items():
@@ -188,7 +189,7 @@ def striking(layer_norms: dict[str, Any], num: int = 8) -> dict[str, str]:
             norms[path] = float(values)
         else:
             norms |= {f"{path}[{layer}]": float(value) for layer, value in enumerate(values)}
-    broken = {name: value for name, value in norms.items() if not math.isfinite(value)}
+    nonfinite = {name: value for name, value in norms.items() if not math.isfinite(value)}
     largest = sorted(norms, key=lambda name: norms[name], reverse=True)
-    names = list(broken) if broken else largest
+    names = list(nonfinite) if nonfinite else largest
     return {name: f"{norms[name]:.4g}" for name in names[:num]}

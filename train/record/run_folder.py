@@ -1,4 +1,4 @@
-"""The folder of a run: what it was made with, what happened, and who holds it now."""
+"""The run folder: its settings, environment, events, samples and lock."""
 
 import contextlib
 import datetime
@@ -26,18 +26,18 @@ from data.atomic_files import NO_LOCKS, lock_error, write_json
 from train.checkpoints.manifest import checkpoint_folders, checkpoint_steps, has_set_aside
 
 Record = dict[str, Any]
-"""One line of metrics.jsonl: a number or None by name, `step` among them."""
+"""One line of metrics.jsonl: a number or None by name, with `step`."""
 
 FORMAT_VERSION = 2
-"""Of run folders, in config.json: 1 is without a number there."""
+"""The version of run folders in config.json, which version 1 lacks."""
 _LOCK_SEC = 1.0
-"""A look at the lock (`holder`) takes it for a moment; a run keeps it."""
+"""How long to wait for the lock, which `holder` takes for a moment; a run keeps it."""
 
 
 class RunFolder:
-    """Names and small files of one run; nothing is created until it is asked for.
+    """Paths and small files of a run; creating this object writes nothing.
 
-    Of the processes of a run one writes. In the others, what would write does nothing.
+    Only one process of a run writes; in the others, methods that would write do nothing.
     """
 
     def __init__(self, path: Path, *, is_writer: bool = True):
@@ -53,18 +53,18 @@ class RunFolder:
         self.config = path / "config.json"
         self.environment = path / "environment.json"
         self.fetching = path / ".fetching"
-        """There while the small files come from durable storage."""
+        """Exists while the small files are fetched from durable storage."""
         self._lock = path / ".lock"
-        self._untold = Lines(self.events)
+        self._event_lines = Lines(self.events)
 
     @property
     def exists(self) -> bool:
-        """Whether a run has begun here."""
+        """Whether a run was started here."""
         return self.config.is_file()
 
     @property
     def small_files(self) -> tuple[Path, ...]:
-        """What makes, beside checkpoints, a run: whoever has these can go on and look back."""
+        """The files that, with a checkpoint, make a run that can be resumed and read."""
         return (self.environment, self.metrics, self.events, self.config)
 
     def read_config(self) -> RunConfig:
@@ -80,7 +80,7 @@ class RunFolder:
             require(
                 version <= FORMAT_VERSION,
                 f"{self.config}: format_version={version} must be at most {FORMAT_VERSION}; the "
-                "run was made by a newer version of Tessera: go on with that one",
+                "run was made by a newer version of Tessera: resume it with that one",
             )
             return unflatten(flat)
         except SettingsError:
@@ -94,31 +94,31 @@ class RunFolder:
         return json.loads(self.config.read_text())
 
     def replaced_settings(self) -> list[str]:
-        """Returns, in words, the settings of an earlier version whose values are ignored now."""
+        """Returns messages about settings of an earlier version whose values are ignored."""
         flat = self._read_flat()
         names = [name for name in REPLACED if name in flat]
         return [f"{name}={flat[name]} (now {REPLACED[name]})" for name in names]
 
     def check_free(self) -> None:
-        """Raises SettingsError if the folder holds something that is not a run of ours."""
+        """Raises SettingsError if the folder contains anything but a run."""
         if self.exists or self.fetching.exists() or not self.path.exists():
             return
         require(self.path.is_dir(), f"--run-dir {self.path} is a file; give a folder")
-        # A process killed as it began has left no more than its lock and half a config.json.
+        # A process killed during its start leaves only its lock and half a config.json.
         own = (self._lock.name, f"{self.config.name}.tmp")
         strange = sorted(p.name for p in self.path.iterdir() if not p.name.startswith(own))
         require(
             not strange,
-            f"--run-dir {self.path} is not a run folder, but holds {', '.join(strange[:3])}: give "
-            "another --run-dir, or an empty one",
+            f"--run-dir {self.path} is not a run folder, but contains {', '.join(strange[:3])}: "
+            "give another --run-dir, or an empty one",
         )
 
     def check_settings(self, config: RunConfig, *, allow_changes: bool) -> dict[str, tuple]:
         """Returns the settings that differ from those the run was made with, {name: (old, new)}.
 
         Raises:
-            SettingsError: one of them would not fit the run, or would change its trajectory and
-                allow_changes is not given.
+            SettingsError: one is incompatible with the run, or changes training results and
+                allow_changes is False.
         """
         old, step = self.read_config(), self.newest_step() or 0
         changed = differences(flatten(old), flatten(config))
@@ -139,7 +139,7 @@ class RunFolder:
         way_out = (
             "give the settings of the run, or another --run-dir"
             if "incompatible" in refused.values()
-            else "give those of the run, another --run-dir, or --allow-changes to go on anyway"
+            else "give those of the run, another --run-dir, or --allow-changes to resume anyway"
         )
         raise SettingsError(
             f"{self.path} was made with other settings; {way_out}:\n" + "\n".join(lines)
@@ -147,7 +147,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the folder against other runs; raises SettingsError if another has it."""
+        """Locks the folder against other runs; raises SettingsError if another holds it."""
         if not self.is_writer:
             yield
             return
@@ -172,11 +172,11 @@ class RunFolder:
             yield
 
     def mark(self) -> str:
-        """Returns what whoever holds the folder has written there, another text at every start."""
+        """Returns the text in the lock, which is different at every start of a run."""
         return self._lock.read_text() if self._lock.is_file() else ""
 
     def holder(self) -> int | None:
-        """Returns the process that is training here now, or None."""
+        """Returns the id of the process that holds the folder now, or None."""
         if not self._lock.is_file():
             return None
         with self._lock.open("r") as file:
@@ -190,7 +190,7 @@ class RunFolder:
         return None
 
     def begin(self, config: RunConfig, environment: dict[str, Any]) -> None:
-        """Writes the settings (whole or not at all) and, at the first start, the environment."""
+        """Writes the settings (atomically) and, at the first start, the environment."""
         if not self.is_writer:
             return
         write_json(self.config, {"format_version": FORMAT_VERSION, **flatten(config)})
@@ -201,11 +201,11 @@ class RunFolder:
             folder.mkdir(exist_ok=True)
 
     def add_event(self, event: str, **details: Any) -> None:
-        """Appends what happened, with the time; where the disk is full it is appended later."""
+        """Appends an event with the time; on a full disk it is appended later."""
         if not self.is_writer:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        self._untold.add({"time": now, "event": event, **details})
+        self._event_lines.add({"time": now, "event": event, **details})
 
     def last_environment(self) -> dict[str, Any] | None:
         """Returns the environment of the last start, None before the first."""
@@ -213,16 +213,16 @@ class RunFolder:
         return starts[-1].get("environment") if starts else None
 
     def has_had_checkpoints(self) -> bool:
-        """Says whether there is or was a whole checkpoint, as far as anything here knows."""
+        """Returns whether there is or was a valid checkpoint, by its files and events."""
         is_there = checkpoint_folders(self.checkpoints) or has_set_aside(self.checkpoints)
         return bool(is_there) or any(e.get("event") == "saved" for e in self.read_events())
 
     def newest_step(self) -> int | None:
-        """Returns the step of the newest checkpoint that is whole by its name and manifest."""
+        """Returns the step of the newest checkpoint that has its final name and a manifest."""
         return next(reversed(checkpoint_steps(self.checkpoints)), None)
 
     def write_sample(self, step: int, text: str) -> bool:
-        """Writes the text that was sampled at a step; says whether the disk took it."""
+        """Writes the text that was sampled at a step; returns whether that worked."""
         if not self.is_writer:
             return True
         try:
@@ -232,7 +232,7 @@ class RunFolder:
         return True
 
     def sample_of(self, step: int) -> Path:
-        """Returns where the sample of a step is."""
+        """Returns the path of the sample of a step."""
         return self.samples / f"step-{step:06d}.txt"
 
     def read_events(self) -> list[dict[str, Any]]:
@@ -241,9 +241,9 @@ class RunFolder:
 
 
 class Lines:
-    """Appends objects to a .jsonl file, a line each.
+    """Appends objects to a .jsonl file, one per line.
 
-    What the disk does not take is kept, in order, and written with the next line that it takes.
+    Lines that cannot be written are kept, in order, and written with the next one that can.
     """
 
     def __init__(self, path: Path):
@@ -259,7 +259,7 @@ class Lines:
                 self._write()
 
     def flush(self) -> None:
-        """Returns when all lines are on the disk; OSError if it does not take them."""
+        """Returns when all lines are on the disk; raises OSError if they cannot be written."""
         with self._lock:
             self._write(sync=True)
 
@@ -281,9 +281,9 @@ class Lines:
 
 
 def _lock_within(file: IO[str], seconds: float) -> bool:
-    """Locks a file for this process alone; False if another process keeps it for so long.
+    """Locks a file for this process alone; returns False if another holds it for so long.
 
-    Raises SettingsError where its file system has no locks.
+    Raises SettingsError if the file system has no locks.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -302,7 +302,7 @@ def _lock_within(file: IO[str], seconds: float) -> bool:
 
 
 def close_torn_line(path: Path) -> None:
-    """Ends the last line of a file that a killed process left without its newline."""
+    """Adds the newline that a killed process left out at the end of a file."""
     if not path.exists() or path.stat().st_size == 0:
         return
     with path.open("rb+") as file:
@@ -312,7 +312,7 @@ def close_torn_line(path: Path) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the objects of a .jsonl file; a line that a killed process tore is passed over."""
+    """Returns the objects of a .jsonl file; a line torn by a kill is skipped."""
     if not path.exists():
         return []
     records = []

@@ -1,4 +1,4 @@
-"""The time ledger: where every second of a run's life went, over all its starts."""
+"""The time ledger: how every second of a run was spent, over all its starts."""
 
 import contextlib
 import json
@@ -11,45 +11,44 @@ from typing import Literal
 
 from data.atomic_files import replace_text
 
-Class = Literal["set_up", "compile", "data_wait", "step", "save_stall", "evaluation"]
-"""What a process itself can spend time on."""
+ProcessCategory = Literal["set_up", "compile", "data_wait", "step", "save_stall", "evaluation"]
+"""What a running process spends time on."""
 
-CLASSES = (
+CATEGORIES = (
     *("set_up", "compile", "data_wait", "step", "save_stall", "evaluation"),
     *("lost_work", "down_time"),
 )
-"""Every second belongs to one of them."""
+"""Every second belongs to exactly one of them."""
 _WORK = ("data_wait", "step", "save_stall", "evaluation")
-"""What is done again after a restart from an older checkpoint."""
+"""What is repeated after a restart from an older checkpoint."""
 
 
-class Ledger:
-    """Seconds of a run's life by class; all starts of the run together are its life.
+class TimeLedger:
+    """Seconds by category, over all starts of a run; their sum is its wall time.
 
-    Time between two starts is down time, from the last beat that was written on, unless the run was
-    finished in between. Work that an older checkpoint does not hold is lost work, and no longer
-    what it was.
+    Time between two starts is down time, from the last write of the earlier one, unless the run was
+    finished then. Work that the restored checkpoint does not contain is moved to lost work.
     """
 
     def __init__(self, age_sec: float = 0.0) -> None:
-        self._seconds: dict[str, float] = dict.fromkeys(CLASSES, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(CATEGORIES, 0.0)
         self._seconds["set_up"] = age_sec
         self._first_start = time.time() - age_sec
         self.is_finished = False
-        """Whether all steps are done, so that what follows is no longer the run's life."""
+        """Whether all steps are done, so that later time is not counted."""
         self._path: Path | None = None
         self._lock = threading.Lock()
 
-    def add(self, kind: Class, seconds: float) -> None:
-        """Counts time that has passed."""
+    def add(self, category: ProcessCategory, seconds: float) -> None:
+        """Adds seconds to a category."""
         with self._lock:
-            self._seconds[kind] += seconds
+            self._seconds[category] += seconds
 
-    def go_on(self, path: Path) -> float:
-        """Adds what earlier starts have written there, and writes there from then on.
+    def resume(self, path: Path) -> float:
+        """Adds the ledger of earlier starts in a file, and writes to that file from then on.
 
         Returns:
-            By how many seconds the clock was set back since; 0 as a rule.
+            By how many seconds the clock was set back since; normally 0.
         """
         with self._lock:
             self._path = path
@@ -61,40 +60,40 @@ class Ledger:
             except (OSError, ValueError, KeyError, TypeError):  # the first start, or torn by a kill
                 return 0.0
             gap = self._first_start - beat
-            for kind in CLASSES:
-                self._seconds[kind] += seconds.get(kind, 0.0)
+            for category in CATEGORIES:
+                self._seconds[category] += seconds.get(category, 0.0)
             if gap > 0 and not was_finished:
                 self._seconds["down_time"] += gap
                 gap = 0.0
-            # Not of its life, or on a clock that was set back: the beginning moves along.
+            # The gap is no wall time of the run if that was finished or the clock was set back.
             self._first_start = first_start + gap
         return max(-gap, 0.0)
 
-    def lose_since(self, snapshot: Mapping[str, float]) -> None:
-        """Turns the work since a snapshot into lost work: the run goes on from there."""
+    def lose_work_since(self, snapshot: Mapping[str, float]) -> None:
+        """Moves the work since a snapshot to lost work, when a run resumes from there."""
         with self._lock:
-            for kind in _WORK:
-                lost = max(self._seconds[kind] - snapshot.get(kind, 0.0), 0.0)
-                self._seconds[kind] -= lost
+            for category in _WORK:
+                lost = max(self._seconds[category] - snapshot.get(category, 0.0), 0.0)
+                self._seconds[category] -= lost
                 self._seconds["lost_work"] += lost
 
     def snapshot(self) -> dict[str, float]:
-        """Returns the seconds of each class."""
+        """Returns the seconds of each category."""
         with self._lock:
-            return {kind: round(seconds, 3) for kind, seconds in self._seconds.items()}
+            return {category: round(seconds, 3) for category, seconds in self._seconds.items()}
 
     def record(self) -> dict[str, float]:
-        """Returns the ledger by the names of metrics.jsonl; goodput is the part of the steps."""
+        """Returns the ledger by the names of metrics.jsonl; goodput is that of the steps."""
         seconds = self.snapshot()
         total = sum(seconds.values())
         fraction = seconds["step"] / total if total else 0.0
         return {
             "goodput/fraction": round(fraction, 4),
-            **{f"goodput/{kind}_sec": value for kind, value in seconds.items()},
+            **{f"goodput/{category}_sec": value for category, value in seconds.items()},
         }
 
     def write(self, ago_sec: float = 0.0) -> None:
-        """Writes the ledger, so that the next start knows when this one was last alive.
+        """Writes the ledger, so that the next start knows when this process was last alive.
 
         Args:
             ago_sec: when the last second was added.
@@ -112,17 +111,17 @@ class Ledger:
 
 
 def stat_fields(process: int | Literal["self"]) -> list[str]:
-    """Returns what Linux says of a process: its state, its parent, its group, its session, ...
+    """Returns the fields of /proc/PID/stat: state, parent, process group, session, ...
 
-    Raises OSError where there is no such process. Source: proc_pid_stat(5), from field 3 on.
+    Raises OSError if there is no such process. Source: proc_pid_stat(5), from field 3 on.
     """
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 
 def process_age_sec() -> float:
-    """Returns how long this process has lived; 0 where the system does not tell."""
+    """Returns the seconds since this process started; 0 if the system does not provide it."""
     try:
-        started_at = int(stat_fields("self")[19]) / os.sysconf("SC_CLK_TCK")  # since the boot
+        started_at = int(stat_fields("self")[19]) / os.sysconf("SC_CLK_TCK")  # since boot
         return max(time.clock_gettime(time.CLOCK_BOOTTIME) - started_at, 0.0)
     except (OSError, ValueError, IndexError, AttributeError):
         return 0.0

@@ -1,11 +1,12 @@
-"""The watchdog: what takes too long is ended, and nothing that is slow for a reason."""
+"""The watchdog: a span that hangs is found, and none that is slow for a reason."""
 
 import time
 
 import pytest
 
 from configs.run import GuardConfig
-from train.health.spans import SPANS, Hang, Spans, Watchdog
+from train.health.watchdog import Hang, Watchdog
+from train.record.spans import SPANS, Spans
 
 CONFIG = GuardConfig(hang_limit_sec=100.0, hang_factor=10.0)
 MEASURED = [name for name, span in SPANS.items() if span.limit == "measured"]
@@ -15,8 +16,12 @@ PROGRESS = [name for name, span in SPANS.items() if span.limit == "progress"]
 def timed(name: str, *seconds: float) -> Spans:
     """Returns spans of which one was entered before, for so long each time."""
     spans = Spans()
-    spans._durations[name].extend(seconds)
+    spans.durations[name].extend(seconds)
     return spans
+
+
+def limit_sec(spans: Spans, name: str, config: GuardConfig = CONFIG) -> float | None:
+    return Watchdog(spans, config).limit_sec(name)
 
 
 @pytest.mark.parametrize(
@@ -30,12 +35,12 @@ def timed(name: str, *seconds: float) -> Spans:
 )
 def test_what_was_timed_may_take_a_multiple_of_its_own_median(seconds, limit):
     for name in MEASURED:
-        assert timed(name, *seconds).limit_sec(name, CONFIG) == limit
+        assert limit_sec(timed(name, *seconds), name) == limit
 
 
 def test_a_limit_below_a_minute_is_meant():
     config = GuardConfig(hang_limit_sec=5.0)
-    assert timed("step", *[0.01] * 5).limit_sec("step", config) == 5.0
+    assert limit_sec(timed("step", *[0.01] * 5), "step", config) == 5.0
 
 
 def test_no_span_is_measured_by_the_times_of_another():
@@ -43,18 +48,18 @@ def test_no_span_is_measured_by_the_times_of_another():
     for other in SPANS:
         spans = timed(other, *[0.001] * 5)
         for name in SPANS:
-            limit = spans.limit_sec(name, CONFIG)
-            assert name == other or SPANS[name].limit in (None, "around") or limit == 100.0
+            limit = limit_sec(spans, name)
+            assert name == other or SPANS[name].limit in (None, "outer") or limit == 100.0
 
 
 @pytest.mark.parametrize("name", ["compilation", *PROGRESS])
 def test_compilation_and_what_moves_bytes_is_never_scaled(name: str):
-    assert timed(name, *[0.01] * 5).limit_sec(name, CONFIG) == 100.0
+    assert limit_sec(timed(name, *[0.01] * 5), name) == 100.0
 
 
 def test_the_limit_can_be_switched_off():
     for name in SPANS:
-        assert Spans().limit_sec(name, GuardConfig(hang_limit_sec=None)) is None
+        assert limit_sec(Spans(), name, GuardConfig(hang_limit_sec=None)) is None
 
 
 class Clock:
@@ -65,15 +70,15 @@ class Clock:
         self._watchdog = Watchdog(spans, config, progress)
 
     def passes(self, seconds: float) -> Hang | None:
-        """Returns what hangs after so long."""
+        """Returns the hang after so long, if there is one."""
         for _ in range(round(seconds / 0.5)):
             self.now += 0.5
-            if (hang := self._watchdog.look(self.now)) is not None:
+            if (hang := self._watchdog.poll(self.now)) is not None:
                 return hang
         return None
 
 
-@pytest.mark.parametrize("name", [name for name, s in SPANS.items() if s.limit != "around"])
+@pytest.mark.parametrize("name", [name for name, s in SPANS.items() if s.limit != "outer"])
 def test_each_span_that_has_a_limit_is_held_to_it(name: str):
     spans, config = Spans(), GuardConfig(hang_limit_sec=100.0)
     clock = Clock(spans, config)
@@ -141,9 +146,9 @@ def test_a_process_that_was_stopped_did_not_hang():
         assert clock.passes(90) is None
 
 
-def test_the_watchdog_is_a_thread_that_says_once_what_hangs():
+def test_the_watchdog_is_a_thread_that_reports_a_hang_once():
     spans, found = Spans(), []
-    spans.watch(GuardConfig(hang_limit_sec=0.1), found.append)
+    Watchdog(spans, GuardConfig(hang_limit_sec=0.1)).start(found.append)
     with spans("loop"), spans("step"):
         deadline = time.monotonic() + 60
         while not found and time.monotonic() < deadline:
@@ -154,6 +159,6 @@ def test_the_watchdog_is_a_thread_that_says_once_what_hangs():
 
 def test_what_is_scaled_says_by_which_setting_and_median():
     spans = timed("evaluation", *[4.0] * 3)
-    cause = spans.hang("evaluation", 130.0, 120.0, GuardConfig()).cause
+    cause = Watchdog(spans, GuardConfig()).describe("evaluation", 130.0, 120.0).cause
     for part in ("evaluation", "130 s", "guard.hang_factor=30", "median of 4 s", "120 s"):
         assert part in cause

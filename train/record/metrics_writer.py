@@ -1,4 +1,4 @@
-"""What a run says of itself at each logged step: metrics.jsonl and the same for TensorBoard."""
+"""Writes the metrics of each logged step to metrics.jsonl and to TensorBoard."""
 
 import contextlib
 import math
@@ -16,23 +16,22 @@ from train.record.run_folder import Lines, Record, RunFolder
 
 
 def shortest(value: Any) -> float | None:
-    """Returns the float whose decimal is the shortest that gives back the same float32.
+    """Returns the float with the shortest decimal that gives back the same float32.
 
-    None stands for what is not finite, which JSON has no word for.
+    Nonfinite values, which JSON lacks, become None.
     """
     return float(str(np.float32(value))) if math.isfinite(value) else None
 
 
 def open_metrics(folder: RunFolder) -> "MetricsWriter":
-    """Returns what writes the metrics of a run."""
+    """Returns the metrics writer of a run."""
     return MetricsWriter(folder.metrics, folder.tensorboard) if folder.is_writer else SilentWriter()
 
 
 class MetricsWriter:
     """Appends records to metrics.jsonl and to TensorBoard's event file.
 
-    Where the disk is full records are kept and written later; what TensorBoard would have shown
-    meanwhile is left out.
+    On a full disk, records are kept and written later, but TensorBoard lacks them.
     """
 
     def __init__(self, path: Path, tensorboard: Path):
@@ -41,7 +40,7 @@ class MetricsWriter:
         self._events: EventFileWriter | None = None
 
     def begin(self, first_step: int) -> None:
-        """Tells TensorBoard that a run goes on here: what it had beyond is superseded."""
+        """Marks a resume in TensorBoard's file: later steps that it already had are superseded."""
         start = SessionLog(status=SessionLog.START)
         self._add(Event(step=first_step + 1, session_log=start))
 
@@ -56,7 +55,7 @@ class MetricsWriter:
         self._add(Event(step=record["step"], wall_time=time, summary=Summary(value=values)))
 
     def write_text(self, name: str, text: str, step: int, time: float) -> None:
-        """Shows a text in TensorBoard, as it is and not as markup."""
+        """Adds a text to TensorBoard, verbatim and not as markup."""
         indented = "\n".join("    " + line for line in text.splitlines())
         value = Summary.Value(
             tag=name,
@@ -70,11 +69,11 @@ class MetricsWriter:
             if self._events is None:
                 self._events = EventFileWriter(str(self._tensorboard), flush_secs=10)
             self._events.add_event(event)
-        except OSError:  # its thread has ended: begin another file when there is room
+        except OSError:  # its thread has ended: start another file when there is room
             self._events = None
 
     def flush(self) -> None:
-        """Returns when everything that was written is on disk; OSError if it does not take it."""
+        """Returns when all records are on disk; raises OSError if they cannot be written."""
         self._lines.flush()
         with contextlib.suppress(OSError):
             if self._events is not None:
@@ -87,7 +86,7 @@ class MetricsWriter:
         self.close()
 
     def close(self) -> None:
-        """Writes what is left, as far as the disk takes it, and closes both files."""
+        """Writes what is left, as far as the disk accepts it, and closes both files."""
         with contextlib.suppress(OSError):
             self.flush()
         with contextlib.suppress(OSError):
@@ -96,7 +95,7 @@ class MetricsWriter:
 
 
 class SilentWriter(MetricsWriter):
-    """Writes nothing: in the processes of a run that are not its first."""
+    """Writes nothing, in all processes of a run but its first."""
 
     def __init__(self) -> None:
         pass

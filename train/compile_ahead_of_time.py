@@ -1,4 +1,4 @@
-"""The compiled step of a run of which nothing exists yet: no array, no data, perhaps no device."""
+"""Compiles the training step ahead of time: without arrays or data, perhaps without devices."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from train.state import abstract_state
 from train.step import compile_train_step
 
 
-def compile_step(
+def compile_ahead_of_time(
     config: RunConfig,
     mesh: jax.sharding.Mesh,
     *,
@@ -20,13 +20,13 @@ def compile_step(
 ) -> jax.stages.Compiled:
     """Returns the training step, compiled for a mesh from the shapes of its arguments alone.
 
-    The devices may be absent ones (jax.experimental.topologies): then the program can be read
-    (sharding.program.describe) and not run. No mesh may be set around the call, because small
-    arrays that are made on the way would go to its devices.
+    The devices may be absent (jax.experimental.topologies): then the program can be analyzed
+    (sharding.compiled) but not run. No mesh may be set around the call, because small arrays that
+    are made on the way would be put on its devices.
 
     Args:
-        config: model.vocab_size is a number.
-        compiler_options: of XLA, for this program alone.
+        config: with model.vocab_size set.
+        compiler_options: of XLA, for this program only.
     """
     layout = sharding(mesh, "act_batch", "act_len")
     batch = abstract_batch(layout, config.train.batch_size, config.data)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train.record.metrics import MetricsWriter, shortest
+from train.record.metrics_writer import MetricsWriter, shortest
 from train.record.run_folder import read_metrics
 
 

@@ -1,0 +1,114 @@
+"""Text-to-text generation: an encoder-decoder answers a prompt, or fills in its spans."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.model import ModelConfig
+from configs.run import SampleConfig
+from data.tokenizers.tokenizer import Tokenizer
+from model.inputs import Inputs
+from model.transformer import Transformer
+from sharding.rules import constrain
+from train.generation.sampling import (
+    Generate,
+    before_separator,
+    encode_with_special,
+    num_padding_rows,
+    pad_rows,
+    sample_tokens,
+)
+from train.optimizer import Params
+from train.state import shape_of
+
+FIRST_SENTINEL = "<extra_id_0>"
+
+
+def make_text_to_text(
+    model: ModelConfig,
+    sample: SampleConfig,
+    tokenizer: Tokenizer,
+    sequence_len: int,
+    target_len: int,
+) -> Generate:
+    """Returns the function from (params, prompts, seed) to each prompt with its answer.
+
+    With a tokenizer that has sentinel tokens, a prompt may contain them from <extra_id_0> on, and
+    otherwise gets that one at its end; each is replaced with the span that the decoder generates
+    for it. An answer ends at the separator, or after sample.num_tokens or target_len.
+    """
+    shape = shape_of(model)
+    sentinels = {name: i for name, i in tokenizer.special.items() if name.startswith("<extra_id_")}
+    begin = [tokenizer.separator, *([sentinels[FIRST_SENTINEL]] if sentinels else [])]
+    end = min(target_len, len(begin) + sample.num_tokens)
+
+    @jax.jit
+    def decode(params: Params, encoder_inputs: Inputs, rng: jax.Array) -> jax.Array:
+        module = shape.merge(params)
+        assert isinstance(module, Transformer)
+        B = len(encoder_inputs.tokens_BT)
+        encoder_output = module.encode(encoder_inputs)
+        positions_BT = jnp.broadcast_to(jnp.arange(end), (B, end))
+        text_BT = jnp.zeros((B, end), jnp.int32).at[:, : len(begin)].set(jnp.array(begin))
+
+        def append_token(position: jax.Array, text_BT: jax.Array) -> jax.Array:
+            inputs = Inputs(text_BT, positions_BT, jnp.ones_like(text_BT))
+            hidden_BTD, _ = module.decode(inputs, encoder_output)
+            last_B1D = jax.lax.dynamic_slice_in_dim(hidden_BTD, position - 1, 1, axis=1)
+            logits_BV = module.logits(last_B1D)[:, 0]
+            token_B = sample_tokens(logits_BV, sample, jax.random.fold_in(rng, position))
+            return text_BT.at[:, position].set(token_B)
+
+        text_BT = jax.lax.fori_loop(len(begin), end, append_token, text_BT)
+        return constrain(text_BT, None, None)
+
+    def answer(params: Params, prompts: Sequence[str], seed: int) -> list[str]:
+        rows = [_encode(tokenizer, prompt, sentinels, sequence_len) for prompt in prompts]
+        rows += rows[:1] * num_padding_rows(len(rows), None)
+        tokens_BS, segments_BS = pad_rows(rows, sequence_len)
+        positions_BS = np.broadcast_to(np.arange(sequence_len, dtype=np.int32), tokens_BS.shape)
+        arrays = tokens_BS, positions_BS, segments_BS
+        encoder_inputs = jax.tree.map(jnp.asarray, Inputs(*arrays))  # pyright: ignore[reportArgumentType]
+        decoded_BT = np.asarray(decode(params, encoder_inputs, jax.random.key(seed)))[:, 1:]
+        return [
+            tokenizer.decode(
+                insert_spans(
+                    row[1:], before_separator(decoded, tokenizer.separator), sentinels.values()
+                )
+            )
+            for row, decoded in zip(rows, decoded_BT, strict=True)
+        ][: len(prompts)]
+
+    return answer
+
+
+def _encode(
+    tokenizer: Tokenizer, prompt: str, sentinels: Mapping[str, int], sequence_len: int
+) -> list[int]:
+    """Returns the separator and a prompt, truncated, with a sentinel token at its end."""
+    ids = [tokenizer.separator, *encode_with_special(tokenizer, prompt, sentinels)]
+    if not sentinels or sentinels[FIRST_SENTINEL] in ids:
+        return ids[:sequence_len]
+    return [*ids[: sequence_len - 1], sentinels[FIRST_SENTINEL]]
+
+
+def insert_spans(
+    prompt: Sequence[int], decoded: np.ndarray, sentinels: Collection[int]
+) -> list[int]:
+    """Returns a prompt with each sentinel replaced by its decoded span.
+
+    Without sentinels all decoded tokens follow the prompt.
+    """
+    spans: dict[int, list[int]] = {}
+    sentinel = -1
+    for token in decoded.tolist():
+        if token in sentinels:
+            sentinel = token
+        else:
+            spans.setdefault(sentinel, []).append(token)
+    text = [
+        x for token in prompt for x in (spans.get(token, []) if token in sentinels else [token])
+    ]
+    return text if sentinels else text + spans.get(sentinel, [])
