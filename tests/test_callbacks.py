@@ -13,9 +13,9 @@ from configs.errors import Stopped
 from configs.settings import flatten
 from launch.faults.worker import with_infinite_moment
 from train.callbacks import Between
-from train.checkpoints.manifest import checkpoint_steps
-from train.checkpoints.recovery import Place
-from train.checkpoints.save_restore import Checkpoints
+from train.checkpoints.context import CheckpointContext
+from train.checkpoints.folders import checkpoint_steps
+from train.checkpoints.save import Checkpoints
 from train.health.signals import Wish
 from train.record.console import Display
 from train.record.metrics import open_metrics
@@ -34,8 +34,10 @@ class Loop:
 
     def __init__(self, run: Run):
         self.run = run
-        place = Place(run.folder.checkpoints.absolute(), run.config.checkpoint, say=run.say)
-        self.checkpoints = Checkpoints(place, flatten(run.config))
+        context = CheckpointContext(
+            run.folder.checkpoints.absolute(), run.config.checkpoint, emit=run.say
+        )
+        self.checkpoints = Checkpoints(context, flatten(run.config))
         writer = open_metrics(run.folder)
         display = Display(Console(quiet=True), first_step=0, num_steps=60)
         self.recorder = Recorder(run, writer, display)

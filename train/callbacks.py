@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from configs.errors import Stopped
-from train.checkpoints.manifest import Progress
-from train.checkpoints.save_restore import Checkpoints
+from train.checkpoints.manifest import RunProgress
+from train.checkpoints.save import Checkpoints
 from train.evaluate import Evaluator
 from train.generation.generate import Sampler
 from train.health.divergence import Trouble
@@ -49,7 +49,7 @@ class Between:
                 "it, or a larger --eval.every_steps"
             )
 
-    def begin(self, start: Progress) -> None:
+    def begin(self, start: RunProgress) -> None:
         """Begins after a step: that of a checkpoint, or 0."""
         self._is_overdue = False
         self._last_finite_step = start.step
@@ -118,7 +118,7 @@ class Between:
             self._recorder.trouble = Trouble(self._last_finite_step + 1, step, cause)
             return
         self._last_finite_step = step
-        progress = Progress(
+        progress = RunProgress(
             step=step,
             tokens=self._recorder.tokens,
             data_sha256=self._run.data.digest,
@@ -134,13 +134,13 @@ class Between:
         if is_last:
             self._insist(ordered, progress)
 
-    def _begin_save(self, ordered: TrainState, progress: Progress) -> None:
+    def _begin_save(self, ordered: TrainState, progress: RunProgress) -> None:
         # A checkpoint never counts before the lines up to it are on disk. One that is saved while
         # steps go wrong, for the run ends here, must not take the place of an older one.
-        keeps_all = self._recorder.is_worried
-        self._checkpoints.save(ordered, progress, before=self._writer.flush, keeps_all=keeps_all)
+        keep_all = self._recorder.is_worried
+        self._checkpoints.save(ordered, progress, before=self._writer.flush, keep_all=keep_all)
 
-    def _insist(self, ordered: TrainState, progress: Progress) -> None:
+    def _insist(self, ordered: TrainState, progress: RunProgress) -> None:
         """Returns when the save that was begun counts, which is tried again where it fails."""
         spans, cause = self._run.spans, None
         for wait_sec in (*_RETRIES_SEC, None):

@@ -12,11 +12,14 @@ from data.batches import batch_digest, continued, is_one_sequence, train_batches
 from data.step_ranges import StepRange, merged, range_of, steps_from
 from sharding.rules import sharding
 from train.callbacks import Between
-from train.checkpoints.digest import params_digest
-from train.checkpoints.init_from import InitFrom, branched_progress, check_published, check_source
-from train.checkpoints.manifest import Manifest, Progress, verify
-from train.checkpoints.recovery import Place, newest_whole
-from train.checkpoints.save_restore import Checkpoints, restore_params, restore_state
+from train.checkpoints.context import CheckpointContext
+from train.checkpoints.digest import DIGEST_VERSION, params_digest
+from train.checkpoints.init_from import InitFrom, check_published, check_source, initial_progress
+from train.checkpoints.manifest import Manifest, RunProgress
+from train.checkpoints.recovery import newest_valid
+from train.checkpoints.restore import restore_params, restore_state
+from train.checkpoints.save import Checkpoints
+from train.checkpoints.verify import verify
 from train.health.divergence import Trouble
 from train.health.replay import step_twice
 from train.health.signals import SharedSignals, Signals
@@ -63,10 +66,12 @@ def train(run: Run, signals: Signals, console: Console) -> Outcome:
     config, folder, spans = run.config, run.folder, run.spans
 
     # The state: as it was left, or new.
-    place = Place(folder.checkpoints.absolute(), config.checkpoint, run.processes, run.durable)
-    place = replace(place, say=run.say, span=spans)
-    checkpoints = Checkpoints(place, flatten(config), lambda at: _next_batch_digest(run, at))
-    state, start = _restore_or_init(run, place, checkpoints)
+    context = CheckpointContext(
+        folder.checkpoints.absolute(), config.checkpoint, run.processes, run.durable
+    )
+    context = replace(context, emit=run.say, span=spans)
+    checkpoints = Checkpoints(context, flatten(config), lambda at: _next_batch_digest(run, at))
+    state, start = _restore_or_init(run, context, checkpoints)
     if start.step == config.train.num_steps:
         logger.info(f"nothing is left to do: the run has reached train.num_steps={start.step}")
         with contextlib.closing(checkpoints):
@@ -100,14 +105,14 @@ def train(run: Run, signals: Signals, console: Console) -> Outcome:
                     break
                 del state  # before another is made: there may be no room for two
                 with spans("rollback"):
-                    state, start = _go_back(run, recorder.trouble, start, place, checkpoints)
+                    state, start = _go_back(run, recorder.trouble, start, context, checkpoints)
         return _finish(run, state, recorder.tokens, checkpoints)
 
 
 def _leg(
     run: Run,
     state: TrainState,
-    start: Progress,
+    start: RunProgress,
     train_step: TrainStep,
     shared: SharedSignals,
     recorder: Recorder,
@@ -143,8 +148,12 @@ def _leg(
 
 
 def _go_back(
-    run: Run, trouble: Trouble, start: Progress, place: Place, checkpoints: Checkpoints
-) -> tuple[TrainState, Progress]:
+    run: Run,
+    trouble: Trouble,
+    start: RunProgress,
+    context: CheckpointContext,
+    checkpoints: Checkpoints,
+) -> tuple[TrainState, RunProgress]:
     """Returns an older state, and its progress without the rows of the steps that did it.
 
     Checkpoints of later steps are set aside. Where no checkpoint was ever made the run begins anew;
@@ -164,7 +173,7 @@ def _go_back(
         )
     checkpoints.wait()
     # Where nothing is older than the first of them, one that is a little younger must do.
-    manifest = newest_whole(place, at_most=first - 1) or newest_whole(place, at_most=last - 1)
+    manifest = newest_valid(context, at_most=first - 1) or newest_valid(context, at_most=last - 1)
     if manifest is None and run.has_had_checkpoints():
         raise Diverged(
             f"{trouble.cause} ({where}), and no checkpoint is older, to go back to; nothing was "
@@ -189,7 +198,7 @@ def _go_back(
     if state is not None:
         checkpoints.save(in_model_order(state, run.config, run.mesh), progress)
     else:
-        checkpoints.go_back(progress)
+        checkpoints.rollback(progress)
         state = _restore(run, progress.step)
     run.spans.ledger.lose_since(progress.ledger)
     logger.warning(
@@ -211,7 +220,7 @@ def _go_back(
     return state, progress
 
 
-def _rows_of(run: Run, start: Progress, steps: StepRange, wrong: range) -> list[tuple[int, int]]:
+def _rows_of(run: Run, start: RunProgress, steps: StepRange, wrong: range) -> list[tuple[int, int]]:
     """Returns the rows of steps that went wrong which a range would read again."""
     found = []
     for step in wrong:
@@ -222,15 +231,15 @@ def _rows_of(run: Run, start: Progress, steps: StepRange, wrong: range) -> list[
 
 
 def _restore_or_init(
-    run: Run, place: Place, checkpoints: Checkpoints
-) -> tuple[TrainState, Progress]:
+    run: Run, context: CheckpointContext, checkpoints: Checkpoints
+) -> tuple[TrainState, RunProgress]:
     """Returns the state and progress of the newest whole checkpoint, or those of step 0."""
     check_memory(run.config, run.mesh)
-    manifest = newest_whole(place)
+    manifest = newest_valid(context)
     if manifest is None:
         if run.has_had_checkpoints():
             raise IntegrityError(
-                f"{run.folder.events} names checkpoints that were saved, but {place.folder} has "
+                f"{run.folder.events} names checkpoints that were saved, but {context.folder} has "
                 "none: bring one back, or give another --run-dir to begin at step 0"
             )
         run.spans.ledger.lose_since({})
@@ -239,7 +248,7 @@ def _restore_or_init(
         logger.info("starting at step 0")
         return _init(run)
     progress = manifest.progress
-    manifest.check_model(place.folder / str(progress.step), run.config)
+    manifest.check_model(context.folder / str(progress.step), run.config)
     progress.check_continues(run.config, run.data.digest)
     _check_next_batch(run, manifest)
     progress = _continued(run, progress)
@@ -250,7 +259,7 @@ def _restore_or_init(
     return state, progress
 
 
-def _branch(run: Run, source: InitFrom, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
+def _branch(run: Run, source: InitFrom, checkpoints: Checkpoints) -> tuple[TrainState, RunProgress]:
     """Returns the state that a new run takes over from another one, saved as its own by then."""
     config, like = run.config, abstract_state(run.config, run.mesh)
     if source.step is None:
@@ -261,7 +270,7 @@ def _branch(run: Run, source: InitFrom, checkpoints: Checkpoints) -> tuple[Train
     if source.with_optimizer:
         del state  # there may be no room for two
         state = restore_state(source.checkpoints, source.step, like)
-        progress = replace(progress, **branched_progress(manifest, config, run.data))
+        progress = replace(progress, **initial_progress(manifest, config, run.data))
         progress = _continued(run, progress)
     else:
         state = state._replace(params=restore_params(source.checkpoints, source.step, like.params))
@@ -276,7 +285,7 @@ def _branch(run: Run, source: InitFrom, checkpoints: Checkpoints) -> tuple[Train
 
 def _begin_with_published(
     run: Run, source: InitFrom, checkpoints: Checkpoints
-) -> tuple[TrainState, Progress]:
+) -> tuple[TrainState, RunProgress]:
     """Returns the state of a new run with the weights of a Hugging Face model."""
     config = run.config
     found = check_published(source, config)
@@ -290,9 +299,9 @@ def _begin_with_published(
     return in_stage_order(state, config, run.mesh), progress
 
 
-def _init(run: Run) -> tuple[TrainState, Progress]:
+def _init(run: Run) -> tuple[TrainState, RunProgress]:
     key = jax.random.fold_in(jax.random.key(run.config.train.seed), 0)
-    progress = Progress(
+    progress = RunProgress(
         step=0,
         tokens=0,
         data_sha256=run.data.digest,
@@ -302,7 +311,7 @@ def _init(run: Run) -> tuple[TrainState, Progress]:
     return init_state(run.config, key, run.mesh), progress
 
 
-def _continued(run: Run, progress: Progress, left: StepRange | None = None) -> Progress:
+def _continued(run: Run, progress: RunProgress, left: StepRange | None = None) -> RunProgress:
     """Returns the progress with the rows that the next steps take, and tells where they changed."""
     new = steps_from(run.config, progress.step)
     found = continued(progress.step_ranges, new, run.data, run.config.data, left)
@@ -353,18 +362,18 @@ def _check_next_batch(run: Run, manifest: Manifest) -> None:
         raise IntegrityError(cause)
 
 
-def _batches(run: Run, start: Progress, rows: list[int] | None):
+def _batches(run: Run, start: RunProgress, rows: list[int] | None):
     """Returns the batches of the steps after `start`, or just some rows of them."""
     return train_batches(run.data, run.config.data, start.step_ranges[-1], rows=rows)[start.step :]
 
 
-def _next_batch_digest(run: Run, at: Progress) -> str:
+def _next_batch_digest(run: Run, at: RunProgress) -> str:
     batch = _batches(run, at, rows=None)[0]
     assert batch is not None  # the dataset goes on for ever
     return batch_digest(batch)
 
 
-def _train_feed(run: Run, start: Progress) -> Feed:
+def _train_feed(run: Run, start: RunProgress) -> Feed:
     """Returns the batches of the steps after `start`, of which this process reads its rows."""
     return Feed(
         lambda rows: _batches(run, start, rows),
@@ -383,7 +392,7 @@ def _abstract_batch(run: Run):
 def _finish(run: Run, state: TrainState, tokens: int, checkpoints: Checkpoints) -> Outcome:
     """Returns what the run ends with, once durable storage has its last checkpoint."""
     with run.spans("upload"):
-        cause = checkpoints.complete_copies()
+        cause = checkpoints.complete_mirror()
     if cause is not None:
         raise Stopped(
             f"the run is finished, but its last checkpoint is not in checkpoint.durable_dir="
@@ -392,6 +401,6 @@ def _finish(run: Run, state: TrainState, tokens: int, checkpoints: Checkpoints) 
     with run.spans("digest"):
         step = int(state.step)
         digest = params_digest(in_model_order(state, run.config, run.mesh).params)
-    run.folder.add_event("finished", step=step, params_sha256=digest)
+    run.folder.add_event("finished", step=step, params_sha256=digest, digest_version=DIGEST_VERSION)
     record = read_metrics(run.folder.metrics).get(step, {"step": step, "tokens": tokens})
     return Outcome(record=record, params_sha256=digest)

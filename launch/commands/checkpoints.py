@@ -14,14 +14,9 @@ from rich.table import Table
 from configs.check import require
 from configs.errors import IntegrityError, SettingsError
 from launch.arguments import parse_arguments
-from train.checkpoints.manifest import (
-    check_files,
-    checkpoint_folders,
-    is_pinned,
-    other_names,
-    pin,
-    read_manifest,
-)
+from train.checkpoints.folders import checkpoint_folders, is_pinned, other_names, pin
+from train.checkpoints.manifest import read_manifest
+from train.checkpoints.verify import check_files
 from train.record.run_folder import RunFolder
 
 

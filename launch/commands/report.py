@@ -20,7 +20,7 @@ from launch.commands.checkpoints import SavedCheckpoint, look
 from launch.commands.status import read_status
 from launch.printable import visible
 from launch.reading.event_messages import Event, name_of
-from train.checkpoints.manifest import checkpoint_folders, other_names
+from train.checkpoints.folders import checkpoint_folders, other_names
 from train.record.run_folder import Record, RunFolder, read_metrics
 from train.record.time_ledger import CLASSES
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from launch.arguments import parse_arguments
-from train.checkpoints.manifest import checkpoint_steps
+from train.checkpoints.folders import checkpoint_steps
 from train.record.run_folder import RunFolder, read_metrics
 
 
