@@ -7,7 +7,6 @@ from typing import Any
 from configs.check import require
 from configs.errors import SettingsError
 from configs.run import RunConfig
-from configs.settings import classify, differences, flatten
 from data.mixture import Data
 from data.step_ranges import steps_from
 from model.hf.folder import PublishedModel, is_published, open_published
@@ -148,18 +147,11 @@ def check_source(source: InitFrom, config: RunConfig) -> Manifest:
     """
     assert source.step is not None
     manifest = read_manifest(source.checkpoints, source.step)
-    own = ("model.", "optim.") if source.with_optimizer else "model."
-    changed = differences(manifest.settings, flatten(config))
-    wrong = {
-        name: values
-        for name, values in changed.items()
-        if name.startswith(own) and classify(name) == "incompatible"
-    }
-    require(
-        not wrong,
-        f"--init-from={source.run}@{source.step} is another model: "
-        + "; ".join(f"{name}={old} there, {new} here" for name, (old, new) in wrong.items())
-        + "; give the settings of that run",
+    manifest.check_model(
+        f"--init-from={source.run}@{source.step}",
+        config,
+        groups=("model.", "optim.") if source.with_optimizer else ("model.",),
+        way_out="give the settings of that run",
     )
     if source.with_optimizer and source.step >= config.train.num_steps:
         raise SettingsError(

@@ -90,18 +90,25 @@ class Manifest:
     files: dict[str, FileEntry]
     """{path below checkpoints/N: its entry} of all files of the state."""
 
-    def check_model(self, path: Path, config: RunConfig) -> None:
-        """Raises SettingsError if the checkpoint is of another model; the message names fields."""
-        changed = differences(self.settings, flatten(config))
-        wrong = {
-            name: values for name, values in changed.items() if classify(name) == "incompatible"
-        }
-        require(
-            not wrong,
-            f"{path} is the checkpoint of another model: "
-            + "; ".join(f"{name}={old} there, {new} here" for name, (old, new) in wrong.items())
-            + "; put the checkpoints of this run there, or remove that one",
-        )
+    def check_model(
+        self,
+        where: object,
+        config: RunConfig,
+        *,
+        groups: tuple[str, ...] = ("",),
+        way_out: str = "put the checkpoints of this run there, or remove that one",
+    ) -> None:
+        """Raises SettingsError if the checkpoint is of another model; the message names fields.
+
+        Args:
+            groups: the settings to compare, by the start of their names.
+        """
+        wrong = [
+            f"{name}={old} there, {new} here"
+            for name, (old, new) in differences(self.settings, flatten(config)).items()
+            if name.startswith(groups) and classify(name) == "incompatible"
+        ]
+        require(not wrong, f"{where} is another model: {'; '.join(wrong)}; {way_out}")
 
 
 def read_progress(folder: Path, step: int) -> RunProgress:

@@ -78,16 +78,14 @@ class Mirror:
 
     def complete(self) -> str | None:
         """Returns once the newest checkpoint is copied, or, after several tries, why it is not."""
-        self._settle()
-        newest = max(checkpoint_steps(self._context.folder), default=None)
+        newest, cause = self._newest(), None
         if self._durable is None or newest is None:
             return None
-        cause = None
         for wait_sec in (*_RETRIES_SEC, None):
             try:
-                if not self._is_behind and newest in self._durable.steps():
+                if not self._is_behind and int(newest.name) in self._durable.steps():
                     return None
-                cause = self._copy(self._context.folder / str(newest))
+                cause = self._copy(newest)
             except TesseraError as error:  # the storage is out of reach
                 cause = error_line(error)
             if cause is None:
@@ -97,15 +95,20 @@ class Mirror:
                 time.sleep(wait_sec)
         return cause
 
+    def close(self) -> None:
+        """Copies the newest checkpoint even if it was not due, and returns when that is done."""
+        newest = self._newest()
+        if self._durable is not None and self._is_behind and newest is not None:
+            self._copy(newest)
+            self._is_behind = False
+        self._background.shutdown()
+
+    def _newest(self) -> Path | None:
+        """Returns the newest local checkpoint, once no copy is in progress."""
+        self._settle()
+        newest = max(checkpoint_steps(self._context.folder), default=None)
+        return None if newest is None else self._context.folder / str(newest)
+
     def _settle(self) -> None:
         if self._copied is not None:
             self._copied.result()
-
-    def close(self) -> None:
-        """Copies the newest checkpoint even if it was not due, and returns when that is done."""
-        self._settle()
-        newest = max(checkpoint_steps(self._context.folder), default=None)
-        if self._durable is not None and self._is_behind and newest is not None:
-            self._copy(self._context.folder / str(newest))
-            self._is_behind = False
-        self._background.shutdown()
