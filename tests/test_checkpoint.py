@@ -1,4 +1,4 @@
-"""Checkpoints: what is restored is what was saved, and what is not whole never counts."""
+"""Checkpoints: what is restored is what was saved, and one that is incomplete never counts."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def shapes(mesh: jax.sharding.Mesh) -> TrainState:
 
 
 def random_state(mesh: jax.sharding.Mesh, rng: np.random.Generator) -> TrainState:
-    """Returns a state with other numbers in each leaf, moments included, in its layout."""
+    """Returns a state with other numbers in each leaf, optimizer state included, in its layout."""
 
     def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         values = rng.standard_normal(leaf.shape) * 1000
@@ -104,7 +104,7 @@ def test_a_save_holds_its_step_though_the_next_steps_reuse_the_memory(checkpoint
     assert int(state.step) == 21
 
 
-def test_a_checkpoint_says_where_the_run_stood(checkpoints, tmp_path: Path):
+def test_a_checkpoint_holds_the_progress_of_the_run(checkpoints, tmp_path: Path):
     steps = steps_of(data_config(), batch_size=8, seed=1, passed_over=(4, 9))
     said = dataclasses.replace(progress(3, eval_loss=1.25), step_ranges=(steps,))
     checkpoints.save(small_state(), said)
@@ -162,7 +162,7 @@ def test_an_older_checkpoint_that_cannot_be_removed_fails_no_save(context, event
     ]
 
 
-def test_a_pinned_checkpoint_stays_until_it_is_let_go(tmp_path: Path):
+def test_a_pinned_checkpoint_stays_until_it_is_unpinned(tmp_path: Path):
     checkpoints = Checkpoints(
         CheckpointContext(tmp_path, CheckpointConfig(every_steps=1, num_last=1)), {}
     )
@@ -253,7 +253,7 @@ def test_sizes_alone_show_a_truncated_file_and_not_a_flipped_byte(checkpoints, t
         verify(tmp_path, 1, "sizes")
 
 
-def test_a_file_that_no_manifest_names_is_refused(checkpoints, tmp_path: Path):
+def test_a_file_that_the_manifest_does_not_list_is_refused(checkpoints, tmp_path: Path):
     checkpoints.save(small_state(), progress(1))
     checkpoints.wait()
     (tmp_path / "1" / "state" / "more").write_text("x")
@@ -287,7 +287,7 @@ def test_a_damaged_checkpoint_is_quarantined_and_the_one_before_is_taken(
     assert_identical(restore_state(context.folder, 2, small_state()), small_state(2), small_state())
 
 
-def test_where_no_checkpoint_is_whole_none_is_touched_and_all_are_named(checkpoints, context):
+def test_if_no_checkpoint_is_valid_none_is_touched_and_all_are_named(checkpoints, context):
     for step in (1, 2):
         checkpoints.save(small_state(), progress(step))
     checkpoints.wait()
@@ -303,7 +303,7 @@ def test_a_folder_without_checkpoints_has_no_newest(context):
     assert newest_valid(context) is None
 
 
-def test_none_that_is_newer_than_asked_for_is_taken(checkpoints, context, events):
+def test_no_checkpoint_after_at_most_is_taken(checkpoints, context, events):
     for step in (1, 2, 3):
         checkpoints.save(small_state(), progress(step))
     checkpoints.wait()
@@ -327,7 +327,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_left_alone(checkpoints, c
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "state/../../x", "x", "state/./y"])
-def test_a_manifest_names_no_file_outside_the_state(checkpoints, tmp_path: Path, name: str):
+def test_a_manifest_lists_no_file_outside_the_state(checkpoints, tmp_path: Path, name: str):
     checkpoints.save(small_state(), progress(1))
     checkpoints.wait()
     manifest = tmp_path / "1" / "manifest.json"
@@ -359,7 +359,9 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(
     read_manifest(tmp_path, 1).check_model(tmp_path / "1", RUN)
 
 
-def test_parameters_are_restored_without_the_moments(checkpoints, mesh, rng, tmp_path: Path):
+def test_parameters_are_restored_without_the_optimizer_state(
+    checkpoints, mesh, rng, tmp_path: Path
+):
     state = random_state(mesh, rng)
     checkpoints.save(state, progress(7))
     checkpoints.wait()
@@ -367,7 +369,7 @@ def test_parameters_are_restored_without_the_moments(checkpoints, mesh, rng, tmp
     assert params_digest(params) == params_digest(state.params)
 
 
-def test_a_save_that_fails_is_told_of_and_the_next_one_counts(checkpoints, context, events):
+def test_a_save_that_fails_is_an_event_and_the_next_one_succeeds(checkpoints, context, events):
     checkpoints.save(small_state(), progress(1))
     checkpoints.wait()
 
@@ -390,7 +392,9 @@ def test_a_save_that_fails_is_told_of_and_the_next_one_counts(checkpoints, conte
     )
 
 
-def test_a_save_says_its_bytes_and_how_long_the_step_waited(checkpoints, context, events):
+def test_the_event_of_a_save_has_its_bytes_and_how_long_the_step_waited(
+    checkpoints, context, events
+):
     checkpoints.save(small_state(), progress(1))
     checkpoints.wait()
     ((_, details),) = events

@@ -125,7 +125,7 @@ def test_a_killed_copy_never_counts(s3, bucket, tmp_path):
     assert content_of(tmp_path / "b") == content_of(tmp_path / "a")
 
 
-def test_the_newest_whole_one_is_found_wherever_it_is(url, tmp_path):
+def test_the_newest_valid_one_is_found_wherever_it_is(url, tmp_path):
     durable, here = DurableTier(url), tmp_path / "run" / "checkpoints"
     told: list[str] = []
     context = CheckpointContext(
@@ -344,7 +344,7 @@ def test_a_lease_that_is_lost_while_files_are_copied_leaves_no_manifest(run, tmp
     assert durable.steps() == []
 
 
-def test_a_process_that_was_out_for_long_looks_before_it_writes(run, tmp_path, monkeypatch):
+def test_a_process_that_was_suspended_reads_the_lease_before_it_writes(run, tmp_path, monkeypatch):
     """It was frozen, and its renewals too, while another one took over."""
     monkeypatch.setattr(train.checkpoints.lease, "_RACE_SEC", 0.0)
     durable = DurableTier(str(tmp_path / "durable"))

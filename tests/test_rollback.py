@@ -57,7 +57,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/manifest.json"))
 
 
-def test_what_a_rollback_leaves_stays_aside_until_a_later_save_is_whole(checkpoints, context):
+def test_what_a_rollback_sets_aside_stays_until_a_later_save(checkpoints, context):
     pin(context.folder, 3, pinned=True)
     checkpoints.rollback(amended(1))
     copies = Path(context.durable.url) / "checkpoints"
@@ -76,7 +76,7 @@ def test_what_a_rollback_leaves_stays_aside_until_a_later_save_is_whole(checkpoi
     assert names(copies) == ["1", "2"]
 
 
-def test_no_restore_takes_what_a_rollback_left(checkpoints, context):
+def test_what_a_rollback_sets_aside_is_never_restored(checkpoints, context):
     checkpoints.rollback(amended(1))
     found = newest_valid(context)
     assert found is not None
@@ -88,7 +88,7 @@ def test_no_restore_takes_what_a_rollback_left(checkpoints, context):
     assert verify(context.folder, 1) == found
 
 
-def test_a_copy_that_is_not_new_does_not_remove_what_a_rollback_left(context):
+def test_a_copy_that_is_not_new_does_not_remove_what_a_rollback_set_aside(context):
     """Killed after the rollback: the next process copies the checkpoint that it went back to."""
     first = Checkpoints(context, {})
     first.rollback(amended(1))
@@ -98,7 +98,7 @@ def test_a_copy_that_is_not_new_does_not_remove_what_a_rollback_left(context):
     assert names(Path(context.durable.url) / "checkpoints") == ["1", "2.aside", "3.aside"]
 
 
-def test_where_storage_refuses_nothing_goes_back(checkpoints, context):
+def test_if_storage_refuses_nothing_is_rolled_back(checkpoints, context):
     durable = Path(context.durable.url)
     durable.rename(away := durable.with_name("away"))
     durable.touch()  # a file, in which nothing can be written
