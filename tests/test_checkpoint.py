@@ -392,9 +392,7 @@ def test_a_save_that_fails_is_an_event_and_the_next_one_succeeds(checkpoints, co
     )
 
 
-def test_the_event_of_a_save_has_its_bytes_and_how_long_the_step_waited(
-    checkpoints, context, events
-):
+def test_the_event_of_a_save_has_its_bytes_and_how_long_it_stalled(checkpoints, context, events):
     checkpoints.save(small_state(), progress(1))
     checkpoints.wait()
     ((_, details),) = events
