@@ -16,8 +16,10 @@ from data.tokenizers.tokenizer import Tokenizer
 from sharding.fit import check_fit, num_stage_microbatches
 from sharding.mesh import make_mesh
 from sharding.rules import mesh_axes
-from train.checkpoints.manifest import checkpoint_steps, read_progress, verify
-from train.checkpoints.save_restore import restore_params
+from train.checkpoints.folders import checkpoint_steps
+from train.checkpoints.manifest import read_progress
+from train.checkpoints.restore import restore_params
+from train.checkpoints.verify import verify
 from train.optimizer import Params
 from train.record.run_folder import RunFolder
 from train.state import abstract_state, params_in_stage_order

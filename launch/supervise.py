@@ -19,7 +19,7 @@ from configs.check import require, require_at_least
 from configs.errors import INTERNAL_ERROR, Hung, Stopped
 from launch.cli import BROKEN_PIPE
 from launch.heartbeat import DESCRIPTOR, PERIOD_SEC
-from train.checkpoints.manifest import checkpoint_steps
+from train.checkpoints.folders import checkpoint_steps
 from train.record.run_folder import RunFolder
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)

@@ -144,7 +144,7 @@ def prepared_before(config: RunConfig, folder: "RunFolder") -> dict[str, str] | 
     What is prepared today is found by the digest of the text, so that a change of it is seen.
     """
     from data.token_store import is_of_earlier_format
-    from train.checkpoints.manifest import newest_progress
+    from train.checkpoints.folders import newest_progress
 
     if not folder.exists:
         return None

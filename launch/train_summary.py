@@ -48,7 +48,7 @@ def _text_words(folder: "RunFolder", config: RunConfig, data: "Data") -> str:
     """Says what is read and how often; rows of different sources are of one length."""
     from data.batches import TrainRows, continue_ranges
     from data.step_ranges import steps_from
-    from train.checkpoints.manifest import newest_progress
+    from train.checkpoints.folders import newest_progress
 
     progress = newest_progress(folder.checkpoints)
     ranges = progress.step_ranges if progress else ()

@@ -9,17 +9,17 @@ from small_model import small_model, small_run
 
 from configs.run import CheckpointConfig
 from configs.settings import flatten
-from train.checkpoints.manifest import Progress
-from train.checkpoints.recovery import Place
-from train.checkpoints.save_restore import Checkpoints
+from train.checkpoints.context import CheckpointContext
+from train.checkpoints.manifest import RunProgress
+from train.checkpoints.save import Checkpoints
 from train.state import TrainState
 
 RUN = small_run(small_model(embed_dim=32))
 CONFIG = CheckpointConfig(every_steps=1, num_last=10)
 
 
-def progress(step: int, eval_loss: float | None = None) -> Progress:
-    return Progress(step=step, tokens=128 * step, data_sha256="d" * 64, eval_loss=eval_loss)
+def progress(step: int, eval_loss: float | None = None) -> RunProgress:
+    return RunProgress(step=step, tokens=128 * step, data_sha256="d" * 64, eval_loss=eval_loss)
 
 
 def small_state(value: float = 1.0) -> TrainState:
@@ -29,7 +29,7 @@ def small_state(value: float = 1.0) -> TrainState:
 
 def write_checkpoint(folder: Path, step: int, eval_loss: float | None = None) -> Path:
     """Saves a small state, other numbers at each step, and returns its checkpoint."""
-    checkpoints = Checkpoints(Place(folder, CONFIG), flatten(RUN))
+    checkpoints = Checkpoints(CheckpointContext(folder, CONFIG), flatten(RUN))
     checkpoints.save(small_state(float(step)), progress(step, eval_loss))
     checkpoints.close()
     return folder / str(step)

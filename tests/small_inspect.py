@@ -9,7 +9,7 @@ from small_data import open_quietly, steps_of
 from small_runs import call, tiny_run
 
 from launch.train_settings import parse
-from train.checkpoints.manifest import Manifest, Progress, write_manifest
+from train.checkpoints.manifest import Manifest, RunProgress, write_manifest
 from train.record.run_folder import RunFolder
 
 HOSTILE_NAME = "<script>alert(\"1\")<b onload='x'>.txt"
@@ -57,7 +57,7 @@ def begin_run(run: Path, *more: str, passed_over: tuple[int, ...] | None = None)
         data = open_quietly(parsed.config.data, Path("runs/.data"))
         checkpoint = folder.checkpoints / "2"
         checkpoint.mkdir()
-        progress = Progress(
+        progress = RunProgress(
             step=2,
             tokens=0,
             data_sha256=data.digest,

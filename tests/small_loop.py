@@ -13,7 +13,7 @@ from data.open_data import open_data
 from launch.train_settings import parse, resolve
 from sharding.distributed.processes import ALONE
 from sharding.mesh import make_mesh
-from train.checkpoints.manifest import Progress
+from train.checkpoints.manifest import RunProgress
 from train.record.run_folder import RunFolder
 from train.record.spans import Spans
 from train.run_context import RunContext
@@ -40,11 +40,11 @@ def open_run(folder: Path, *more: str) -> RunContext:
     )
 
 
-def progress(step: int = 0, **more: Any) -> Progress:
+def progress(step: int = 0, **more: Any) -> RunProgress:
     """Returns where a run stands after a step."""
     steps = steps_of(data_config(), batch_size=8, seed=0)
     said = {"data_sha256": "d" * 64, "step_ranges": (steps,), **more}
-    return Progress(step=step, tokens=128 * step, **said)
+    return RunProgress(step=step, tokens=128 * step, **said)
 
 
 def metrics(loss: float = 3.0, *, finite: bool = True) -> Metrics:

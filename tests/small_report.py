@@ -8,16 +8,9 @@ from typing import Any
 from small_runs import tiny_run
 
 from launch.train_settings import parse
-from train.checkpoints.manifest import (
-    STATE,
-    FileEntry,
-    Manifest,
-    Progress,
-    begin_save,
-    describe_files,
-    finish_save,
-    list_files,
-)
+from train.checkpoints.folders import begin_save, finish_save
+from train.checkpoints.manifest import STATE, FileEntry, Manifest, RunProgress
+from train.checkpoints.verify import describe_files, list_files
 from train.record.run_folder import RunFolder
 from train.record.time_ledger import CATEGORIES
 
@@ -74,7 +67,7 @@ def save(folder: RunFolder, step: int, eval_loss: float | None = None) -> Path:
     making = begin_save(folder.checkpoints, step)
     (making / STATE).mkdir()
     (making / STATE / "array").write_bytes(b"x" * 1000)
-    progress = Progress(step=step, tokens=step * 128, data_sha256="0", eval_loss=eval_loss)
+    progress = RunProgress(step=step, tokens=step * 128, data_sha256="0", eval_loss=eval_loss)
     files: dict[str, FileEntry] = describe_files(making, list_files(making))
     return finish_save(making, Manifest(progress=progress, settings={}, files=files))
 

@@ -13,9 +13,9 @@ from configs.errors import Stopped
 from configs.settings import flatten
 from launch.faults.worker import with_infinite_moment
 from train.callbacks import Callbacks
-from train.checkpoints.manifest import checkpoint_steps
-from train.checkpoints.recovery import Place
-from train.checkpoints.save_restore import Checkpoints
+from train.checkpoints.context import CheckpointContext
+from train.checkpoints.folders import checkpoint_steps
+from train.checkpoints.save import Checkpoints
 from train.health.signals import StopRequest
 from train.health.watchdog import Watchdog
 from train.record.console import Display
@@ -36,8 +36,10 @@ class Loop:
 
     def __init__(self, run: RunContext):
         self.run = run
-        place = Place(run.folder.checkpoints.absolute(), run.config.checkpoint, say=run.emit)
-        self.checkpoints = Checkpoints(place, flatten(run.config))
+        context = CheckpointContext(
+            run.folder.checkpoints.absolute(), run.config.checkpoint, emit=run.emit
+        )
+        self.checkpoints = Checkpoints(context, flatten(run.config))
         writer = open_metrics(run.folder)
         display = Display(Console(quiet=True), first_step=0, num_steps=60)
         self.recorder = Recorder(run, writer, display)

@@ -1,4 +1,4 @@
-"""Checkpoints: what is restored is what was saved, and what is not whole never counts."""
+"""Checkpoints: what is restored is what was saved, and one that is incomplete never counts."""
 
 import dataclasses
 import json
@@ -18,34 +18,33 @@ from configs.errors import IntegrityError, SettingsError
 from configs.run import CheckpointConfig, MeshConfig
 from configs.settings import flatten
 from sharding.mesh import make_mesh
+from train.checkpoints.context import CheckpointContext
 from train.checkpoints.digest import params_digest
-from train.checkpoints.manifest import (
-    checkpoint_steps,
-    kept_steps,
-    pin,
-    read_manifest,
-    read_progress,
-    verify,
-)
-from train.checkpoints.recovery import Place, newest_whole
-from train.checkpoints.save_restore import Checkpoints, restore_params, restore_state
+from train.checkpoints.folders import checkpoint_steps, kept_steps, pin
+from train.checkpoints.manifest import read_manifest, read_progress
+from train.checkpoints.recovery import newest_valid
+from train.checkpoints.restore import restore_params, restore_state
+from train.checkpoints.save import Checkpoints
+from train.checkpoints.verify import verify
 from train.state import TrainState, abstract_state
 
 
 @pytest.fixture
 def events() -> list[tuple[str, dict]]:
-    """What `place` has told of."""
+    """The events that `context` has received."""
     return []
 
 
 @pytest.fixture
-def place(tmp_path: Path, events) -> Place:
-    return Place(tmp_path, CONFIG, say=lambda event, **details: events.append((event, details)))
+def context(tmp_path: Path, events) -> CheckpointContext:
+    return CheckpointContext(
+        tmp_path, CONFIG, emit=lambda event, **details: events.append((event, details))
+    )
 
 
 @pytest.fixture
-def checkpoints(place: Place):
-    checkpoints = Checkpoints(place, flatten(RUN))
+def checkpoints(context: CheckpointContext):
+    checkpoints = Checkpoints(context, flatten(RUN))
     yield checkpoints
     checkpoints.close()
 
@@ -55,7 +54,7 @@ def shapes(mesh: jax.sharding.Mesh) -> TrainState:
 
 
 def random_state(mesh: jax.sharding.Mesh, rng: np.random.Generator) -> TrainState:
-    """Returns a state with other numbers in each leaf, moments included, in its layout."""
+    """Returns a state with other numbers in each leaf, optimizer state included, in its layout."""
 
     def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         values = rng.standard_normal(leaf.shape) * 1000
@@ -105,7 +104,7 @@ def test_a_save_holds_its_step_though_the_next_steps_reuse_the_memory(checkpoint
     assert int(state.step) == 21
 
 
-def test_a_checkpoint_says_where_the_run_stood(checkpoints, tmp_path: Path):
+def test_a_checkpoint_holds_the_progress_of_the_run(checkpoints, tmp_path: Path):
     steps = steps_of(data_config(), batch_size=8, seed=1, passed_over=(4, 9))
     said = dataclasses.replace(progress(3, eval_loss=1.25), step_ranges=(steps,))
     checkpoints.save(small_state(), said)
@@ -136,7 +135,7 @@ def test_last_best_and_every_nth_are_kept(losses, num_last, num_best, keep_every
 
 def test_a_save_removes_what_is_not_kept(tmp_path: Path):
     config = CheckpointConfig(every_steps=1, num_last=1, num_best=1)
-    checkpoints = Checkpoints(Place(tmp_path, config), {})
+    checkpoints = Checkpoints(CheckpointContext(tmp_path, config), {})
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None)):
         checkpoints.save(small_state(), progress(step, loss))
     checkpoints.close()
@@ -144,15 +143,15 @@ def test_a_save_removes_what_is_not_kept(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
 
 
-def test_an_older_checkpoint_that_cannot_be_removed_fails_no_save(place, events):
+def test_an_older_checkpoint_that_cannot_be_removed_fails_no_save(context, events):
     config = CheckpointConfig(every_steps=1, num_last=1, num_best=0)
-    checkpoints = Checkpoints(dataclasses.replace(place, config=config), {})
-    (place.folder / "1.removing").write_text("in the way")
+    checkpoints = Checkpoints(dataclasses.replace(context, config=config), {})
+    (context.folder / "1.removing").write_text("in the way")
     for step in (1, 2, 3):
         checkpoints.save(small_state(), progress(step))
         assert checkpoints.wait() is None
     checkpoints.close()
-    assert checkpoint_steps(place.folder) == [1, 3]  # the others go all the same
+    assert checkpoint_steps(context.folder) == [1, 3]  # the others go all the same
     said = [(event, details["step"]) for event, details in events]
     assert said == [
         ("saved", 1),
@@ -163,8 +162,10 @@ def test_an_older_checkpoint_that_cannot_be_removed_fails_no_save(place, events)
     ]
 
 
-def test_a_pinned_checkpoint_stays_until_it_is_let_go(tmp_path: Path):
-    checkpoints = Checkpoints(Place(tmp_path, CheckpointConfig(every_steps=1, num_last=1)), {})
+def test_a_pinned_checkpoint_stays_until_it_is_unpinned(tmp_path: Path):
+    checkpoints = Checkpoints(
+        CheckpointContext(tmp_path, CheckpointConfig(every_steps=1, num_last=1)), {}
+    )
     for step in (1, 2):
         checkpoints.save(small_state(), progress(step))
         checkpoints.wait()
@@ -180,22 +181,24 @@ def test_a_pinned_checkpoint_stays_until_it_is_let_go(tmp_path: Path):
 
 
 def test_what_a_killed_process_left_half_done_is_removed_and_never_counts(
-    checkpoints, place, tmp_path: Path
+    checkpoints, context, tmp_path: Path
 ):
     checkpoints.save(small_state(), progress(1))
     checkpoints.wait()
     for name in ("2.saving", "3.removing"):
         shutil.copytree(tmp_path / "1", tmp_path / name)
     assert checkpoint_steps(tmp_path) == [1]
-    Checkpoints(place, {}).close()
+    Checkpoints(context, {}).close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
 
 
-def test_a_step_that_is_saved_again_replaces_what_was_there(checkpoints, place):
+def test_a_step_that_is_saved_again_replaces_what_was_there(checkpoints, context):
     for value in (1.0, 2.0):
         checkpoints.save(small_state(value), progress(1))
     checkpoints.wait()
-    assert_identical(restore_state(place.folder, 1, small_state()), small_state(2.0), small_state())
+    assert_identical(
+        restore_state(context.folder, 1, small_state()), small_state(2.0), small_state()
+    )
 
 
 def truncate(path: Path) -> None:
@@ -250,7 +253,7 @@ def test_sizes_alone_show_a_truncated_file_and_not_a_flipped_byte(checkpoints, t
         verify(tmp_path, 1, "sizes")
 
 
-def test_a_file_that_no_manifest_names_is_refused(checkpoints, tmp_path: Path):
+def test_a_file_that_the_manifest_does_not_list_is_refused(checkpoints, tmp_path: Path):
     checkpoints.save(small_state(), progress(1))
     checkpoints.wait()
     (tmp_path / "1" / "state" / "more").write_text("x")
@@ -260,71 +263,71 @@ def test_a_file_that_no_manifest_names_is_refused(checkpoints, tmp_path: Path):
 
 @pytest.mark.parametrize("damage", [*DAMAGES, "no manifest"])
 def test_a_damaged_checkpoint_is_quarantined_and_the_one_before_is_taken(
-    checkpoints, place, events, damage
+    checkpoints, context, events, damage
 ):
     for step in (1, 2, 3):
         checkpoints.save(small_state(step), progress(step))
     checkpoints.wait()
-    (largest, *_) = sorted((place.folder / "3").rglob("d/*"), key=lambda p: -p.stat().st_size)
+    (largest, *_) = sorted((context.folder / "3").rglob("d/*"), key=lambda p: -p.stat().st_size)
     if damage == "no manifest":
-        (place.folder / "3" / "manifest.json").unlink()
+        (context.folder / "3" / "manifest.json").unlink()
     else:
         damage(largest)
     events.clear()
-    manifest = newest_whole(place)
+    manifest = newest_valid(context)
     assert manifest is not None
     assert manifest.progress == progress(2)
     ((event, details),) = events
     assert (event, details["step"], details["path"]) == (
         "quarantined",
         3,
-        str(place.folder / "3.bad"),
+        str(context.folder / "3.bad"),
     )
-    assert str(place.folder / "3") in details["cause"]
-    assert_identical(restore_state(place.folder, 2, small_state()), small_state(2), small_state())
+    assert str(context.folder / "3") in details["cause"]
+    assert_identical(restore_state(context.folder, 2, small_state()), small_state(2), small_state())
 
 
-def test_where_no_checkpoint_is_whole_none_is_touched_and_all_are_named(checkpoints, place):
+def test_if_no_checkpoint_is_valid_none_is_touched_and_all_are_named(checkpoints, context):
     for step in (1, 2):
         checkpoints.save(small_state(), progress(step))
     checkpoints.wait()
     for step in (1, 2):
-        (place.folder / str(step) / "manifest.json").unlink()
+        (context.folder / str(step) / "manifest.json").unlink()
     with pytest.raises(IntegrityError) as refusal:
-        newest_whole(place)
+        newest_valid(context)
     assert all(f"step {step}: " in str(refusal.value) for step in (1, 2))
-    assert sorted(path.name for path in place.folder.iterdir()) == ["1", "2"]
+    assert sorted(path.name for path in context.folder.iterdir()) == ["1", "2"]
 
 
-def test_a_folder_without_checkpoints_has_no_newest(place):
-    assert newest_whole(place) is None
+def test_a_folder_without_checkpoints_has_no_newest(context):
+    assert newest_valid(context) is None
 
 
-def test_none_that_is_newer_than_asked_for_is_taken(checkpoints, place, events):
+def test_no_checkpoint_after_at_most_is_taken(checkpoints, context, events):
     for step in (1, 2, 3):
         checkpoints.save(small_state(), progress(step))
     checkpoints.wait()
-    (place.folder / "3" / "manifest.json").unlink()
+    (context.folder / "3" / "manifest.json").unlink()
     events.clear()
-    manifest = newest_whole(place, at_most=1)
+    manifest = newest_valid(context, at_most=1)
     assert manifest is not None
     assert manifest.progress.step == 1
     assert not events
 
 
 @pytest.mark.parametrize("version", [2, 5])
-def test_a_checkpoint_of_another_format_is_refused_and_left_alone(checkpoints, place, version):
+def test_a_checkpoint_of_another_format_is_refused_and_left_alone(checkpoints, context, version):
     for step in (1, 2):
         checkpoints.save(small_state(), progress(step))
     checkpoints.wait()
-    rewrite(place.folder / "2" / "manifest.json", format_version=version)
+    rewrite(context.folder / "2" / "manifest.json", format_version=version)
     with pytest.raises(SettingsError, match=f"format_version={version} must be 4"):
-        newest_whole(place)
-    assert checkpoint_steps(place.folder) == [1, 2]
+        newest_valid(context)
+    assert checkpoint_steps(context.folder) == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "state/../../x", "x", "state/./y"])
-def test_a_manifest_names_no_file_outside_the_state(checkpoints, tmp_path: Path, name: str):
+def test_a_manifest_lists_no_file_outside_the_state(checkpoints, tmp_path: Path, name: str):
     checkpoints.save(small_state(), progress(1))
     checkpoints.wait()
     manifest = tmp_path / "1" / "manifest.json"
@@ -356,7 +359,9 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(
     read_manifest(tmp_path, 1).check_model(tmp_path / "1", RUN)
 
 
-def test_parameters_are_restored_without_the_moments(checkpoints, mesh, rng, tmp_path: Path):
+def test_parameters_are_restored_without_the_optimizer_state(
+    checkpoints, mesh, rng, tmp_path: Path
+):
     state = random_state(mesh, rng)
     checkpoints.save(state, progress(7))
     checkpoints.wait()
@@ -364,7 +369,7 @@ def test_parameters_are_restored_without_the_moments(checkpoints, mesh, rng, tmp
     assert params_digest(params) == params_digest(state.params)
 
 
-def test_a_save_that_fails_is_told_of_and_the_next_one_counts(checkpoints, place, events):
+def test_a_save_that_fails_is_an_event_and_the_next_one_succeeds(checkpoints, context, events):
     checkpoints.save(small_state(), progress(1))
     checkpoints.wait()
 
@@ -373,33 +378,35 @@ def test_a_save_that_fails_is_told_of_and_the_next_one_counts(checkpoints, place
 
     checkpoints.save(small_state(), progress(2), before=refuse)
     assert "No space left" in (checkpoints.wait() or "")
-    (place.folder / "3.saving").write_text("in the way")
+    (context.folder / "3.saving").write_text("in the way")
     checkpoints.save(small_state(), progress(3))
     assert checkpoints.wait()
-    (place.folder / "3.saving").unlink()
+    (context.folder / "3.saving").unlink()
     checkpoints.save(small_state(4.0), progress(4))
     assert checkpoints.wait() is None
     said = [(event, details["step"]) for event, details in events]
     assert said == [("saved", 1), ("save_failed", 2), ("save_failed", 3), ("saved", 4)]
-    assert sorted(path.name for path in place.folder.iterdir()) == ["1", "4"]
-    assert_identical(restore_state(place.folder, 4, small_state()), small_state(4.0), small_state())
+    assert sorted(path.name for path in context.folder.iterdir()) == ["1", "4"]
+    assert_identical(
+        restore_state(context.folder, 4, small_state()), small_state(4.0), small_state()
+    )
 
 
-def test_a_save_says_its_bytes_and_how_long_the_step_waited(checkpoints, place, events):
+def test_the_event_of_a_save_has_its_bytes_and_how_long_it_stalled(checkpoints, context, events):
     checkpoints.save(small_state(), progress(1))
     checkpoints.wait()
     ((_, details),) = events
-    files = [path for path in (place.folder / "1" / "state").rglob("*") if path.is_file()]
+    files = [path for path in (context.folder / "1" / "state").rglob("*") if path.is_file()]
     assert details["bytes"] == sum(path.stat().st_size for path in files)
     assert details["stall_sec"] > 0
     assert details["write_sec"] > 0
 
 
-def test_a_checkpoint_holds_the_digest_of_the_next_batch(place):
-    checkpoints = Checkpoints(place, {}, lambda at: f"of step {at.step + 1}")
+def test_a_checkpoint_holds_the_digest_of_the_next_batch(context):
+    checkpoints = Checkpoints(context, {}, lambda at: f"of step {at.step + 1}")
     checkpoints.save(small_state(), progress(1))
     checkpoints.close()
-    assert read_progress(place.folder, 1).next_batch_sha256 == "of step 2"
+    assert read_progress(context.folder, 1).next_batch_sha256 == "of step 2"
 
 
 def test_the_digest_of_parameters_is_an_interface():

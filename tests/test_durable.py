@@ -17,10 +17,13 @@ from configs.errors import IntegrityError, SettingsError, Unavailable
 from configs.run import CheckpointConfig
 from configs.settings import flatten
 from data.object_store import ObjectStore
+from train.checkpoints.context import CheckpointContext
 from train.checkpoints.durable import DurableTier
-from train.checkpoints.manifest import MANIFEST, checkpoint_steps, verify
-from train.checkpoints.recovery import Place, newest_whole
-from train.checkpoints.save_restore import Checkpoints
+from train.checkpoints.folders import checkpoint_steps
+from train.checkpoints.manifest import MANIFEST
+from train.checkpoints.recovery import newest_valid
+from train.checkpoints.save import Checkpoints
+from train.checkpoints.verify import verify
 from train.record.run_folder import RunFolder
 
 
@@ -81,7 +84,7 @@ def test_what_is_fetched_is_what_was_copied(url, tmp_path):
 def test_a_copy_replaces_one_of_the_same_step(url, tmp_path):
     durable = DurableTier(url)
     durable.copy(write_checkpoint(tmp_path / "old", 3))
-    checkpoints = Checkpoints(Place(tmp_path / "new", CONFIG), flatten(RUN))
+    checkpoints = Checkpoints(CheckpointContext(tmp_path / "new", CONFIG), flatten(RUN))
     checkpoints.save(small_state(99.0), progress(3))
     checkpoints.close()
     durable.copy(tmp_path / "new" / "3")
@@ -109,7 +112,9 @@ def test_a_damaged_copy_is_refused_and_leaves_nothing(url, s3, tmp_path):
 
 def test_a_killed_copy_never_counts(s3, bucket, tmp_path):
     checkpoint = write_checkpoint(tmp_path / "a", 7)
-    code = "from train.durable import DurableTier; DurableTier(arguments[0]).copy(arguments[1])"
+    code = (
+        "from train.checkpoints.durable import DurableTier as D\nD(arguments[0]).copy(arguments[1])"
+    )
     copying = start_code(code, bucket, checkpoint, stall_after=3)
     kill_when(copying, lambda: len(s3.keys(bucket)) >= 3)
     durable = DurableTier(bucket)
@@ -120,22 +125,24 @@ def test_a_killed_copy_never_counts(s3, bucket, tmp_path):
     assert content_of(tmp_path / "b") == content_of(tmp_path / "a")
 
 
-def test_the_newest_whole_one_is_found_wherever_it_is(url, tmp_path):
+def test_the_newest_valid_one_is_found_wherever_it_is(url, tmp_path):
     durable, here = DurableTier(url), tmp_path / "run" / "checkpoints"
     told: list[str] = []
-    place = Place(here, CONFIG, durable=durable, say=lambda event, **_: told.append(event))
+    context = CheckpointContext(
+        here, CONFIG, durable=durable, emit=lambda event, **_: told.append(event)
+    )
     for step in (2, 4):
         durable.copy(write_checkpoint(tmp_path / "elsewhere", step))
     shutil.copytree(tmp_path / "elsewhere" / "2", here / "2")
 
-    found = newest_whole(place)
+    found = newest_valid(context)
     assert found is not None
     assert (found.progress.step, told) == (4, ["fetched"])
     assert verify(here, 4) == found
 
     # Damaged here, it is fetched again; damaged there too, the older one is taken.
     flip_byte(here / "4" / largest_file(tmp_path / "elsewhere" / "4"))
-    assert newest_whole(place) == found
+    assert newest_valid(context) == found
     assert told == ["fetched", "quarantined", "fetched"]
     assert sorted(path.name for path in here.iterdir()) == ["2", "4", "4.bad"]
 
@@ -144,8 +151,10 @@ def test_a_local_checkpoint_is_preferred_to_its_copy(tmp_path):
     durable, here = DurableTier(str(tmp_path / "durable")), tmp_path / "checkpoints"
     durable.copy(write_checkpoint(here, 4))
     told: list[str] = []
-    place = Place(here, CONFIG, durable=durable, say=lambda event, **_: told.append(event))
-    assert newest_whole(place) == verify(here, 4)
+    context = CheckpointContext(
+        here, CONFIG, durable=durable, emit=lambda event, **_: told.append(event)
+    )
+    assert newest_valid(context) == verify(here, 4)
     assert told == []
 
 
@@ -155,17 +164,17 @@ def test_copies_are_made_of_those_that_are_due_and_of_the_last(url, run):
     )
     durable = DurableTier(url)
     told: list[tuple[str, int]] = []
-    place = Place(
+    context = CheckpointContext(
         run.checkpoints,
         config,
         durable=durable,
-        say=lambda event, **details: told.append((event, details["step"])),
+        emit=lambda event, **details: told.append((event, details["step"])),
     )
-    checkpoints = Checkpoints(place, flatten(RUN))
+    checkpoints = Checkpoints(context, flatten(RUN))
     for step in range(1, 8):
         checkpoints.save(small_state(step), progress(step))
         checkpoints.wait()
-        copying = checkpoints._copies._copied
+        copying = checkpoints._mirror._copied
         if copying is not None:
             copying.result()
     checkpoints.close()
@@ -180,7 +189,9 @@ def test_a_checkpoint_that_is_being_copied_is_not_removed(run, monkeypatch):
     copy = durable.copy
     monkeypatch.setattr(durable, "copy", lambda path: (may_go_on.wait(30), copy(path)))
     config = dataclasses.replace(CONFIG, num_last=1, num_best=0)
-    checkpoints = Checkpoints(Place(run.checkpoints, config, durable=durable), flatten(RUN))
+    checkpoints = Checkpoints(
+        CheckpointContext(run.checkpoints, config, durable=durable), flatten(RUN)
+    )
     for step in range(1, 4):
         checkpoints.save(small_state(step), progress(step))
         checkpoints.wait()
@@ -193,14 +204,14 @@ def test_a_checkpoint_that_is_being_copied_is_not_removed(run, monkeypatch):
 def test_storage_that_cannot_be_written_fails_the_copy_and_not_the_save(run, s3):
     bucket = s3.make_bucket("test-that-goes-away")
     told: list[str] = []
-    place = Place(
+    context = CheckpointContext(
         run.checkpoints,
         CONFIG,
         durable=DurableTier(f"{bucket}/run"),
-        say=lambda event, **_: told.append(event),
+        emit=lambda event, **_: told.append(event),
     )
     s3.client.delete_bucket(Bucket=bucket.removeprefix("s3://"))
-    checkpoints = Checkpoints(place, flatten(RUN))
+    checkpoints = Checkpoints(context, flatten(RUN))
     checkpoints.save(small_state(), progress(1))
     checkpoints.close()
     assert told == ["saved", "copy_failed", "copy_failed"]  # tried once more as it ends
@@ -333,7 +344,7 @@ def test_a_lease_that_is_lost_while_files_are_copied_leaves_no_manifest(run, tmp
     assert durable.steps() == []
 
 
-def test_a_process_that_was_out_for_long_looks_before_it_writes(run, tmp_path, monkeypatch):
+def test_a_process_that_was_suspended_reads_the_lease_before_it_writes(run, tmp_path, monkeypatch):
     """It was frozen, and its renewals too, while another one took over."""
     monkeypatch.setattr(train.checkpoints.lease, "_RACE_SEC", 0.0)
     durable = DurableTier(str(tmp_path / "durable"))
@@ -351,7 +362,6 @@ def test_a_process_that_was_out_for_long_looks_before_it_writes(run, tmp_path, m
 STALLED = """
 import time
 from data.object_store import ObjectStore
-from train.checkpoints.durable import DurableTier
 from train.record.run_folder import RunFolder
 read = ObjectStore.read_if_exists
 ObjectStore.read_if_exists = lambda s, n: time.sleep(99) if n == "events.jsonl" else read(s, n)

@@ -8,7 +8,7 @@ import pytest
 from small_runs import RUN, call, tiny_run, write_text
 
 from configs.errors import SettingsError
-from train.checkpoints.manifest import checkpoint_steps
+from train.checkpoints.folders import checkpoint_steps
 from train.record.run_folder import RunFolder
 
 QUIET = ("--eval.every_steps", "None", "--sample.every_steps", "None")

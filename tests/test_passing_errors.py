@@ -8,10 +8,12 @@ import pytest
 from faulty_files import run_faulty
 from small_checkpoints import CONFIG, flip_byte, write_checkpoint
 
-import train.checkpoints.manifest
+import train.checkpoints.verify
 from configs.errors import IntegrityError, Unavailable
-from train.checkpoints.manifest import read_manifest, verify
-from train.checkpoints.recovery import Place, newest_whole
+from train.checkpoints.context import CheckpointContext
+from train.checkpoints.manifest import read_manifest
+from train.checkpoints.recovery import newest_valid
+from train.checkpoints.verify import verify
 
 ERRORS = [errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT]
 
@@ -22,10 +24,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def context(tmp_path: Path) -> CheckpointContext:
     for step in (1, 2):
         write_checkpoint(tmp_path, step)
-    return Place(tmp_path, CONFIG)
+    return CheckpointContext(tmp_path, CONFIG)
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int, of: str) -> None:
@@ -45,42 +47,42 @@ def fail(monkeypatch: pytest.MonkeyPatch, number: int, *, times: int, of: str) -
     if of == "manifest.json":
         monkeypatch.setattr(Path, "read_bytes", maybe(Path.read_bytes))
     else:
-        original = train.checkpoints.manifest.digest_file
-        monkeypatch.setattr(train.checkpoints.manifest, "digest_file", maybe(original))
+        original = train.checkpoints.verify.digest_file
+        monkeypatch.setattr(train.checkpoints.verify, "digest_file", maybe(original))
 
 
 @pytest.mark.parametrize("of", ["manifest.json", "data"])
 @pytest.mark.parametrize("number", ERRORS)
-def test_an_error_that_passes_is_no_damage(place, monkeypatch, number: int, of: str):
+def test_an_error_that_passes_is_no_damage(context, monkeypatch, number: int, of: str):
     fail(monkeypatch, number, times=2, of=of)
-    found = newest_whole(place)
+    found = newest_valid(context)
     assert found is not None
     assert found.progress.step == 2
-    assert sorted(path.name for path in place.folder.iterdir()) == ["1", "2"]
+    assert sorted(path.name for path in context.folder.iterdir()) == ["1", "2"]
 
 
 @pytest.mark.parametrize("of", ["manifest.json", "data"])
 @pytest.mark.parametrize("number", ERRORS)
-def test_an_error_that_stays_ends_with_75_and_changes_nothing(place, monkeypatch, number, of):
+def test_an_error_that_stays_ends_with_75_and_changes_nothing(context, monkeypatch, number, of):
     fail(monkeypatch, number, times=10**6, of=of)
     with pytest.raises(Unavailable) as ended:
-        newest_whole(place)
+        newest_valid(context)
     assert ended.value.exit_code == 75
     message = str(ended.value)
-    assert str(place.folder / "2") in message
+    assert str(context.folder / "2") in message
     assert os.strerror(number) in message
     assert "remove" not in message
-    assert sorted(path.name for path in place.folder.iterdir()) == ["1", "2"]
+    assert sorted(path.name for path in context.folder.iterdir()) == ["1", "2"]
 
 
-def test_absence_and_wrong_content_are_damage(place):
-    path = place.folder / "2" / "manifest.json"
+def test_absence_and_wrong_content_are_damage(context):
+    path = context.folder / "2" / "manifest.json"
     path.unlink()
     with pytest.raises(IntegrityError, match="missing"):
-        read_manifest(place.folder, 2)
-    flip_byte(next((place.folder / "1").rglob("d/*")))
+        read_manifest(context.folder, 2)
+    flip_byte(next((context.folder / "1").rglob("d/*")))
     with pytest.raises(IntegrityError, match="sha256"):
-        verify(place.folder, 1)
+        verify(context.folder, 1)
 
 
 HOLD = """

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_runs import RUN, finish, has_reached, start, tiny_run, wait_until, write_text
 
-from train.checkpoints.manifest import checkpoint_steps
+from train.checkpoints.folders import checkpoint_steps
 from train.record.run_folder import RunFolder, read_metrics
 
 DETERMINED = ("tokens", "loss", "bits_per_byte", "grad_norm", "learning_rate", "eval/loss")

@@ -17,10 +17,13 @@ import train.loop
 from configs.errors import Unavailable
 from configs.run import CheckpointConfig
 from launch.faults.worker import after_call, with_infinite_moment
+from train.checkpoints.context import CheckpointContext
 from train.checkpoints.durable import DurableTier
-from train.checkpoints.manifest import Progress, checkpoint_steps, pin, read_progress, verify
-from train.checkpoints.recovery import Place, newest_whole
-from train.checkpoints.save_restore import Checkpoints
+from train.checkpoints.folders import checkpoint_steps, pin
+from train.checkpoints.manifest import RunProgress, read_progress
+from train.checkpoints.recovery import newest_valid
+from train.checkpoints.save import Checkpoints
+from train.checkpoints.verify import verify
 from train.health.divergence import Divergence, Guard
 from train.record.recorder import Recorder
 from train.record.run_folder import RunFolder, read_metrics
@@ -28,24 +31,24 @@ from train.record.run_folder import RunFolder, read_metrics
 QUIET = ("--eval.every_steps", "None", "--sample.every_steps", "None")
 
 
-def amended(step: int) -> Progress:
+def amended(step: int) -> RunProgress:
     steps = steps_of(data_config(), batch_size=8, seed=0, passed_over=(5,))
     return dataclasses.replace(progress(step), step_ranges=(steps,), num_rollbacks=1)
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def context(tmp_path: Path) -> CheckpointContext:
     """A run folder with checkpoints of steps 1 to 3, all of them copied."""
     durable = DurableTier(str(tmp_path / "durable"))
     folder = tmp_path / "run" / "checkpoints"
     for step in (1, 2, 3):
         durable.copy(write_checkpoint(folder, step))
-    return Place(folder, CONFIG, durable=durable)
+    return CheckpointContext(folder, CONFIG, durable=durable)
 
 
 @pytest.fixture
-def checkpoints(place: Place):
-    checkpoints = Checkpoints(place, {})
+def checkpoints(context: CheckpointContext):
+    checkpoints = Checkpoints(context, {})
     yield checkpoints
     checkpoints.close()
 
@@ -55,66 +58,66 @@ def names(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/manifest.json"))
 
 
-def test_what_a_rollback_leaves_stays_aside_until_a_later_save_is_whole(checkpoints, place):
-    pin(place.folder, 3, pinned=True)
-    checkpoints.go_back(amended(1))
-    copies = Path(place.durable.url) / "checkpoints"
-    assert names(place.folder) == names(copies) == ["1", "2.aside", "3.aside"]
+def test_what_a_rollback_sets_aside_stays_until_a_later_save(checkpoints, context):
+    pin(context.folder, 3, pinned=True)
+    checkpoints.rollback(amended(1))
+    copies = Path(context.durable.url) / "checkpoints"
+    assert names(context.folder) == names(copies) == ["1", "2.aside", "3.aside"]
 
     def refuse() -> None:
         raise OSError(28, "No space left on device")
 
     checkpoints.save(small_state(), progress(2), before=refuse)
     assert checkpoints.wait() is not None
-    assert names(place.folder) == ["1", "2.aside", "3.aside"]
+    assert names(context.folder) == ["1", "2.aside", "3.aside"]
     checkpoints.save(small_state(), progress(2))
     assert checkpoints.wait() is None
-    assert names(place.folder) == ["1", "2", "3.aside"]  # which was pinned
-    assert checkpoints.complete_copies() is None
+    assert names(context.folder) == ["1", "2", "3.aside"]  # which was pinned
+    assert checkpoints.complete_mirror() is None
     assert names(copies) == ["1", "2"]
 
 
-def test_no_restore_takes_what_a_rollback_left(checkpoints, place):
-    checkpoints.go_back(amended(1))
-    found = newest_whole(place)
+def test_what_a_rollback_sets_aside_is_never_restored(checkpoints, context):
+    checkpoints.rollback(amended(1))
+    found = newest_valid(context)
     assert found is not None
     assert found.progress == amended(1)
-    shutil.rmtree(place.folder)  # as on a new machine
-    found = newest_whole(place)
+    shutil.rmtree(context.folder)  # as on a new machine
+    found = newest_valid(context)
     assert found is not None
     assert found.progress == amended(1)
-    assert verify(place.folder, 1) == found
+    assert verify(context.folder, 1) == found
 
 
-def test_a_copy_that_is_not_new_does_not_remove_what_a_rollback_left(place):
+def test_a_copy_that_is_not_new_does_not_remove_what_a_rollback_set_aside(context):
     """Killed after the rollback: the next process copies the checkpoint that it went back to."""
-    first = Checkpoints(place, {})
-    first.go_back(amended(1))
-    shutil.rmtree(Path(place.durable.url) / "checkpoints" / "1")
-    again = Checkpoints(place, {})
-    assert again.complete_copies() is None
-    assert names(Path(place.durable.url) / "checkpoints") == ["1", "2.aside", "3.aside"]
+    first = Checkpoints(context, {})
+    first.rollback(amended(1))
+    shutil.rmtree(Path(context.durable.url) / "checkpoints" / "1")
+    again = Checkpoints(context, {})
+    assert again.complete_mirror() is None
+    assert names(Path(context.durable.url) / "checkpoints") == ["1", "2.aside", "3.aside"]
 
 
-def test_where_storage_refuses_nothing_goes_back(checkpoints, place):
-    durable = Path(place.durable.url)
+def test_if_storage_refuses_nothing_is_rolled_back(checkpoints, context):
+    durable = Path(context.durable.url)
     durable.rename(away := durable.with_name("away"))
     durable.touch()  # a file, in which nothing can be written
     with pytest.raises(Unavailable, match="step 1"):
-        checkpoints.go_back(amended(1))
-    assert checkpoint_steps(place.folder) == [1, 2, 3]
-    assert read_progress(place.folder, 1) == progress(1)
+        checkpoints.rollback(amended(1))
+    assert checkpoint_steps(context.folder) == [1, 2, 3]
+    assert read_progress(context.folder, 1) == progress(1)
     durable.unlink()
     away.rename(durable)
 
 
 def test_a_save_while_steps_go_wrong_keeps_the_older_ones(tmp_path: Path):
     config = CheckpointConfig(every_steps=1, num_last=1, num_best=0)
-    checkpoints = Checkpoints(Place(tmp_path, config), {})
-    for step, keeps_all in ((1, False), (2, True), (3, False)):
-        checkpoints.save(small_state(), progress(step), keeps_all=keeps_all)
+    checkpoints = Checkpoints(CheckpointContext(tmp_path, config), {})
+    for step, keep_all in ((1, False), (2, True), (3, False)):
+        checkpoints.save(small_state(), progress(step), keep_all=keep_all)
         checkpoints.wait()
-        assert checkpoint_steps(tmp_path) == ([1, 2] if keeps_all else [step])
+        assert checkpoint_steps(tmp_path) == ([1, 2] if keep_all else [step])
     checkpoints.close()
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 from small_runs import ROOT, finish, start, tiny_run, write_text
 
-from train.checkpoints.manifest import checkpoint_folders
+from train.checkpoints.folders import checkpoint_folders
 from train.record.run_folder import RunFolder, read_metrics
 from train.record.time_ledger import stat_fields
 

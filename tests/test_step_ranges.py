@@ -22,7 +22,8 @@ from small_runs import RUN, call, tiny_run, write_text
 from data.batches import TrainRows, continue_ranges, train_batches
 from data.mixture import Data
 from data.step_ranges import StepRange, range_of, step_range
-from train.checkpoints.manifest import checkpoint_steps, read_progress
+from train.checkpoints.folders import checkpoint_steps
+from train.checkpoints.manifest import read_progress
 from train.record.run_folder import RunFolder
 
 ROW = data_config(sequence_len=1)

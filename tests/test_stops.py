@@ -26,7 +26,7 @@ from small_runs import (
 )
 
 from launch.faults.disks import needs_unshare
-from train.checkpoints.manifest import checkpoint_steps
+from train.checkpoints.folders import checkpoint_steps
 from train.record.run_folder import RunFolder, read_metrics
 
 QUIET = ("--eval.every_steps", "None", "--sample.every_steps", "None")

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from configs.errors import Stopped
-from train.checkpoints.manifest import Progress
-from train.checkpoints.save_restore import Checkpoints
+from train.checkpoints.manifest import RunProgress
+from train.checkpoints.save import Checkpoints
 from train.evaluate import Evaluation, Evaluator
 from train.generation.generate import Sampler
 from train.health.divergence import Divergence
@@ -72,7 +72,7 @@ class Callbacks:
         self._periodic: tuple[Callback, ...] = (evaluate, sample, self._save)
         self._all: tuple[Callback, ...] = (evaluate, finish, probe, sample, self._save)
 
-    def begin(self, start: Progress) -> None:
+    def begin(self, start: RunProgress) -> None:
         """Starts after a step: that of a checkpoint, or 0."""
         self._save.begin(start)
 
@@ -191,7 +191,7 @@ class Save(Callback):
         self._run, self._checkpoints = run, checkpoints
         self._recorder, self._writer = recorder, writer
 
-    def begin(self, start: Progress) -> None:
+    def begin(self, start: RunProgress) -> None:
         """Starts after a step, whose state is finite."""
         self._is_postponed = False
         self._last_finite_step = start.step
@@ -221,9 +221,9 @@ class Save(Callback):
         if end.is_last:
             self._complete_save(ordered, progress)
 
-    def _progress(self, end: StepEnd) -> Progress:
+    def _progress(self, end: StepEnd) -> RunProgress:
         recorder = self._recorder
-        return Progress(
+        return RunProgress(
             step=end.step,
             tokens=recorder.tokens,
             data_sha256=self._run.data.digest,
@@ -235,13 +235,13 @@ class Save(Callback):
             **self._run.fixed_progress(),
         )
 
-    def _begin_save(self, ordered: TrainState, progress: Progress) -> None:
+    def _begin_save(self, ordered: TrainState, progress: RunProgress) -> None:
         # A checkpoint is never valid before the metrics up to it are on disk. One of a suspect
         # step, saved because the run ends here, must not replace an older one.
-        keeps_all = self._recorder.is_suspect
-        self._checkpoints.save(ordered, progress, before=self._writer.flush, keeps_all=keeps_all)
+        keep_all = self._recorder.is_suspect
+        self._checkpoints.save(ordered, progress, before=self._writer.flush, keep_all=keep_all)
 
-    def _complete_save(self, ordered: TrainState, progress: Progress) -> None:
+    def _complete_save(self, ordered: TrainState, progress: RunProgress) -> None:
         """Waits until the checkpoint is valid; saves again if that fails."""
         spans, cause = self._run.spans, None
         for wait_sec in (*_RETRIES_SEC, None):

@@ -41,9 +41,9 @@ from model.hf.safetensors import INDEX, plan_shards, shard_index, write_shard
 from model.hf.weights import hf_arrays
 from model.inputs import Inputs
 from sharding.mesh import make_mesh
-from train.checkpoints.manifest import Progress
-from train.checkpoints.recovery import Place
-from train.checkpoints.save_restore import Checkpoints
+from train.checkpoints.context import CheckpointContext
+from train.checkpoints.manifest import RunProgress
+from train.checkpoints.save import Checkpoints
 from train.optimizer import Params
 from train.record.run_folder import RunFolder
 from train.state import TrainState, shape_of
@@ -85,10 +85,12 @@ def import_model(hf_model: HFModel, run_dir: Path, environment: dict[str, Any]) 
         folder = RunFolder(temporary)
         folder.begin(config, environment)
         folder.add_event("imported", source=str(hf_model.path.absolute()))
-        place = Place(folder.checkpoints.absolute(), config.checkpoint, say=folder.add_event)
+        context = CheckpointContext(
+            folder.checkpoints.absolute(), config.checkpoint, emit=folder.add_event
+        )
         state = TrainState(jnp.zeros((), jnp.int32), params, ())
-        checkpoints = Checkpoints(place, flatten(config), one_at_a_time=state)
-        checkpoints.save(state, Progress(step=0, tokens=0, data_sha256="none: imported"))
+        checkpoints = Checkpoints(context, flatten(config), one_at_a_time=state)
+        checkpoints.save(state, RunProgress(step=0, tokens=0, data_sha256="none: imported"))
         cause = checkpoints.wait()
         checkpoints.close()
         if cause is not None:

@@ -9,10 +9,10 @@ from configs.errors import Stopped
 from configs.settings import flatten
 from sharding.rules import sharding
 from train.callbacks import Callbacks
-from train.checkpoints.digest import params_digest
-from train.checkpoints.manifest import Progress
-from train.checkpoints.recovery import Place
-from train.checkpoints.save_restore import Checkpoints
+from train.checkpoints.context import CheckpointContext
+from train.checkpoints.digest import DIGEST_VERSION, params_digest
+from train.checkpoints.manifest import RunProgress
+from train.checkpoints.save import Checkpoints
 from train.health.replay import step_twice
 from train.health.rollback import rollback
 from train.health.signals import SharedSignals, Signals
@@ -52,12 +52,12 @@ def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
     config, folder, spans = run.config, run.folder, run.spans
 
     # Restore or initialize the state.
-    context = Place(
+    context = CheckpointContext(
         folder.checkpoints.absolute(),
         config.checkpoint,
         run.processes,
         run.durable,
-        say=run.emit,
+        emit=run.emit,
         span=spans,
     )
     checkpoints = Checkpoints(context, flatten(config), run.next_batch_digest)
@@ -103,7 +103,7 @@ def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
 def _attempt(
     run: RunContext,
     state: TrainState,
-    start: Progress,
+    start: RunProgress,
     train_step: TrainStep,
     signals: SharedSignals,
     recorder: Recorder,
@@ -146,7 +146,7 @@ def _attempt(
 def _finish(run: RunContext, state: TrainState, tokens: int, checkpoints: Checkpoints) -> Outcome:
     """Returns the outcome, once durable storage has the last checkpoint."""
     with run.spans("upload"):
-        cause = checkpoints.complete_copies()
+        cause = checkpoints.complete_mirror()
     if cause is not None:
         raise Stopped(
             "the run is finished, but its last checkpoint is not in checkpoint.durable_dir="
@@ -155,6 +155,6 @@ def _finish(run: RunContext, state: TrainState, tokens: int, checkpoints: Checkp
     with run.spans("digest"):
         step = int(state.step)
         digest = params_digest(in_model_order(state, run.config, run.mesh).params)
-    run.folder.add_event("finished", step=step, params_sha256=digest)
+    run.folder.add_event("finished", step=step, params_sha256=digest, digest_version=DIGEST_VERSION)
     record = read_metrics(run.folder.metrics).get(step, {"step": step, "tokens": tokens})
     return Outcome(record=record, params_sha256=digest)

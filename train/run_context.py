@@ -14,7 +14,7 @@ from data.mixture import Data
 from sharding.distributed.processes import Processes
 from train.checkpoints.durable import DurableTier
 from train.checkpoints.init_from import InitFrom
-from train.checkpoints.manifest import Progress
+from train.checkpoints.manifest import RunProgress
 from train.record.console import logger
 from train.record.run_folder import RunFolder
 from train.record.spans import Spans
@@ -56,18 +56,18 @@ class RunContext:
         return self.processes.from_first("had checkpoints", found)
 
     def fixed_progress(self) -> dict[str, Any]:
-        """Returns the fields of Progress that all checkpoints of this start share."""
+        """Returns the fields of RunProgress that all checkpoints of this start share."""
         return {
             "data_folders": self.data.folders,
             "generator_key": describe_rng(self.config.train.seed),
         }
 
-    def batches(self, start: Progress, rows: list[int] | None = None) -> grain.MapDataset[Batch]:
+    def batches(self, start: RunProgress, rows: list[int] | None = None) -> grain.MapDataset[Batch]:
         """Returns the batches of the steps after `start`, or some rows of each."""
         steps = start.step_ranges[-1]
         return train_batches(self.data, self.config.data, steps, rows=rows)[start.step :]
 
-    def next_batch_digest(self, start: Progress) -> str:
+    def next_batch_digest(self, start: RunProgress) -> str:
         """Returns the SHA-256 of the batch of the step after `start`."""
         batch = self.batches(start)[0]
         assert batch is not None  # the dataset is endless

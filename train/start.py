@@ -7,10 +7,13 @@ import jax
 from configs.errors import IntegrityError
 from data.batches import continue_ranges
 from data.step_ranges import StepRange, steps_from
-from train.checkpoints.init_from import InitFrom, branched_progress, check_hf_model, check_source
-from train.checkpoints.manifest import Manifest, Progress, verify
-from train.checkpoints.recovery import Place, newest_whole
-from train.checkpoints.save_restore import Checkpoints, restore_params, restore_state
+from train.checkpoints.context import CheckpointContext
+from train.checkpoints.init_from import InitFrom, check_hf_model, check_source, initial_progress
+from train.checkpoints.manifest import Manifest, RunProgress
+from train.checkpoints.recovery import newest_valid
+from train.checkpoints.restore import restore_params, restore_state
+from train.checkpoints.save import Checkpoints
+from train.checkpoints.verify import verify
 from train.memory_check import check_memory
 from train.record.console import logger
 from train.run_context import RunContext, describe_rng
@@ -18,8 +21,8 @@ from train.state import TrainState, abstract_state, in_stage_order, init_state, 
 
 
 def restore_or_init(
-    run: RunContext, context: Place, checkpoints: Checkpoints
-) -> tuple[TrainState, Progress]:
+    run: RunContext, context: CheckpointContext, checkpoints: Checkpoints
+) -> tuple[TrainState, RunProgress]:
     """Returns the state and progress of the newest valid checkpoint, or those of a new run.
 
     Raises:
@@ -27,7 +30,7 @@ def restore_or_init(
         SettingsError: a checkpoint is of another model or format, or the state would not fit.
     """
     check_memory(run.config, run.mesh)
-    manifest = newest_whole(context)
+    manifest = newest_valid(context)
     if manifest is not None:
         return _resume(run, manifest, context)
     if run.has_had_checkpoints():
@@ -44,7 +47,9 @@ def restore_or_init(
     return _init_from_run(run, run.init_from, checkpoints)
 
 
-def _resume(run: RunContext, manifest: Manifest, context: Place) -> tuple[TrainState, Progress]:
+def _resume(
+    run: RunContext, manifest: Manifest, context: CheckpointContext
+) -> tuple[TrainState, RunProgress]:
     progress = manifest.progress
     manifest.check_model(context.folder / str(progress.step), run.config)
     progress.check_continues(run.config, run.data.digest)
@@ -59,7 +64,7 @@ def _resume(run: RunContext, manifest: Manifest, context: Place) -> tuple[TrainS
 
 def _init_from_run(
     run: RunContext, source: InitFrom, checkpoints: Checkpoints
-) -> tuple[TrainState, Progress]:
+) -> tuple[TrainState, RunProgress]:
     """Returns the state of a new run from a checkpoint of another one, saved as its own."""
     config, like = run.config, abstract_state(run.config, run.mesh)
     assert source.step is not None
@@ -69,7 +74,7 @@ def _init_from_run(
     if source.with_optimizer:
         del state  # there may be no memory for two
         state = restore_state(source.checkpoints, source.step, like)
-        progress = replace(progress, **branched_progress(manifest, config, run.data))
+        progress = replace(progress, **initial_progress(manifest, config, run.data))
         progress = with_current_data(run, progress)
     else:
         state = state._replace(params=restore_params(source.checkpoints, source.step, like.params))
@@ -84,7 +89,7 @@ def _init_from_run(
 
 def _init_from_hf(
     run: RunContext, source: InitFrom, checkpoints: Checkpoints
-) -> tuple[TrainState, Progress]:
+) -> tuple[TrainState, RunProgress]:
     """Returns the state of a new run with the weights of a Hugging Face model, saved as its own."""
     config = run.config
     hf_model = check_hf_model(source, config)
@@ -99,10 +104,10 @@ def _init_from_hf(
     return in_stage_order(state, config, run.mesh), progress
 
 
-def init(run: RunContext) -> tuple[TrainState, Progress]:
+def init(run: RunContext) -> tuple[TrainState, RunProgress]:
     """Returns a newly initialized state at step 0."""
     key = jax.random.fold_in(jax.random.key(run.config.train.seed), 0)
-    progress = Progress(
+    progress = RunProgress(
         step=0,
         tokens=0,
         data_sha256=run.data.digest,
@@ -120,8 +125,8 @@ def restore(run: RunContext, step: int) -> TrainState:
 
 
 def with_current_data(
-    run: RunContext, progress: Progress, left: StepRange | None = None
-) -> Progress:
+    run: RunContext, progress: RunProgress, left: StepRange | None = None
+) -> RunProgress:
     """Returns the progress with the batches of the next steps by the current settings.
 
     Logs a warning if they differ from those of the checkpoint. Args: `left` as `continue_ranges`.
@@ -140,7 +145,7 @@ def with_current_data(
     return replace(progress, step_ranges=found.ranges, **run.fixed_progress())
 
 
-def _check_next_batch(run: RunContext, progress: Progress) -> None:
+def _check_next_batch(run: RunContext, progress: RunProgress) -> None:
     """Raises IntegrityError unless the PRNG key and the next batch are those of the checkpoint.
 
     The batch is made with the settings of the checkpoint, which may differ from the current ones.

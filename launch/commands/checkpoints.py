@@ -14,7 +14,7 @@ from rich.table import Table
 from configs.check import require
 from launch.arguments import parse_arguments
 from launch.reading.checkpoint_list import SavedCheckpoint, list_checkpoints
-from train.checkpoints.manifest import checkpoint_folders, other_names, pin
+from train.checkpoints.folders import checkpoint_folders, other_names, pin
 from train.record.run_folder import RunFolder
 
 

@@ -207,7 +207,7 @@ def _watched(
     config: RunConfig, folder: RunFolder, processes: "Processes", spans: Spans
 ) -> "Signals":
     """Returns the signals of this process, which are caught from now on, as hangs are."""
-    from train.checkpoints.save_restore import stored_bytes
+    from train.checkpoints.restore import stored_bytes
     from train.health.signals import Signals
     from train.health.stack_dump import write_stacks
 
@@ -283,7 +283,7 @@ def _checked(
 
     from sharding.fit import check_fit, check_platform
     from sharding.mesh import make_mesh
-    from train.checkpoints.manifest import newest_progress
+    from train.checkpoints.folders import newest_progress
     from train.health.replay import check_can_replay
 
     require(

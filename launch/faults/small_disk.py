@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from train.checkpoints.manifest import checkpoint_steps
+from train.checkpoints.folders import checkpoint_steps
 from train.record.run_folder import RunFolder
 
 _SIZE = "256m"

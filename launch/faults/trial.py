@@ -20,7 +20,8 @@ from typing import Any
 from configs.errors import IntegrityError
 from launch.devices import ROOT
 from launch.reading.event_messages import name_of
-from train.checkpoints.manifest import checkpoint_steps, read_progress
+from train.checkpoints.folders import checkpoint_steps
+from train.checkpoints.manifest import read_progress
 from train.record.run_folder import RunFolder, read_json_lines, read_metrics
 from train.record.time_ledger import stat_fields
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import train.checkpoints.save_restore
+import train.checkpoints.save
 import train.loop
 import train.run_context
 import train.step
@@ -181,12 +181,12 @@ def in_a_state(call: int, change: Callable[[TrainState], TrainState]) -> None:
 
 def in_listings() -> None:
     """Hides every second file of a checkpoint from each process, another one from each."""
-    original = train.checkpoints.save_restore.list_files
+    original = train.checkpoints.save.list_files
 
     def list_files(checkpoint: Path) -> set[str]:
         return set(sorted(original(checkpoint))[jax.process_index() :: 2])
 
-    train.checkpoints.save_restore.list_files = list_files
+    train.checkpoints.save.list_files = list_files
 
 
 _CHANGES = {"flipped_bit": with_flipped_bit, "infinite_moment": with_infinite_moment}

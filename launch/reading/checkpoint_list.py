@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from configs.errors import IntegrityError, SettingsError
-from train.checkpoints.manifest import check_files, checkpoint_folders, is_pinned, read_manifest
+from train.checkpoints.folders import checkpoint_folders, is_pinned
+from train.checkpoints.manifest import read_manifest
+from train.checkpoints.verify import check_files
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 from launch.reading.checkpoint_list import SavedCheckpoint, list_checkpoints
 from launch.reading.event_messages import Event, name_of
 from launch.reading.run_status import read_status
-from train.checkpoints.manifest import other_names
+from train.checkpoints.folders import other_names
 from train.record.run_folder import Record, RunFolder, read_metrics
 from train.record.time_ledger import CATEGORIES
 

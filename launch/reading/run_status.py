@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from train.checkpoints.manifest import checkpoint_steps
+from train.checkpoints.folders import checkpoint_steps
 from train.record.run_folder import RunFolder, read_metrics
 
 

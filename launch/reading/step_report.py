@@ -18,7 +18,8 @@ from data.mixture import Data
 from data.open_data import open_data
 from data.step_ranges import StepRange, range_of, steps_from
 from launch.progress_bar import Progress
-from train.checkpoints.manifest import checkpoint_steps, read_progress
+from train.checkpoints.folders import checkpoint_steps
+from train.checkpoints.manifest import read_progress
 from train.record.run_folder import RunFolder
 
 

@@ -1,4 +1,4 @@
-"""The digest of parameters: one name for a model, whatever the mesh that it lies on."""
+"""The digest of parameters: it identifies a model, whatever its mesh."""
 
 import functools
 import hashlib
@@ -10,15 +10,23 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sharding.tree_paths import by_path
+from train.checkpoints.array_names import RENAMED_ARRAYS, inverse, renamed
+
+DIGEST_VERSION = 2
+"""Version 1 has the names of arrays before RENAMED_ARRAYS; other models have one digest in both."""
 
 
-def params_digest(params: Mapping[str, Any]) -> str:
+def params_digest(params: Mapping[str, Any], version: int = DIGEST_VERSION) -> str:
     """Returns the SHA-256 over sorted paths, shapes, dtypes and little-endian bytes of arrays.
 
     Every process that holds a part of an array must call it; each gets the same digest.
+
+    Args:
+        version: of the digest to compare with; one that does not name its version is of version 1.
     """
+    names = inverse(RENAMED_ARRAYS) if version == 1 else {}
     total = hashlib.sha256()
-    for name, array in sorted(by_path(params).items()):
+    for name, array in sorted(by_path(renamed(params, names)).items()):
         total.update(f"{name}\0{array.shape}\0{array.dtype.name}\0".encode())
         for piece in on_host(array):
             total.update(piece.astype(piece.dtype.newbyteorder("<")).tobytes())

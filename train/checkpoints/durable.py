@@ -1,9 +1,9 @@
 """Checkpoints of a run in durable storage: a folder of another disk, or a URL (s3:// gs://).
 
 URL/ has the small files of the run, checkpoints/N/ as a run folder has them, and lease.json, which
-says who writes here. Everything goes through a local copy. The manifest of a checkpoint is the last
-of its files to come and the first to go, so that one half copied or half removed never counts; what
-a rollback has gone back from is in checkpoints/N.aside/, which no restore takes.
+names the process that writes here. The manifest of a checkpoint is written last and removed first,
+so that one half copied or half removed never counts. What a rollback set aside is in
+checkpoints/N.aside/, which is never restored.
 """
 
 import contextlib
@@ -16,29 +16,20 @@ from configs.errors import IntegrityError, TesseraError
 from configs.run import CheckpointConfig
 from data.atomic_files import atomic_write
 from data.object_store import ObjectStore, in_parallel
+from train.checkpoints.folders import ASIDE, FETCHING, finish_save, kept_steps
 from train.checkpoints.lease import Lease
-from train.checkpoints.manifest import (
-    ASIDE,
-    FETCHING,
-    MANIFEST,
-    Manifest,
-    check_file,
-    finish_save,
-    kept_steps,
-    manifest_content,
-    parse_manifest,
-    verify,
-)
+from train.checkpoints.manifest import MANIFEST, Manifest, manifest_content, parse_manifest
+from train.checkpoints.verify import check_file, verify
 from train.record.run_folder import RunFolder
 
 _PROBE = ".can-be-written"
 
 
 class DurableTier:
-    """The copies of one run's checkpoints."""
+    """The checkpoints of one run in durable storage."""
 
     def __init__(self, url: str):
-        """Raises SettingsError if there is no such kind of storage."""
+        """Raises SettingsError if this kind of storage is not supported."""
         self.url = url
         self._store = ObjectStore(url)
         self._lease: Lease | None = None
@@ -49,7 +40,7 @@ class DurableTier:
         self._store.remove(_PROBE)
 
     def steps(self) -> list[int]:
-        """Returns the steps of all whole checkpoints, oldest first."""
+        """Returns the steps of all complete checkpoints, oldest first."""
         found = (Path(name).parts for name in self._store.names("checkpoints"))
         return sorted(
             int(parts[1])
@@ -58,7 +49,7 @@ class DurableTier:
         )
 
     def read_manifest(self, step: int) -> Manifest:
-        """Returns what a checkpoint says of itself; raises as `parse_manifest` does."""
+        """Returns the manifest of a checkpoint; raises as `parse_manifest` does."""
         name = _file(step, MANIFEST)
         return parse_manifest(self._store.read(name), self._store.address(name))
 
@@ -66,8 +57,8 @@ class DurableTier:
         """Copies a local checkpoint here, in place of one of the same step.
 
         Raises:
-            IntegrityError: it is damaged, so that nothing is copied, or a copy is.
-            SettingsError: the storage does not take it, or another run writes here now.
+            IntegrityError: it is damaged, and nothing is copied, or a copy is damaged.
+            SettingsError: the storage refuses it, or another run writes here now.
         """
         self._check_lease()
         step = int(checkpoint.name)
@@ -85,14 +76,14 @@ class DurableTier:
         self._check_lease()
         self._store.write(_file(step, MANIFEST), content)
 
-    def go_back(self, manifest: Manifest) -> None:
-        """Sets the checkpoints of later steps aside, and writes a manifest that was amended.
+    def rollback(self, manifest: Manifest) -> None:
+        """Sets the checkpoints of later steps aside, and writes an amended manifest.
 
         Raises:
-            TesseraError: the storage does not take it, or another run writes here now.
+            TesseraError: the storage refuses it, or another run writes here now.
         """
         step = manifest.progress.step
-        self.check_writable()  # a disk that is away looks like one without checkpoints
+        self.check_writable()  # an unmounted disk looks like one without checkpoints
         for later in reversed([later for later in self.steps() if later > step]):
             self._check_lease()
             names = self._store.names(f"checkpoints/{later}")
@@ -104,7 +95,7 @@ class DurableTier:
             self._store.write(_file(step, MANIFEST), manifest_content(manifest))
 
     def remove_aside(self) -> None:
-        """Removes what rollbacks have set aside, once a later copy is whole."""
+        """Removes what rollbacks have set aside, after a later copy."""
         names = [n for n in self._store.names("checkpoints") if Path(n).parts[1].endswith(ASIDE)]
         in_parallel(self._remove, names)
 
@@ -116,26 +107,26 @@ class DurableTier:
                 self._store.write(path.name, path.read_bytes())
 
     def fetch(self, step: int, folder: Path) -> None:
-        """Makes a local checkpoint of a copy, in folder/N.
+        """Copies a checkpoint from here to folder/N.
 
-        Files that an earlier try has fetched are kept where they are as the manifest says.
+        Files that an earlier try fetched are kept if they match the manifest.
 
         Raises:
             IntegrityError: the copy is damaged; nothing is left in the folder.
             SettingsError: the storage cannot be read, or the disk is full.
-            Unavailable: the storage does not answer; what was fetched waits for the next try.
+            Unavailable: the storage does not answer; what was fetched stays for the next try.
         """
         manifest = self.read_manifest(step)
         fetching = folder / f"{step}{FETCHING}"
         fetching.mkdir(parents=True, exist_ok=True)
 
         def get(name: str) -> None:
-            path, said = fetching / name, manifest.files[name]
+            path, entry = fetching / name, manifest.files[name]
             with contextlib.suppress(IntegrityError):
-                check_file(path, str(path), said)
+                check_file(path, str(path), entry)
                 return
             with self._store.fetching(_file(step, name), fetching / ".parts", path) as part:
-                check_file(part, self._store.address(_file(step, name)), said)
+                check_file(part, self._store.address(_file(step, name)), entry)
 
         try:
             in_parallel(get, manifest.files)
@@ -146,15 +137,15 @@ class DurableTier:
         finish_save(fetching, manifest)
 
     def fetch_small(self, folder: RunFolder) -> None:
-        """Begins a run folder with the small files that are here; none is no error.
+        """Copies the small files that are here, if any, to a new run folder.
 
-        One that a killed process has left half fetched is fetched anew.
+        One that a killed process left half fetched is fetched again.
         """
         if self._store.info(folder.config.name) is None:
             return
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.fetching.touch()
-        for path in folder.small_files:  # the settings last: they make it a run
+        for path in folder.small_files:  # the settings last: they make it a run folder
             content = self._store.read_if_exists(path.name)
             if content is not None:
                 with atomic_write(path) as temporary:
@@ -162,7 +153,7 @@ class DurableTier:
         folder.fetching.unlink()
 
     def remove(self, step: int) -> None:
-        """Removes a checkpoint, or what is left of one; its manifest first."""
+        """Removes a checkpoint, or the remains of one; its manifest first."""
         self._remove(_file(step, MANIFEST))
         in_parallel(self._remove, self._store.names(f"checkpoints/{step}"))
 
@@ -170,36 +161,36 @@ class DurableTier:
         self._check_lease()
         self._store.remove(name)
 
-    def keep(self, config: CheckpointConfig) -> None:
+    def remove_surplus(self, config: CheckpointConfig) -> None:
         """Removes the checkpoints that the settings do not keep."""
         losses = {}
         for step in self.steps():
-            with contextlib.suppress(TesseraError):  # not ours to judge here: it stays
+            with contextlib.suppress(TesseraError):  # not judged here: it stays
                 losses[step] = self.read_manifest(step).progress.eval_loss
         for step in set(losses) - kept_steps(losses, config):
             self.remove(step)
 
     @contextlib.contextmanager
     def held(self, folder: RunFolder) -> Iterator[None]:
-        """Holds the storage for the run of a folder, which this process holds already.
+        """Locks the storage for the run of a folder, which this process has locked already.
 
         Raises:
-            SettingsError: another process holds it, or the copies are those of another run.
+            SettingsError: another process has locked it, or it has the copies of another run.
         """
         self._check_same_run(folder)
         with Lease(self._store, folder) as self._lease:
             yield
 
     def _check_same_run(self, folder: RunFolder) -> None:
-        """Raises SettingsError unless the events here begin as those of the run do."""
-        there = self._store.read_if_exists(folder.events.name)
-        if there is None or not folder.events.exists():
+        """Raises SettingsError unless the first event here is that of the run."""
+        copied = self._store.read_if_exists(folder.events.name)
+        if copied is None or not folder.events.exists():
             return
-        here = folder.events.read_bytes()
+        own = folder.events.read_bytes()
         require(
-            here.partition(b"\n")[0] == there.partition(b"\n")[0],
+            own.partition(b"\n")[0] == copied.partition(b"\n")[0],
             f"checkpoint.durable_dir={self.url} holds the copies of another run than --run-dir "
-            f"{folder.path}: give another one of the two",
+            f"{folder.path}: give another of the two",
         )
 
     def _check_lease(self) -> None:

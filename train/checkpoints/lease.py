@@ -1,4 +1,4 @@
-"""Who writes to a folder in shared storage, where no file can be locked."""
+"""Locks a folder in shared storage, where no file can be locked, by a lease that is renewed."""
 
 import json
 import os
@@ -15,41 +15,41 @@ from train.record.run_folder import RunFolder
 _NAME = "lease.json"
 _RENEWED_SEC = 10.0
 _EXPIRES_SEC = 30.0
-"""A lease that stays as it is for so long has no holder: it would have been renewed twice."""
+"""A lease unchanged for so long has no holder: it would have been renewed twice."""
 _RACE_SEC = 1.0
-"""Of several who take a free lease at once, all have written it by then, and the last has it."""
+"""All who take a free lease at once have written it after this time; the last one has it."""
 
 
 class Lease:
     """Holds shared storage for one process, renewed in the background until it is closed.
 
-    No clock of another machine is trusted: what counts is whether a lease changes while one looks.
-    A process that was out for so long that another took over must write no more: `check` says so.
+    No clock of another machine is trusted: a lease is held if it changes while it is watched. A
+    process that was suspended for so long that another took over must not write: `check` raises.
     """
 
     def __init__(self, store: ObjectStore, folder: RunFolder):
-        """The caller holds the run folder."""
+        """The caller has locked the run folder."""
         self._store = store
         self._owner = {"host": socket.gethostname(), "run_dir": str(folder.path.absolute())}
         self._token = f"{os.getpid()} {time.time_ns()}"
         self._number = 0
         self._loss: str | None = None
         self._seen_at = 0.0
-        """When it was last found to be ours."""
+        """When the lease was last read, and held."""
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
         """Takes the lease; SettingsError if another process holds it."""
-        there = self._read()
-        # Where it is that of this very folder, whose lock the caller has, its holder has ended.
-        if there is not None and not self._owner.items() <= there.items():
-            self._wait_for_the_end_of(there)
+        found = self._read()
+        # One of this very run folder, which the caller has locked, is of a process that has ended.
+        if found is not None and not self._owner.items() <= found.items():
+            self._wait_until_expired(found)
         self._write()
         time.sleep(_RACE_SEC)
-        there = self._read()
-        if there is None or there.get("token") != self._token:
-            raise self._is_held_by(there)
+        found = self._read()
+        if found is None or found.get("token") != self._token:
+            raise self._held_elsewhere(found)
         self._seen_at = time.monotonic()
         self._renewing.start()
         return self
@@ -71,40 +71,40 @@ class Lease:
     def check(self) -> None:
         """Raises SettingsError if another process has taken over.
 
-        Where it was not renewed in time, for this process was out or the storage did not answer,
-        it looks again before it says that nobody has.
+        If it was not renewed in time, because this process was suspended or the storage did not
+        answer, the lease is read again first.
         """
         if self._loss is None and time.monotonic() - self._seen_at > _EXPIRES_SEC:
-            self._look()
+            self._reread()
         if self._loss is not None:
             raise SettingsError(self._loss)
 
-    def _look(self) -> None:
-        there = self._read()
-        if there is not None and there.get("token") != self._token:
-            self._loss = str(self._is_held_by(there))
+    def _reread(self) -> None:
+        found = self._read()
+        if found is not None and found.get("token") != self._token:
+            self._loss = str(self._held_elsewhere(found))
         else:
             self._seen_at = time.monotonic()
 
-    def _wait_for_the_end_of(self, there: dict[str, Any]) -> None:
-        """Returns when a lease has not changed for so long that nobody holds it."""
+    def _wait_until_expired(self, found: dict[str, Any]) -> None:
+        """Returns when a lease has expired; SettingsError if it is renewed meanwhile."""
         deadline = time.monotonic() + _EXPIRES_SEC
         while time.monotonic() < deadline:
             time.sleep(_EXPIRES_SEC / 30)
             now = self._read()
             if now is None:
                 return
-            if now != there:
-                raise self._is_held_by(now)
+            if now != found:
+                raise self._held_elsewhere(now)
 
     def _renew(self) -> None:
         while not self._ended.wait(_RENEWED_SEC):
             try:
-                self._look()
+                self._reread()
                 if self._loss is not None:
                     return
                 self._write()
-            except TesseraError:  # the storage is out of reach, which the next copy will tell
+            except TesseraError:  # the storage is out of reach: the next copy fails too
                 continue
 
     def _read(self) -> dict[str, Any] | None:
@@ -121,9 +121,9 @@ class Lease:
         content = {**self._owner, "token": self._token, "number": self._number}
         self._store.write(_NAME, json.dumps(content).encode())
 
-    def _is_held_by(self, there: dict[str, Any] | None) -> SettingsError:
-        host, run_dir = ((there or {}).get(key, "?") for key in ("host", "run_dir"))
+    def _held_elsewhere(self, found: dict[str, Any] | None) -> SettingsError:
+        host, run_dir = ((found or {}).get(key, "?") for key in ("host", "run_dir"))
         return SettingsError(
             f"{self._store.address(_NAME)}: the run in {run_dir} on {host} writes there now: wait "
-            "for it, stop it, or give another checkpoint.durable_dir"
+            "until it ends, stop it, or give another checkpoint.durable_dir"
         )

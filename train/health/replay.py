@@ -16,7 +16,7 @@ from configs.run import RunConfig
 from data.batch import Batch
 from sharding.distributed.processes import Processes
 from sharding.tree_paths import by_path
-from train.checkpoints.recovery import Say, say_nothing
+from train.checkpoints.context import Emit, emit_nothing
 from train.state import TrainState, on_devices
 from train.step import Metrics, TrainStep
 
@@ -48,7 +48,7 @@ def step_twice(
     *,
     step: int,
     processes: Processes,
-    emit: Say = say_nothing,
+    emit: Emit = emit_nothing,
 ) -> tuple[TrainState, Metrics]:
     """Returns the result of a step that was computed twice with equal bits.
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 from configs.errors import Diverged
 from data.batches import is_one_sequence
 from data.step_ranges import StepRange, merge_intervals, range_of
-from train.checkpoints.manifest import Manifest, Progress
-from train.checkpoints.recovery import Place, newest_whole
-from train.checkpoints.save_restore import Checkpoints
+from train.checkpoints.context import CheckpointContext
+from train.checkpoints.manifest import Manifest, RunProgress
+from train.checkpoints.recovery import newest_valid
+from train.checkpoints.save import Checkpoints
 from train.health.divergence import Divergence
 from train.record.console import logger
 from train.run_context import RunContext
@@ -18,10 +19,10 @@ from train.state import TrainState, in_model_order
 def rollback(
     run: RunContext,
     divergence: Divergence,
-    start: Progress,
-    context: Place,
+    start: RunProgress,
+    context: CheckpointContext,
     checkpoints: Checkpoints,
-) -> tuple[TrainState, Progress]:
+) -> tuple[TrainState, RunProgress]:
     """Returns an older state, and its progress without the rows of the diverged steps.
 
     Checkpoints of later steps are set aside. A run that never had a checkpoint is initialized
@@ -52,7 +53,7 @@ def rollback(
     if state is not None:
         checkpoints.save(in_model_order(state, run.config, run.mesh), progress)
     else:
-        checkpoints.go_back(progress)
+        checkpoints.rollback(progress)
         state = restore(run, progress.step)
     run.spans.ledger.lose_work_since(progress.ledger)
     logger.warning(
@@ -78,8 +79,8 @@ def rollback(
 def _checkpoint_before(
     run: RunContext,
     divergence: Divergence,
-    start: Progress,
-    context: Place,
+    start: RunProgress,
+    context: CheckpointContext,
     checkpoints: Checkpoints,
 ) -> Manifest | None:
     """Returns the checkpoint to roll back to; None for a run that never had one."""
@@ -92,8 +93,8 @@ def _checkpoint_before(
         )
     checkpoints.wait()
     # If none is older than the first diverged step, one that is older than the last must do.
-    manifest = newest_whole(context, at_most=divergence.first_step - 1)
-    manifest = manifest or newest_whole(context, at_most=divergence.last_step - 1)
+    manifest = newest_valid(context, at_most=divergence.first_step - 1)
+    manifest = manifest or newest_valid(context, at_most=divergence.last_step - 1)
     if manifest is None and run.has_had_checkpoints():
         raise Diverged(
             f"{divergence.message()}, and there is no older checkpoint to roll back to; nothing "
@@ -105,7 +106,7 @@ def _checkpoint_before(
 
 
 def _rows_of(
-    run: RunContext, start: Progress, steps: StepRange, diverged: range
+    run: RunContext, start: RunProgress, steps: StepRange, diverged: range
 ) -> list[tuple[int, int]]:
     """Returns the rows of the diverged steps, as far as `steps` would read them again."""
     found = []

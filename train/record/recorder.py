@@ -12,7 +12,7 @@ import numpy as np
 
 from configs.counts import count
 from configs.hardware import peak_flops
-from train.checkpoints.manifest import Progress
+from train.checkpoints.manifest import RunProgress
 from train.health.divergence import Divergence, Guard
 from train.health.stragglers import StragglerProbe
 from train.record.console import Display, logger
@@ -44,7 +44,7 @@ class Recorder:
         self.step_sec = 0.0
         """Seconds per step in the last record."""
 
-    def begin(self, start: Progress) -> None:
+    def begin(self, start: RunProgress) -> None:
         """Starts after a step: that of a checkpoint, or 0."""
         self.start, self.tokens = start, start.tokens
         self.guard = Guard(self._config.guard, start.guard)

@@ -23,7 +23,7 @@ from configs.settings import (
     up_to_date,
 )
 from data.atomic_files import NO_LOCKS, lock_error, write_json
-from train.checkpoints.manifest import checkpoint_folders, checkpoint_steps, has_set_aside
+from train.checkpoints.folders import checkpoint_folders, checkpoint_steps, has_set_aside
 
 Record = dict[str, Any]
 """One line of metrics.jsonl: a number or None by name, with `step`."""
