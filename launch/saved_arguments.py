@@ -3,13 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, TypeVar
-
-import tyro
+from typing import TypeVar
 
 from configs.run import MeshConfig
-from launch.arguments import parse_arguments
+from launch.arguments import RunPath, parse_arguments
 from train.record.run_folder import RunFolder
 
 
@@ -17,7 +14,7 @@ from train.record.run_folder import RunFolder
 class SavedRunArguments:
     """What all of them have."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: RunPath
     """The run folder."""
     step: int | None = None
     """Which checkpoint; None is the newest."""
@@ -38,12 +35,9 @@ def parse_saved_run(
 
     Raises as parse_arguments does, and SettingsError where a mesh is for no run folder.
     """
-    own = [each.name for each in dataclasses.fields(kind) if each.name != "mesh"]
-    of_mesh = [f"mesh.{each.name}" for each in dataclasses.fields(MeshConfig)]
-    names = [f"--{name}" for name in (*own, *of_mesh)]
-    parsed = parse_arguments(kind, arguments, command=command, names=names)
+    parsed = parse_arguments(kind, arguments, command=command)
     if not any(word.startswith("--mesh.") for word in arguments):
         return parsed, None
     default = dataclasses.replace(parsed, mesh=RunFolder(parsed.run).read_config().mesh)
-    parsed = parse_arguments(kind, arguments, command=command, default=default, names=names)
+    parsed = parse_arguments(kind, arguments, command=command, default=default)
     return parsed, parsed.mesh

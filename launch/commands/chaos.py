@@ -81,7 +81,7 @@ class ChaosArguments:
     Settings after -- are given to every run. Ctrl-C or SIGTERM stops all of them (exit code 75).
     """
 
-    preset: Annotated[str, tyro.conf.Positional]
+    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")]
     """The preset whose model is trained, made very small."""
     times: int = 10
     """How often a run is killed with SIGKILL; other faults are tried a part of that. 100 prove."""
@@ -212,7 +212,7 @@ def _work_folder(wanted: Path | None) -> Path:
         return Path(tempfile.mkdtemp(prefix="chaos-", dir=RUNS)).absolute()
     require(
         not wanted.exists() or not any(wanted.iterdir()),
-        f"--work_dir={wanted} must be an empty folder, or one that is not there yet",
+        f"--work-dir={wanted} must be an empty folder, or one that is not there yet",
     )
     return wanted.absolute()
 

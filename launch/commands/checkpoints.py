@@ -5,15 +5,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from configs.check import require
 from configs.errors import IntegrityError, SettingsError
-from launch.arguments import parse_arguments
+from launch.arguments import RunPath, parse_arguments
 from train.checkpoints.manifest import (
     check_files,
     checkpoint_folders,
@@ -29,7 +28,7 @@ from train.record.run_folder import RunFolder
 class CheckpointsArguments:
     """Lists the checkpoints of a run; exit code 1 where one is found damaged."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: RunPath
     """The run folder."""
     pin: tuple[int, ...] = ()
     """Steps whose checkpoints stay for good, whatever checkpoint.num_last says."""

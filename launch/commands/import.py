@@ -17,7 +17,7 @@ from launch.malloc import return_freed_memory
 class ImportArguments:
     """Makes a run folder of a model in the way of Hugging Face."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Its folder: config.json, weights in safetensors, and its tokenizer."""
     run_dir: Path
     """The run folder to make."""

@@ -26,8 +26,8 @@ _SEQUENCE_LEN = 2048
 class InspectArguments:
     """Shows what a step of a run saw, or what tokens a prepared folder holds."""
 
-    folder: Annotated[str, tyro.conf.Positional]
-    """A run folder with --step or --first_row, or a prepared folder, local or s3:// gs://."""
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """A run folder with --step or --first-row, or a prepared folder, local or s3:// gs://."""
     step: int | None = None
     """Of a run: the step whose batch is shown, from 1."""
     first_row: int | None = None
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         _refuse(parsed, _OF_RUNS, "a prepared folder", "a run, such as runs/quickstart")
         _check_page(parsed.html)
         length = _SEQUENCE_LEN if parsed.sequence_len is None else parsed.sequence_len
-        require_at_least("--sequence_len", length, 1)
+        require_at_least("--sequence-len", length, 1)
         inspect_data(
             parsed.folder,
             cache_dir,
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.first_row is not None:
         require(
             parsed.diff is None and parsed.first_row >= 0,
-            f"--first_row={parsed.first_row} must be at least 0, and does not go with --diff="
+            f"--first-row={parsed.first_row} must be at least 0, and does not go with --diff="
             f"{parsed.diff}; give one of them",
         )
         inspect_rows(
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     require(
         parsed.step is not None,
         f"{needs} must be given with a run: a step from 1 to train.num_steps={num_steps}; or give "
-        "--first_row, a row that an event names",
+        "--first-row, a row that an event names",
     )
     assert parsed.step is not None
     if parsed.diff is not None:
@@ -114,10 +114,11 @@ def _refuse(parsed: InspectArguments, names: Sequence[str], given: str, wanted: 
     defaults = {field.name: field.default for field in dataclasses.fields(InspectArguments)}
     values = dataclasses.asdict(parsed)
     for name in names:
+        flag = f"--{name.replace('_', '-')}"
         require(
             values[name] == defaults[name],
-            f"--{name}={values[name]} does not go with {parsed.folder}, which is {given}; leave "
-            f"it out, or give {wanted}",
+            f"{flag}={values[name]} does not go with {parsed.folder}, which is {given}; leave it "
+            f"out, or give {wanted}",
         )
 
 

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     started = time.perf_counter()
     parsed = parse_arguments(PrepareArguments, arguments, command="./tessera prepare")
     require(parsed.out != "", "--out must name the folder to make, such as --out prepared/web")
-    require_at_least("--num_workers", parsed.num_workers or 1, 1)
+    require_at_least("--num-workers", parsed.num_workers or 1, 1)
     console = Console(highlight=False, stderr=parsed.json)
 
     def say(line: str) -> None:

@@ -8,14 +8,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from configs.check import require
 from configs.errors import SettingsError
 from data.atomic_files import whole_file
-from launch.arguments import parse_arguments
+from launch.arguments import RunPath, parse_arguments
 from launch.commands.checkpoints import SavedCheckpoint, look
 from launch.commands.status import read_status
 from launch.printable import visible
@@ -33,7 +31,7 @@ _SAMPLE_CHARACTERS = 4000
 class ReportArguments:
     """Writes a page about a run: curves, where the time went, what happened, samples, settings."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: RunPath
     """The run folder."""
     out: Path | None = None
     """The page; None writes RUN/report.html."""

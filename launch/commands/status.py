@@ -3,12 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from launch.arguments import parse_arguments
+from launch.arguments import RunPath, parse_arguments
 from train.checkpoints.manifest import checkpoint_steps
 from train.record.run_folder import RunFolder, read_metrics
 
@@ -17,7 +14,7 @@ from train.record.run_folder import RunFolder, read_metrics
 class StatusArguments:
     """Says whether a run is alive, where it is, and how to go on."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: RunPath
     """The run folder."""
     json: bool = False
     """End with one JSON object on one line."""
