@@ -73,9 +73,9 @@ def parse_arguments(
         )
         print(page)
         raise SystemExit(0)
-    said = io.StringIO()
+    drawn = io.StringIO()
     try:
-        with _wide_stderr(said):
+        with _wide_stderr(drawn):
             parsed, unknown = tyro.cli(
                 kind,
                 args=arguments,
@@ -86,7 +86,7 @@ def parse_arguments(
             )
     except SystemExit:
         raise SettingsError(
-            f"{_complaint(said.getvalue())}; all settings: {command} --help-all"
+            f"{_complaint(drawn.getvalue())}; all settings: {command} --help-all"
         ) from None
     if unknown:
         flag = unknown[0].partition("=")[0].replace("_", "-")
@@ -101,12 +101,12 @@ def parse_arguments(
 
 
 @contextlib.contextmanager
-def _wide_stderr(said: io.StringIO) -> Iterator[None]:
+def _wide_stderr(drawn: io.StringIO) -> Iterator[None]:
     """Catches what tyro draws on stderr, in lines so long that no word is broken."""
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "2000"
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(drawn):
             yield
     finally:
         if columns is None:

@@ -126,7 +126,7 @@ def help_page(
             (s for s in settings if s.name in names), key=lambda s: names.index(s.name)
         )
     for group, members in itertools.groupby(settings, lambda each: each.group):
-        lines += [f"{group}:"] if group else []
+        lines += _wrapped(f"{group}: {_docs(kind).get(group, '')}") if group else []
         in_table = not whole and bool(group or names)
         lines += [*(_table if in_table else _paragraphs)(list(members)), ""]
     if not whole and any(each.group for each in settings):

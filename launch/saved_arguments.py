@@ -12,15 +12,15 @@ from train.record.run_folder import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class SavedRunArguments:
-    """What all of them have."""
+    """The arguments that these commands share."""
 
     run: RunPath
     """The run folder."""
     step: int | None = None
     """Which checkpoint; None is the newest."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1))
-    """Where the model is put. Without any of it that is as the run was trained, where this fits the
-    devices here, else cut over all of them; with some of it the rest is as the run was trained."""
+    """The layout of the model. Without these flags it is that of the run where that fits the
+    devices here, else fully sharded; with some of them the others are those of the run."""
     virtual_devices: int | None = None
     """Split the CPU into this many devices, to try a mesh on one machine."""
 
@@ -31,9 +31,9 @@ Arguments = TypeVar("Arguments", bound=SavedRunArguments)
 def parse_saved_run(
     kind: type[Arguments], arguments: Sequence[str], *, command: str
 ) -> tuple[Arguments, MeshConfig | None]:
-    """Returns what the words ask for, and the mesh that they name, None where they name none.
+    """Returns the parsed arguments, and the mesh of their flags, None where there are none.
 
-    Raises as parse_arguments does, and SettingsError where a mesh is for no run folder.
+    Raises as parse_arguments does, and SettingsError where a mesh is given for no run folder.
     """
     parsed = parse_arguments(kind, arguments, command=command)
     if not any(word.startswith("--mesh.") for word in arguments):

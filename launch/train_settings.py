@@ -170,10 +170,10 @@ def default_run_dir(preset: str, config: RunConfig) -> Path:
 
 
 def resolve(config: RunConfig, data: "Data") -> RunConfig:
-    """Returns the settings with whole paths, and with the vocabulary of the tokenizer put in.
+    """Returns the settings with absolute paths and the vocabulary size of the tokenizer.
 
     Raises:
-        SettingsError: model.vocab_size is another, or the text is shorter than a row.
+        SettingsError: model.vocab_size is too small, or the text is shorter than a sequence.
     """
     length = config.data.sequence_len
     for name, store in data.sources:
@@ -182,7 +182,7 @@ def resolve(config: RunConfig, data: "Data") -> RunConfig:
             num_tokens > length,
             f"data.path={store.manifest['source']} ({name}) is too small: its {num_tokens} "
             f"training tokens must be more than data.sequence_len={length}; give more text or "
-            "shorter rows",
+            "a shorter data.sequence_len",
         )
     size = data.tokenizer.vocab_size
     given = config.model.vocab_size
@@ -196,12 +196,12 @@ def resolve(config: RunConfig, data: "Data") -> RunConfig:
 
 
 def prepared_before(config: RunConfig, folder: "RunFolder") -> dict[str, str] | None:
-    """Returns where an earlier version has put what a run reads that began; None for a new run.
+    """Returns where an earlier version has prepared the data of a run; None for a new run.
 
     Args:
-        folder: of the run, or of one that it goes on with.
+        folder: of the run, or of that whose optimizer state it takes.
 
-    What is prepared today is found by the digest of the text, so that a change of it is seen.
+    This version finds prepared data by the digest of the text, so that it notices a change.
     """
     from data.token_store import is_of_earlier_format
     from train.checkpoints.manifest import newest_progress
@@ -221,7 +221,7 @@ def prepared_before(config: RunConfig, folder: "RunFolder") -> dict[str, str] | 
 
 
 def _last_parts(config: DataConfig) -> list[str]:
-    """Returns the names of what is read, which are the same where all of it was moved."""
+    """Returns the file names of the data, which stay the same when all of it is moved."""
     return [Path(path).name for path in (config.path or "", *config.mixture)]
 
 

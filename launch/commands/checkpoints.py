@@ -31,11 +31,11 @@ class CheckpointsArguments:
     run: RunPath
     """The run folder."""
     pin: tuple[int, ...] = ()
-    """Steps whose checkpoints stay for good, whatever checkpoint.num_last says."""
+    """Steps whose checkpoints are kept forever, whatever checkpoint.num_last is."""
     unpin: tuple[int, ...] = ()
-    """Steps whose checkpoints go when the settings do not keep them."""
+    """Steps whose checkpoints are deleted again when the settings do not keep them."""
     verify: bool = False
-    """Compare every byte with the manifests, not only the sizes of files."""
+    """Compare checksums with the manifests, not only the sizes of files."""
     json: bool = False
     """End with one JSON object on one line, and show nothing else."""
 

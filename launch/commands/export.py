@@ -20,7 +20,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 @dataclass(frozen=True, kw_only=True)
 class ExportArguments:
-    """Makes a model in the way of Hugging Face of a run."""
+    """Exports a run as the folder of a Hugging Face model."""
 
     run: RunPath
     """The run folder."""
@@ -31,7 +31,7 @@ class ExportArguments:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of the weights in the files."""
     shard_size: str = "5GB"
-    """The most that a file holds, such as 500MB; a tensor that is larger has a file of its own."""
+    """Largest size of a file, such as 500MB; a larger tensor has a file of its own."""
     json: bool = False
     """End with one JSON object on one line."""
 

@@ -15,7 +15,7 @@ from launch.malloc import return_freed_memory
 
 @dataclass(frozen=True, kw_only=True)
 class ImportArguments:
-    """Makes a run folder of a model in the way of Hugging Face."""
+    """Imports the folder of a Hugging Face model as a run."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Its folder: config.json, weights in safetensors, and its tokenizer."""

@@ -28,7 +28,7 @@ from launch.progress_bar import Progress, duration
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareArguments:
-    """Turns raw text into a folder of tokens. The same command again goes on where it stopped."""
+    """Turns raw text into a folder of tokens. The same command again resumes it."""
 
     data: PrepareConfig = field(default_factory=PrepareConfig)
     out: str = ""

@@ -29,7 +29,7 @@ _SAMPLE_CHARACTERS = 4000
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments:
-    """Writes a page about a run: curves, where the time went, what happened, samples, settings."""
+    """Writes a page about a run: curves, time, events, samples, settings."""
 
     run: RunPath
     """The run folder."""

@@ -12,7 +12,7 @@ from train.record.run_folder import RunFolder, read_metrics
 
 @dataclass(frozen=True, kw_only=True)
 class StatusArguments:
-    """Says whether a run is alive, where it is, and how to go on."""
+    """Shows whether a run is alive, which step it has reached, and how to resume it."""
 
     run: RunPath
     """The run folder."""
