@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -115,7 +115,7 @@ def _leaves(tree: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any
             yield f"{group}{name}", value
 
 
-def _once(pairs: Sequence[tuple[str, Any]] | Iterator[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Returns the pairs as a dict; raises SettingsError where a name is given twice."""
     found: dict[str, Any] = {}
     for name, value in pairs:
