@@ -25,8 +25,8 @@ from launch.devices import ROOT
 
 COMMANDS = {
     "train": "train a preset, or resume a run: ./tessera train quickstart",
-    "status": "whether a run is alive, and how to resume it: ./tessera status RUN",
-    "report": "a page with curves, events and time of a run: ./tessera report RUN",
+    "status": "is a run alive? how to resume it: ./tessera status RUN",
+    "report": "a page with curves, events and time: ./tessera report RUN",
     "checkpoints": "list, pin and verify checkpoints: ./tessera checkpoints RUN",
     "import": "Hugging Face model to run: ./tessera import FOLDER --run-dir RUN",
     "export": "run to Hugging Face model: ./tessera export RUN OUT",
