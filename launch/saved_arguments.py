@@ -17,7 +17,7 @@ class SavedRunArguments:
     run: RunPath
     """The run folder."""
     step: int | None = None
-    """Which checkpoint; None is the newest."""
+    """Step of the checkpoint; None is the newest."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1))
     """The layout of the model. Without these flags it is that of the run where that fits the
     devices here, else fully sharded; with some of them the others are those of the run."""

@@ -95,7 +95,7 @@ class ChaosArguments:
     """Folder of the runs, kept afterwards; None is a folder below runs/ that is removed unless a
     promise was broken."""
     json: bool = False
-    """End with one JSON object on one line."""
+    """Print the result as one JSON object, on the last line."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class CheckpointsArguments:
     verify: bool = False
     """Compare checksums with the manifests, not only the sizes of files."""
     json: bool = False
-    """End with one JSON object on one line, and show nothing else."""
+    """Print nothing but one JSON object, on one line."""
 
 
 @dataclass(frozen=True, kw_only=True)

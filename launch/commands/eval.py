@@ -16,7 +16,7 @@ class EvalArguments(SavedRunArguments):
     """Evaluates a checkpoint on the validation sets of its run, or on eval.max_tokens of each."""
 
     json: bool = False
-    """End with one JSON object on one line."""
+    """Print the result as one JSON object, on the last line."""
 
 
 def main(arguments: Sequence[str]) -> int:

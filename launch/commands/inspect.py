@@ -46,7 +46,7 @@ class InspectArguments:
     verify: bool = False
     """Of a prepared folder: compare checksums with the manifest, not only the sizes of files."""
     json: bool = False
-    """End with one JSON object on one line, and show nothing else."""
+    """Print nothing but one JSON object, on one line."""
 
 
 def main(arguments: Sequence[str]) -> int:

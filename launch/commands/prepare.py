@@ -38,7 +38,7 @@ class PrepareArguments:
     engine: Engine = "local"
     """local: this machine; ray: the Ray cluster of RAY_ADDRESS, with --out on a shared disk."""
     json: bool = False
-    """End with one JSON object on one line."""
+    """Print the result as one JSON object, on the last line."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -36,7 +36,7 @@ class ReportArguments:
     out: Path | None = None
     """The page; None writes RUN/report.html."""
     json: bool = False
-    """End with one JSON object on one line, and show nothing else."""
+    """Print nothing but one JSON object, on one line."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ class StatusArguments:
     run: RunPath
     """The run folder."""
     json: bool = False
-    """End with one JSON object on one line."""
+    """Print the result as one JSON object, on the last line."""
 
 
 def main(arguments: Sequence[str]) -> int:
