@@ -296,7 +296,7 @@ class RunConfig:
             self.optim.num_warmup_steps + num_decay_steps <= self.train.num_steps,
             f"optim.num_warmup_steps={self.optim.num_warmup_steps} and optim.num_decay_steps="
             f"{num_decay_steps} must fit into train.num_steps={self.train.num_steps}; for a short "
-            "trial pass --optim.num_warmup_steps 0",
+            "trial pass --optim.num-warmup-steps 0",
         )
 
     def _check_objective(self) -> None:

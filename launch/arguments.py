@@ -6,17 +6,28 @@ import io
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import TypeVar, cast
+from pathlib import Path
+from typing import Annotated, TypeVar, cast
 
 import tyro
 
 from configs.check import require
 from configs.errors import SettingsError
 from configs.settings import RENAMED, REPLACED
+from launch.help import HELP, help_page, settings_of
+
+RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+"""The positional argument of the commands that read a run."""
 
 Arguments = TypeVar("Arguments")
 
 _PLAIN_WORDS = (
+    (r"^Missing from \S+ \S+: (\S+) .*", r"\1 must be given"),
+    (r"^Missing value for argument '(\S+)'.*", r"\1 must be followed by a value"),
+    (
+        r"^invalid choice ('.*') for argument '(\S+)'. Expected one of \((.*)\)",
+        r"\2 must be one of \3, not \1",
+    ),
     (r"^Error parsing config\.\w+: ", ""),
     (
         r"^Error parsing (\S+): invalid literal for int\(\) .*?: ('.*')",
@@ -39,60 +50,64 @@ def parse_arguments(
     description: str | None = None,
     names: Sequence[str] | None = None,
 ) -> Arguments:
-    """Returns the dataclass that the words ask for.
+    """Returns the dataclass that the arguments ask for; hyphens and underscores are the same.
 
     Args:
         command: what was typed before them, such as "./tessera eval".
         default: what is changed by them; None where the dataclass has all defaults.
         description: heads the help; None takes the docstring of the dataclass.
-        names: the settings there are, to name the nearest to one that is not known; None takes
-            the fields of the dataclass.
+        names: the settings that --help shows, one line each; None shows all.
 
     Raises:
         SettingsError: a field or value is wrong; the message names it and what would do.
         SystemExit: the help was asked for and shown (0).
     """
-    wants_help = "--help" in arguments or "-h" in arguments
-    said = io.StringIO()
+    if wanted := [word for word in arguments if word in HELP]:
+        page = help_page(
+            kind,
+            default,
+            command=command,
+            description=description,
+            names=names,
+            whole="--help-all" in wanted,
+        )
+        print(page)
+        raise SystemExit(0)
+    drawn = io.StringIO()
     try:
-        with contextlib.nullcontext() if wants_help else _wide_stderr(said):
+        with _wide_stderr(drawn):
             parsed, unknown = tyro.cli(
                 kind,
                 args=arguments,
                 prog=command,
-                description=description,
                 default=default,
-                use_underscores=True,
+                add_help=False,
                 return_unknown_args=True,
             )
-    except SystemExit as end:
-        if not end.code:
-            raise
+    except SystemExit:
         raise SettingsError(
-            f"{_complaint(said.getvalue())}; all settings: {command} --help"
+            f"{_complaint(drawn.getvalue())}; all settings: {command} --help-all"
         ) from None
     if unknown:
-        if names is None:
-            names = [f"--{name}" for name in getattr(kind, "__dataclass_fields__", ())]
-        name = unknown[0].partition("=")[0].lstrip("-").replace("-", "_")
-        now = {**RENAMED, **REPLACED}.get(name)
-        require(
-            now is None, f"{unknown[0]} is a setting of an earlier version: use --{now} instead"
-        )
+        flag = unknown[0].partition("=")[0].replace("_", "-")
+        name = flag.lstrip("-").replace("-", "_")
+        now = {**RENAMED, **REPLACED}.get(name, "").replace("_", "-")
+        require(not now, f"{unknown[0]} is a setting of an earlier version: use --{now} instead")
+        known = [each.label for each in settings_of(kind, default)]
         raise SettingsError(
-            f"{unknown[0]} is not a setting{did_you_mean(unknown[0], names)}; "
-            f"all settings: {command} --help"
+            f"{unknown[0]} is not a setting{did_you_mean(flag, known)}; "
+            f"all settings: {command} --help-all"
         )
     return cast(Arguments, parsed)
 
 
 @contextlib.contextmanager
-def _wide_stderr(said: io.StringIO) -> Iterator[None]:
+def _wide_stderr(drawn: io.StringIO) -> Iterator[None]:
     """Catches what tyro draws on stderr, in lines so long that no word is broken."""
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "2000"
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(drawn):
             yield
     finally:
         if columns is None:

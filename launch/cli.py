@@ -3,10 +3,13 @@
 import io
 import logging
 import os
+import platform
 import sys
+import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 from configs.errors import (
@@ -17,19 +20,21 @@ from configs.errors import (
     exit_code_of,
 )
 from launch.arguments import did_you_mean
+from launch.completion import completion_script
+from launch.devices import ROOT
 
 COMMANDS = {
-    "train": "train a preset, or go on with a run: ./tessera train quickstart",
-    "status": "say whether a run is alive, where it is and how to go on: ./tessera status RUN",
-    "report": "write a page with the curves, events and time of a run: ./tessera report RUN",
-    "checkpoints": "list, pin and verify the checkpoints of a run: ./tessera checkpoints RUN",
-    "import": "make a run of a Hugging Face model: ./tessera import FOLDER --run-dir RUN",
-    "export": "make a Hugging Face model of a run: ./tessera export RUN OUT",
-    "prepare": "turn raw text into tokens: ./tessera prepare --data.path raw/ --out tokens/",
-    "inspect": "show what a step saw, or what tokens there are: ./tessera inspect RUN --step 7",
-    "eval": "evaluate a run on its validation split: ./tessera eval RUN",
-    "generate": "write text with a run: ./tessera generate RUN --prompt 'def '",
-    "chaos": "harm small runs in every way and see that none is lost: ./tessera chaos quickstart",
+    "train": "train a preset, or resume a run: ./tessera train quickstart",
+    "status": "is a run alive? how to resume it: ./tessera status RUN",
+    "report": "a page with curves, events and time: ./tessera report RUN",
+    "checkpoints": "list, pin and verify checkpoints: ./tessera checkpoints RUN",
+    "import": "Hugging Face model to run: ./tessera import FOLDER --run-dir RUN",
+    "export": "run to Hugging Face model: ./tessera export RUN OUT",
+    "prepare": "text to tokens: ./tessera prepare --data.path raw/ --out tokens/",
+    "inspect": "a batch, or prepared tokens: ./tessera inspect RUN --step 7",
+    "eval": "evaluate a run on its validation sets: ./tessera eval RUN",
+    "generate": "generate text with a run: ./tessera generate RUN --prompt 'def '",
+    "chaos": "inject faults into small runs: ./tessera chaos quickstart",
     "test": "run the tests, lint and types of this checkout: ./tessera test",
 }
 """Each is a module of `launch.commands` with a function `main(arguments) -> exit code`."""
@@ -49,6 +54,12 @@ def main(arguments: Sequence[str]) -> int:
     name, *rest = arguments or ["--help"]
     if name in ("--help", "-h", "help"):
         print(_usage())
+        return 0
+    if name == "--version":
+        print(_version())
+        return 0
+    if name == "--completion":
+        print(completion_script(COMMANDS, _find))
         return 0
     return guarded(lambda: _find(name)(rest))
 
@@ -102,7 +113,22 @@ def _find(name: str) -> Callable[[Sequence[str]], int]:
     return import_module(f"launch.commands.{name}").main
 
 
+def _version() -> str:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return (
+        f"tessera {project['version']} (Python {platform.python_version()}, JAX {version('jax')})"
+    )
+
+
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "usage: ./tessera COMMAND ...\n\n" + "\n".join(lines)
+    return "\n".join(
+        [
+            "usage: ./tessera COMMAND ...",
+            "",
+            *lines,
+            "",
+            "./tessera COMMAND --help describes its flags; also: --version, --completion",
+        ]
+    )

@@ -3,13 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, TypeVar
-
-import tyro
+from typing import TypeVar
 
 from configs.run import MeshConfig
-from launch.arguments import parse_arguments
+from launch.arguments import RunPath, parse_arguments
 from train.record.run_folder import RunFolder
 
 
@@ -17,13 +14,13 @@ from train.record.run_folder import RunFolder
 class SavedRunArguments:
     """The arguments that all of them have."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: RunPath
     """The run folder."""
     step: int | None = None
-    """Which checkpoint; None is the newest."""
+    """Step of the checkpoint; None is the newest."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1))
-    """The mesh of the model. If none is given, that of the run where it fits the devices here, else
-    fully sharded over all of them; axes that are not given are as in the run."""
+    """The layout of the model. Without these flags it is that of the run where that fits the
+    devices here, else fully sharded; with some of them the others are those of the run."""
     virtual_devices: int | None = None
     """Split the CPU into this many devices, to try a mesh on one machine."""
 
@@ -38,12 +35,9 @@ def parse_saved_run(
 
     Raises as parse_arguments does, and SettingsError if a mesh is given without a run folder.
     """
-    own = [each.name for each in dataclasses.fields(kind) if each.name != "mesh"]
-    of_mesh = [f"mesh.{each.name}" for each in dataclasses.fields(MeshConfig)]
-    names = [f"--{name}" for name in (*own, *of_mesh)]
-    parsed = parse_arguments(kind, arguments, command=command, names=names)
+    parsed = parse_arguments(kind, arguments, command=command)
     if not any(word.startswith("--mesh.") for word in arguments):
         return parsed, None
     default = dataclasses.replace(parsed, mesh=RunFolder(parsed.run).read_config().mesh)
-    parsed = parse_arguments(kind, arguments, command=command, default=default, names=names)
+    parsed = parse_arguments(kind, arguments, command=command, default=default)
     return parsed, parsed.mesh

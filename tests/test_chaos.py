@@ -128,7 +128,7 @@ def test_every_fault_says_what_it_promises():
         ("quickstar", ("quickstar", "did you mean quickstart?")),
         ("quickstart --times 0", ("--times=0", "at least 1")),
         ("quickstart --only flood", ("--only=flood", "disk full")),
-        ("quickstart --work_dir full", ("--work_dir=full", "empty")),
+        ("quickstart --work_dir full", ("--work-dir=full", "empty")),
     ],
 )
 def test_what_cannot_be_tried_is_refused(tmp_path, monkeypatch, arguments, said):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,9 @@ from small_runs import (
 )
 
 from configs.presets.table import PRESETS
-from configs.run import RunConfig
+from configs.settings import flatten
 from launch.cli import COMMANDS
+from launch.train_settings import parse
 from train.record.run_folder import RunFolder, read_json_lines, read_metrics
 
 CORE_KEYS = {
@@ -92,21 +95,105 @@ def test_help_of_train_names_every_preset():
         assert f"  {preset} " in output
 
 
+def test_the_list_of_presets_has_size_tokens_cost_and_hardware_in_80_columns():
+    code, output = call("train")
+    assert code == 2
+    assert call("train", "--help") == (0, output)
+    lines = output.splitlines()
+    assert max(map(len, lines)) <= 80
+    for preset in PRESETS:
+        (line,) = [line for line in lines if line.startswith(f"  {preset} ")]
+        assert re.match(r"  \w+ +[\d.]+ [MB] +[\d.]+ [MBT]  (about |a few )?\w", line)
+        assert re.search(r"(cores|GPU|H100|chips|H100 days \(\S+ FLOP\))$", line)
+
+
 @pytest.mark.parametrize("preset", ["quickstart", "llama3_8b"])
-def test_help_of_a_preset_lists_every_field(preset: str):
-    code, output = call("train", preset, "--help")
+def test_the_whole_help_of_a_preset_lists_every_field_with_its_docstring(preset: str):
+    code, output = call("train", preset, "--help-all")
     assert code == 0
     words = output.replace(",", " ").split()
-    for group in dataclasses.fields(RunConfig):
-        for field in dataclasses.fields(getattr(PRESETS[preset](), group.name)):
-            assert f"--{group.name}.{field.name}" in words
+    for name in flatten(PRESETS[preset]()):
+        assert f"--{name.replace('_', '-')}" in words
+    for doc in ("Learning rate at the end of the warmup. (default: ", "Query heads [N]."):
+        assert doc in output
+    assert max(map(len, output.splitlines())) <= 80
+
+
+def test_the_short_help_of_a_preset_has_what_it_sets_and_what_is_changed_most():
+    code, output = call("train", "quickstart", "--help")
+    assert code == 0
+    assert len(output.splitlines()) < 60
+    assert max(map(len, output.splitlines())) <= 80
+    for part in ("model.qk_norm=True", "--help-all", "3 minutes on 2 CPU cores"):
+        assert part in output
+    table = dict(line.split()[:2] for line in output.splitlines() if line.startswith("  --"))
+    assert table["--model.num-layers"] == "4"
+    assert table["--optim.peak-lr"] == "0.004"
+    groups = [line[:-1] for line in output.splitlines() if re.fullmatch(r"[a-z]+:", line)]
+    assert groups[:4] == ["train", "optim", "data", "model"]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("status", "RUN"),
+        ("export", "RUN OUT"),
+        ("import", "FOLDER"),
+        ("inspect", "FOLDER"),
+        ("chaos", "PRESET"),
+    ],
+)
+def test_positional_arguments_have_names(command: str, arguments: str):
+    _, output = call(command, "--help")
+    assert output.startswith(f"usage: ./tessera {command} {arguments} [--flag value ...]")
+    code, output = call(command)
+    assert code == 2
+    assert f"{arguments.split()[0]} must be given" in output
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
-def test_every_command_has_help(command: str):
+def test_every_command_has_a_short_help_in_80_columns(command: str):
     code, output = call(command, "--help")
     assert code == 0
-    assert f"./tessera {command}" in output
+    assert output.startswith(f"usage: ./tessera {command} ")
+    assert len(output.splitlines()) < 50
+    assert max(map(len, output.splitlines())) <= 80
+
+
+def test_the_usage_and_the_version_are_short():
+    code, output = call()
+    assert code == 0
+    assert max(map(len, output.splitlines())) <= 80
+    code, output = call("--version")
+    assert code == 0
+    assert re.fullmatch(r"tessera \d+\.\d+\.\d+ \(Python 3\.\d+\.\d+, JAX [\d.]+\)\n", output)
+
+
+@pytest.mark.parametrize("name", ["num_warmup_steps", "num-warmup-steps"])
+def test_a_flag_is_read_with_hyphens_and_with_underscores(name: str):
+    _, parsed = parse(["quickstart", f"--optim.{name}", "7", "--run_dir", "a", "--allow-changes"])
+    assert parsed.config.optim.num_warmup_steps == 7
+    assert (parsed.run_dir, parsed.allow_changes) == (Path("a"), True)
+
+
+def test_bash_completes_commands_presets_and_flags(tmp_path: Path):
+    code, script = call("--completion")
+    assert code == 0
+    (tmp_path / "script").write_text(script)
+
+    def complete(*words: str) -> list[str]:
+        line = " ".join(f"'{word}'" for word in ("./tessera", *words))
+        done = subprocess.run(
+            ["bash", "--norc", "-c", f". ./script; COMP_WORDS=({line}); "
+             f"COMP_CWORD={len(words)}; _tessera; printf '%s\n' \"${{COMPREPLY[@]}}\""],
+            cwd=tmp_path, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.split()
+
+    assert complete("ch") == ["checkpoints", "chaos"]
+    assert complete("train", "quickstart_") == [p for p in PRESETS if p.startswith("quickstart_")]
+    assert complete("train", "quickstart", "--optim.num-w") == ["--optim.num-warmup-steps"]
+    assert complete("export", "--sh") == ["--shard-size"]
 
 
 def test_status_of_a_running_run_names_its_process(story: Story):

@@ -60,11 +60,11 @@ def test_an_unknown_preset_is_answered_with_the_nearest():
 @pytest.mark.parametrize(
     ("field", "nearest"),
     [
-        ("--model.num_layer", "--model.num_layers"),
-        ("--train.num_step", "--train.num_steps"),
-        ("--train.steps", "--train.num_steps"),
-        ("--steps", "_steps"),
-        ("--run_dirr", "--run_dir"),
+        ("--model.num_layer", "did you mean --model.num-layers?"),
+        ("--train.num-step", "did you mean --train.num-steps?"),
+        ("--train.steps", "--train.num-steps"),
+        ("--steps", "-steps"),
+        ("--run_dirr", "did you mean --run-dir?"),
     ],
 )
 def test_an_unknown_field_is_answered_with_the_nearest(field: str, nearest: str):
@@ -74,16 +74,33 @@ def test_an_unknown_field_is_answered_with_the_nearest(field: str, nearest: str)
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ("--model.num_heads many", ("--model.num_heads", "many", "integer")),
-        ("--optim.peak_lr fast", ("--optim.peak_lr", "fast", "number")),
+        ("--model.num_heads many", ("--model.num-heads", "many", "integer")),
+        ("--optim.peak_lr fast", ("--optim.peak-lr", "fast", "number")),
         ("--model.norm rmss", ("--model.norm", "rmss", "rms", "layer")),
         ("--mesh.data all", ("--mesh.data", "all", "rest")),
-        ("--sample.top_k many", ("--sample.top_k", "many", "INT")),
-        ("--checkpoint.every_steps None", ("--checkpoint.every_steps", "None", "integer")),
+        ("--sample.top_k many", ("--sample.top-k", "many", "INT")),
+        ("--checkpoint.every_steps None", ("--checkpoint.every-steps", "None", "integer")),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(settings: str, said: tuple[str, ...]):
     refuse_train(settings, *said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (["eval", "runs/a", "--mesh.fsd", "2"], "--mesh.fsdp"),
+        (["prepare", "--data.tokeniser", "bytes"], "--data.tokenizer"),
+    ],
+)
+def test_an_unknown_field_in_a_group_of_any_command_is_answered_with_the_nearest(
+    arguments: list[str], nearest: str
+):
+    assert_refused(arguments, f"did you mean {nearest}?")
+
+
+def test_a_setting_that_was_replaced_is_refused_with_the_new_name():
+    refuse_train("--guard.save_limit_sec 3", "an earlier version", "--guard.hang-limit-sec")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +177,7 @@ def test_a_mesh_that_does_not_fit_is_refused(settings: str, said: tuple[str, ...
         ("--data.path nowhere.txt", ("data.path=nowhere.txt", "does not exist")),
         ("--data.path empty.txt", ("data.path=empty.txt", "not empty")),
         ("--data.path small.txt", ("data.path=small.txt", "data.validation_fraction")),
-        ("--data.path latin.txt", ("latin.txt", "0xe9", "--data.invalid_utf8 replace")),
+        ("--data.path latin.txt", ("latin.txt", "0xe9", "--data.invalid-utf8 replace")),
         ("--data.path text.docx", ("data.path=text.docx", ".txt", ".jsonl")),
         ("--data.path no_texts", ("data.path=no_texts", ".txt", ".jsonl")),
         ("--data.path bad.jsonl", ("data.text_field=text", "body", "line 1")),
@@ -172,7 +189,7 @@ def test_a_mesh_that_does_not_fit_is_refused(settings: str, said: tuple[str, ...
         ),
         (
             "--model.vocab_size 200",
-            ("model.vocab_size=200", "257", "data.tokenizer=bytes", "--model.vocab_size tokenizer"),
+            ("model.vocab_size=200", "257", "data.tokenizer=bytes", "--model.vocab-size tokenizer"),
         ),
         (
             "--model.position learned --model.num_positions 8",

@@ -187,7 +187,7 @@ def test_without_an_older_checkpoint_a_run_ends_and_keeps_everything(run, monkey
         if step != 20:
             shutil.rmtree(run.checkpoints / str(step))
     before = names(run.checkpoints)
-    monkeypatch.setattr(train.health.rollback, "newest_whole", lambda context, at_most: None)
+    monkeypatch.setattr(train.health.rollback, "newest_valid", lambda context, at_most: None)
     harm(monkeypatch, 3, with_infinite_moment)
     code, output = call("train", *tiny_run(*QUIET, "--allow-changes"))
     assert code == 76, output

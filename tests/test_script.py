@@ -38,7 +38,8 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout with the script, its requirements, and a .venv that nothing was installed into."""
     checkout = tmp_path / "check out"
     checkout.mkdir()
-    for name in ("tessera", "requirements.txt", "requirements-test.txt", "constraints.txt"):
+    names = ("requirements.txt", "requirements-test.txt", "constraints.txt", "pyproject.toml")
+    for name in ("tessera", *names):
         shutil.copy(ROOT / name, checkout / name)
     write_program(checkout / ".venv" / "bin" / "python", STUB)
     return checkout
@@ -95,6 +96,18 @@ def test_the_script_runs_the_commands_of_the_checkout(environment, tmp_path: Pat
     done = tessera(ROOT, environment, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "usage: ./tessera COMMAND" in done.stdout
+
+
+def test_the_version_is_printed_where_nothing_is_installed(checkout, bare):
+    shutil.rmtree(checkout / ".venv")
+    done = tessera(checkout, bare, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    name, version = done.stdout.split()
+    assert (name, f'version = "{version}"' in (ROOT / "pyproject.toml").read_text()) == (
+        "tessera",
+        True,
+    )
+    assert not (checkout / ".venv").exists()
 
 
 def test_a_given_python_is_used_and_nothing_is_installed(checkout, bare, tmp_path: Path):

@@ -76,26 +76,26 @@ _REFUSED_SEC, _REFUSED_IN_PROOF_SEC = 8.0, 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class ChaosArguments:
-    """Harms small real runs of a preset and checks that each ends as promised (exit code 1 if not).
+    """Injects faults into small real runs and checks that each ends as promised (else exit 1).
 
     Settings after -- are given to every run. Ctrl-C or SIGTERM stops all of them (exit code 75).
     """
 
-    preset: Annotated[str, tyro.conf.Positional]
-    """The preset whose model is trained, made very small."""
+    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")]
+    """The preset whose model is trained, scaled down."""
     times: int = 10
-    """How often a run is killed with SIGKILL; other faults are tried a part of that. 100 prove."""
+    """Times that a run is killed with SIGKILL; other faults are tried less often."""
     only: tuple[str, ...] = ()
-    """Faults to try, by a part of their names; none is all of them."""
+    """Faults to try, by a part of their names; without it all of them."""
     jobs: int | None = None
     """Trials at a time; None is one for each CPU."""
     seed: int | None = None
-    """Of all that is drawn at random; None takes another one each time, and says which."""
+    """Seed of all random choices; None takes a new one each time and prints it."""
     work_dir: Path | None = None
-    """Where the runs are, kept afterwards; None is a folder below runs/ that is removed unless a
+    """Folder of the runs, kept afterwards; None is a folder below runs/ that is removed unless a
     promise was broken."""
     json: bool = False
-    """End with one JSON object on one line."""
+    """Print the result as one JSON object, on the last line."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _work_folder(wanted: Path | None) -> Path:
         return Path(tempfile.mkdtemp(prefix="chaos-", dir=RUNS)).absolute()
     require(
         not wanted.exists() or not any(wanted.iterdir()),
-        f"--work_dir={wanted} must be an empty folder, or one that is not there yet",
+        f"--work-dir={wanted} must be an empty folder, or one that is not there yet",
     )
     return wanted.absolute()
 

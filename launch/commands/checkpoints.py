@@ -4,15 +4,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from configs.check import require
-from launch.arguments import parse_arguments
+from launch.arguments import RunPath, parse_arguments
 from launch.reading.checkpoint_list import SavedCheckpoint, list_checkpoints
 from train.checkpoints.folders import checkpoint_folders, other_names, pin
 from train.record.run_folder import RunFolder
@@ -22,16 +20,16 @@ from train.record.run_folder import RunFolder
 class CheckpointsArguments:
     """Lists the checkpoints of a run; exit code 1 where one is found damaged."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: RunPath
     """The run folder."""
     pin: tuple[int, ...] = ()
-    """Steps whose checkpoints stay for good, whatever checkpoint.num_last says."""
+    """Steps whose checkpoints are kept forever, whatever checkpoint.num_last is."""
     unpin: tuple[int, ...] = ()
-    """Steps whose checkpoints go when the settings do not keep them."""
+    """Steps whose checkpoints are deleted again when the settings do not keep them."""
     verify: bool = False
-    """Compare every byte with the manifests, not only the sizes of files."""
+    """Compare checksums with the manifests, not only the sizes of files."""
     json: bool = False
-    """End with one JSON object on one line, and show nothing else."""
+    """Print nothing but one JSON object, on one line."""
 
 
 def main(arguments: Sequence[str]) -> int:

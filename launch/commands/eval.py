@@ -13,10 +13,10 @@ from launch.saved_arguments import SavedRunArguments, parse_saved_run
 
 @dataclass(frozen=True, kw_only=True)
 class EvalArguments(SavedRunArguments):
-    """Evaluates a run on its validation split, or the eval.max_tokens of it that the run does."""
+    """Evaluates a checkpoint on the validation sets of its run, or on eval.max_tokens of each."""
 
     json: bool = False
-    """End with one JSON object on one line."""
+    """Print the result as one JSON object, on the last line."""
 
 
 def main(arguments: Sequence[str]) -> int:

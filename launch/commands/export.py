@@ -11,7 +11,7 @@ import tyro
 
 from configs.check import require
 from launch.absolute_paths import RUNS
-from launch.arguments import parse_arguments
+from launch.arguments import RunPath, parse_arguments
 from launch.devices import prepare_jax
 from launch.malloc import return_freed_memory
 
@@ -22,9 +22,9 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 class ExportArguments:
     """Exports a run as the folder of a Hugging Face model."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: RunPath
     """The run folder."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The folder to make."""
     step: int | None = None
     """Step of the checkpoint; None is the newest."""

@@ -12,16 +12,16 @@ from launch.saved_arguments import SavedRunArguments, parse_saved_run
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateArguments(SavedRunArguments):
-    """Writes text that begins with a prompt."""
+    """Generates text that begins with a prompt."""
 
     prompt: tuple[str, ...] = ("",)
     """What each text begins with; an empty prompt begins a document."""
     num_tokens: int | None = None
     """Tokens after each prompt; None takes sample.num_tokens of the run."""
     temperature: float | None = None
-    """Logits are divided by it; 0 takes the likeliest; None takes sample.temperature of the run."""
+    """Logits are divided by it; 0 is greedy; None takes sample.temperature of the run."""
     seed: int = 0
-    """Of the drawing; the same seed gives the same text."""
+    """Seed of the sampling; the same seed gives the same text."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from launch.malloc import return_freed_memory
 class ImportArguments:
     """Imports the folder of a Hugging Face model as a run."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Its folder: config.json, weights in safetensors, and its tokenizer."""
     run_dir: Path
     """The run folder to make."""

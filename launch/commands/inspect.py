@@ -31,29 +31,29 @@ _SEQUENCE_LEN = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class InspectArguments:
-    """Shows what a step of a run saw, or what tokens a prepared folder holds."""
+    """Shows the batch of a step of a run, or the tokens of a prepared folder."""
 
-    folder: Annotated[str, tyro.conf.Positional]
-    """A run folder with --step or --first_row, or a prepared folder, local or s3:// gs://."""
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """A run folder with --step or --first-row, or a prepared folder, local or s3:// gs://."""
     step: int | None = None
     """Of a run: the step whose batch is shown, from 1."""
     first_row: int | None = None
-    """Of a run: show a batch from this row of the data's order on, though it was skipped; where the
-    order has changed on the way that of --step, else the newest."""
+    """Of a run: show the batch that starts at this row of the data order, even a skipped one; if
+    the order changed during the run, that of --step is meant, else the newest."""
     rows: tuple[int, ...] = ()
-    """Of a run: rows of the batch, from 0; none shows all."""
+    """Of a run: sequences of the batch to show, from 0; without it all."""
     full: bool = False
-    """Of a run: show all of the text, not just a line or two of each piece."""
+    """Of a run: show the whole text, not only the first lines of each segment."""
     diff: Path | None = None
-    """Of a run: another run that is compared with it; exit code 1 if its batch is another."""
+    """Of a run: another run to compare with; exit code 1 if its batch differs."""
     sequence_len: int | None = None
-    """Of a prepared folder: tokens in a row that packings are counted for; None takes 2048."""
+    """Of a prepared folder: sequence length that packings are counted for; None takes 2048."""
     html: Path | None = None
-    """Of a prepared folder: write the same as a page for a browser to this file."""
+    """Of a prepared folder: write the report to this file, a page for a browser."""
     verify: bool = False
-    """Of a prepared folder: check every byte against the manifest, not only the sizes of files."""
+    """Of a prepared folder: compare checksums with the manifest, not only the sizes of files."""
     json: bool = False
-    """End with one JSON object on one line, and show nothing else."""
+    """Print nothing but one JSON object, on one line."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -137,9 +137,10 @@ def _refuse(parsed: InspectArguments, names: Sequence[str], given: str, wanted: 
     defaults = {field.name: field.default for field in dataclasses.fields(InspectArguments)}
     values = dataclasses.asdict(parsed)
     for name in names:
+        flag = f"--{name.replace('_', '-')}"
         require(
             values[name] == defaults[name],
-            f"--{name.replace('_', '-')}={values[name]} cannot be used with {parsed.folder}, which "
+            f"{flag}={values[name]} cannot be used with {parsed.folder}, which "
             f"is {given}; leave it out, or give {wanted}",
         )
 

@@ -31,7 +31,7 @@ from launch.progress_bar import Progress, duration
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareArguments:
-    """Turns raw text into a folder of tokens. The same command again goes on where it stopped."""
+    """Turns raw text into a folder of tokens. The same command again resumes it."""
 
     data: PrepareConfig = field(default_factory=PrepareConfig)
     out: str = ""
@@ -41,7 +41,7 @@ class PrepareArguments:
     engine: Engine = "local"
     """local: this machine; ray: the Ray cluster of RAY_ADDRESS, with --out on a shared disk."""
     json: bool = False
-    """End with one JSON object on one line."""
+    """Print the result as one JSON object, on the last line."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     started = time.perf_counter()
     parsed = parse_arguments(PrepareArguments, arguments, command="./tessera prepare")
     require(parsed.out != "", "--out must name the folder to make, such as --out prepared/web")
-    require_at_least("--num_workers", parsed.num_workers or 1, 1)
+    require_at_least("--num-workers", parsed.num_workers or 1, 1)
     console = Console(highlight=False, stderr=parsed.json)
 
     def say(line: str) -> None:

@@ -4,14 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from configs.check import require
 from configs.errors import SettingsError
 from data.atomic_files import atomic_write
-from launch.arguments import parse_arguments
+from launch.arguments import RunPath, parse_arguments
 from launch.pages.run_page import run_page
 from launch.printable import visible
 from launch.reading.run_report import RunReport, read_report
@@ -22,14 +19,14 @@ _PAGE = "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class ReportArguments:
-    """Writes a page about a run: curves, where the time went, what happened, samples, settings."""
+    """Writes a page about a run: curves, time, events, samples, settings."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: RunPath
     """The run folder."""
     out: Path | None = None
     """The page; None writes RUN/report.html."""
     json: bool = False
-    """End with one JSON object on one line, and show nothing else."""
+    """Print nothing but one JSON object, on one line."""
 
 
 def main(arguments: Sequence[str]) -> int:

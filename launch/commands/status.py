@@ -3,24 +3,20 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from launch.arguments import parse_arguments
+from launch.arguments import RunPath, parse_arguments
 from launch.reading.run_status import read_status
 from train.record.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusArguments:
-    """Says whether a run is alive, where it is, and how to go on."""
+    """Shows whether a run is alive, which step it has reached, and how to resume it."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: RunPath
     """The run folder."""
     json: bool = False
-    """End with one JSON object on one line."""
+    """Print the result as one JSON object, on the last line."""
 
 
 def main(arguments: Sequence[str]) -> int:

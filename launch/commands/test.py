@@ -19,7 +19,7 @@ class TestArguments:
 
     all: bool = False
     """Run the slow proofs too."""
-    select: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    select: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEST")] = ()
     """Files or names of tests, as pytest takes them; none is all of the suite."""
 
 

@@ -17,6 +17,7 @@ from configs.settings import flatten
 from data.atomic_files import BYTES_MOVED
 from launch.absolute_paths import RUNS
 from launch.cli import guarded
+from launch.config_file import to_toml
 from launch.devices import (
     describe_devices,
     describe_environment,
@@ -55,6 +56,10 @@ _DEVICES_WITHIN_SEC = 600.0
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
+    if {"--print-config", "--print_config"} & {*arguments}:
+        _, parsed = parse(arguments)
+        print(to_toml(parsed.config))
+        return 0
     if "--supervise" in arguments and not start_heartbeat():
         return _supervise(arguments)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save

@@ -1,0 +1,157 @@
+"""Settings in a file: the config.json of a run, or TOML, whole or in part."""
+
+import dataclasses
+import json
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from configs.check import require
+from configs.errors import SettingsError
+from configs.run import RunConfig
+from configs.settings import REPLACED, flatten, up_to_date
+from launch.arguments import did_you_mean
+from launch.help import settings_of, type_text
+from train.record.run_folder import FORMAT_VERSION
+
+
+def apply_config_file(path: Path, config: RunConfig | None) -> RunConfig:
+    """Returns the settings of a file, and for those that it does not have those of a preset.
+
+    They are not checked against one another yet: flags may still change them.
+
+    Args:
+        config: of the preset; None where the file must have every setting without a default.
+
+    Raises:
+        SettingsError: it cannot be read, or a setting is unknown, of another type, given twice or
+            missing.
+    """
+    found = _read(path)
+    settings = {each.name: each for each in settings_of(RunConfig, config)}
+    for name, value in found.items():
+        if name not in settings:
+            near = did_you_mean(name, list(settings))
+            raise SettingsError(f"{path}: {name} is not a setting{near}")
+        kind = settings[name].type
+        require(_fits(value, kind), f"{path}: {name}={value!r} must be {type_text(kind)}")
+        found[name] = _converted(value, kind)
+    values = {name: found.get(name, each.value) for name, each in settings.items()}
+    missing = [name for name, value in values.items() if value is dataclasses.MISSING]
+    require(
+        not missing,
+        f"{path} lacks {', '.join(missing)}: add them, or give a preset that has them: "
+        f"./tessera train PRESET --config {path}",
+    )
+    groups = {}
+    for group in dataclasses.fields(RunConfig):
+        prefix = f"{group.name}."
+        own = {
+            name.removeprefix(prefix): values[name] for name in values if name.startswith(prefix)
+        }
+        groups[group.name] = _unchecked(group.type, own)
+    return _unchecked(RunConfig, groups)
+
+
+def to_toml(config: RunConfig) -> str:
+    """Returns all settings as a TOML file, which gives them back exactly."""
+    lines, current = [], ""
+    for name, value in flatten(config).items():
+        group, field = name.split(".")
+        if group != current:
+            lines += [f"\n[{group}]" if lines else f"[{group}]"]
+            current = group
+        lines.append(f"{field} = {_toml(value)}")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float | int):
+        return repr(value)
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", r"\u007f")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Returns {"group.field": value} as the file has them, under the names of this version."""
+    require(
+        path.suffix in (".json", ".toml"),
+        f"--config={path} must be a .toml, or a .json such as the config.json of a run",
+    )
+    try:
+        text = path.read_text(encoding="utf-8")
+        is_toml = path.suffix == ".toml"
+        tree = tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=_once)
+        flat = _once(_leaves(tree))
+    except SettingsError as error:
+        raise SettingsError(f"--config={path}: {error}") from None
+    except OSError as error:
+        raise SettingsError(f"--config={path} cannot be read: {error.strerror}") from None
+    except (ValueError, AttributeError) as error:
+        raise SettingsError(f"--config={path} cannot be read as settings: {error}") from None
+    version = flat.pop("format_version", 1)
+    require(
+        version in range(1, FORMAT_VERSION + 1),
+        f"--config={path}: format_version={version} must be at most {FORMAT_VERSION}; the file is "
+        "of a newer version of Tessera: use that one",
+    )
+    if replaced := [f"{name} (now {REPLACED[name]})" for name in flat if name in REPLACED]:
+        message = f"{path}: settings of an earlier version are ignored: {', '.join(replaced)}"
+        print(f"tessera: {message}", file=sys.stderr)
+    return up_to_date(flat)
+
+
+def _leaves(tree: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{group}{name}.")
+        else:
+            yield f"{group}{name}", value
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the pairs as a dict; raises SettingsError where a name is given twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        require(name not in found, f"{name} is given twice; keep one of them")
+        found[name] = value
+    return found
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Says whether a value of a file is one of a type of settings."""
+    args = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in args and not isinstance(value, bool)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, each) for each in args)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_fits(each, args[0]) for each in value)
+    if kind is NoneType:
+        return value in (None, "None")
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """Returns a value that fits as a field has it, for a file has other types of None and tuple."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if value == "None" and NoneType in kinds:
+        return None
+    if type(value) is int and float in kinds and int not in kinds:
+        return float(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _unchecked(kind: Any, values: Mapping[str, Any]) -> Any:
+    """Returns a dataclass without its checks, which are made when the flags are put in."""
+    made = object.__new__(kind)
+    vars(made).update(values)
+    return made

@@ -1,0 +1,70 @@
+"""The presets in a table: their size, how long they train, what that costs and on what."""
+
+import inspect
+import re
+import sys
+from itertools import groupby
+
+from configs.counts import count
+from configs.hardware import PEAK_FLOPS
+from configs.presets.table import PRESETS
+from configs.run import RunConfig
+
+_SIZE = re.compile(r"([\d.,]+)( M)? parameters")
+_TIME = re.compile(r"(about |a )?\S+ (minutes|hours?|days?) on [^.;]*?(cores|GPU|H100|chips)", re.I)
+_FLOP = re.compile(r"(\S+) FLOP")
+_UNITS = {"T": 1e12, "B": 1e9, "M": 1e6}
+_MFU = 0.4
+
+
+def preset_list() -> str:
+    """Returns the usage of ./tessera train and every preset, in lines of at most 80 columns.
+
+    Size and cost are what the docstring of a preset states. Where it states no time and hardware,
+    the cost is its FLOPs and the time that they take on one H100.
+    """
+    lines = [
+        "usage: ./tessera train PRESET [--flag value ...]",
+        "       ./tessera train [PRESET] --config FILE [--flag value ...]",
+        "",
+        f"  {'preset':<17}  {'parameters':>10}  {'tokens':>7}  time and hardware",
+    ]
+    for module, names in groupby(PRESETS, lambda name: PRESETS[name].__module__):
+        title = (sys.modules[module].__doc__ or "").splitlines()[0]
+        lines += ["", re.split(r"[;:.]( |$)", title)[0], *map(_line, names)]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"H100 days are those of one GPU at {_MFU:.0%} of its peak.",
+            "the settings of a preset: ./tessera train PRESET --help",
+        ]
+    )
+
+
+def _line(name: str) -> str:
+    config = PRESETS[name]()
+    stated = " ".join((inspect.getdoc(PRESETS[name]) or "").split())
+    size = _SIZE.search(stated)
+    assert size, f"the docstring of {name} states no size"
+    parameters = float(size[1].replace(",", "")) * (1e6 if size[2] else 1)
+    lengths = config.data.sequence_len + (config.data.target_len or 0)
+    tokens = config.train.num_steps * config.train.batch_size * lengths
+    time = _TIME.search(stated)
+    if time:
+        cost = time[0][0].lower() + time[0][1:]
+    else:
+        flop = _FLOP.search(stated)
+        flops = float(flop[1]) if flop else tokens * _flops_of_token(config)
+        days = flops / (_MFU * PEAK_FLOPS["NVIDIA H100"]) / 86_400
+        cost = f"{days:.{1 if days < 100 else 0}f} H100 days ({flops:.1e} FLOP)".replace("+", "")
+    return f"  {name:<17}  {_short(parameters):>10}  {_short(tokens):>7}  {cost}"
+
+
+def _flops_of_token(config: RunConfig) -> int:
+    return count(config.model, config.data.sequence_len, config.data.target_len).flops_causal
+
+
+def _short(number: float) -> str:
+    letter = next((each for each, unit in _UNITS.items() if number > 0.999 * unit), "M")
+    return f"{number / _UNITS[letter]:.3g} {letter}"
