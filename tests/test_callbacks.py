@@ -37,7 +37,7 @@ class Loop:
         place = Place(run.folder.checkpoints.absolute(), run.config.checkpoint, say=run.say)
         self.checkpoints = Checkpoints(place, flatten(run.config))
         writer = open_metrics(run.folder)
-        display = Display(Console(quiet=True), first_step=0, num_steps=60)
+        display = Display(Console(quiet=True), run.config, run.spans, first_step=0)
         self.recorder = Recorder(run, writer, display)
         self.between = Between(run, self.checkpoints, self.recorder, writer)
         self.begin(0)

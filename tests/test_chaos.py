@@ -99,7 +99,7 @@ def test_a_signal_stops_all_trials_at_once_and_leaves_nothing_running(tmp_path, 
         process.kill()
         for pid in trials_in(tmp_path):
             os.kill(pid, signal.SIGKILL)
-    assert "stopped by a signal before all 5 were made" in said
+    assert "stopped by a signal before all 5 tries were done" in said
     assert "not as promised" not in said
     told = json.loads(printed.splitlines()[-1])
     assert told["stopped"]
@@ -128,7 +128,7 @@ def test_every_fault_says_what_it_promises():
         ("quickstar", ("quickstar", "did you mean quickstart?")),
         ("quickstart --times 0", ("--times=0", "at least 1")),
         ("quickstart --only flood", ("--only=flood", "disk full")),
-        ("quickstart --work_dir full", ("--work_dir=full", "empty")),
+        ("quickstart --work_dir full", ("--work-dir=full", "empty")),
     ],
 )
 def test_what_cannot_be_tried_is_refused(tmp_path, monkeypatch, arguments, said):

@@ -87,7 +87,7 @@ def test_every_trouble_is_told_with_its_culprit(eventful: Path):
         "step 50 computed twice was not the same: devices cpu:1",
         "the clock of the machine was set back by 3,600 s",
         f"process 3 holds the others up: {HOSTILE}",
-        f"./tessera inspect {run} --first_row 312 --step 45",
+        f"./tessera inspect {run} --first-row 312 --step 45",
         f"./tessera inspect {run} --step 50",
         f"./tessera checkpoints {run} --verify",
         f"decoder.{HOSTILE}[0]",
@@ -273,8 +273,8 @@ def test_skips_far_apart_are_told_apart():
     skips = [event(0, "skipped", step=step, rows=[[step, step + 1]]) for step in (10, 11, 5000)]
     told = tell(skips, "run")
     assert [row.look for row in told] == [
-        "./tessera inspect run --first_row 10 --step 10",
-        "./tessera inspect run --first_row 5000 --step 5000",
+        "./tessera inspect run --first-row 10 --step 10",
+        "./tessera inspect run --first-row 5000 --step 5000",
     ]
 
 

@@ -192,7 +192,7 @@ def test_with_nothing_to_go_back_to_a_run_ends_and_keeps_everything(run, monkeyp
     harm(monkeypatch, 3, with_infinite_moment)
     code, output = call("train", *tiny_run(*QUIET, "--allow-changes"))
     assert code == 76, output
-    assert "to go on" not in output
+    assert "resume with" not in output
     assert "--init-from" in output
     assert names(run.checkpoints) == before
     assert not events(run, "rolled_back")

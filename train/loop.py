@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import jax
 from rich.console import Console
 
+from configs.command_line import seen, tessera
 from configs.errors import Diverged, IntegrityError, Stopped
 from configs.settings import flatten
 from data.batches import batch_digest, continued, is_one_sequence, train_batches
@@ -46,6 +47,8 @@ class Outcome:
     """The metrics of the last step, evaluation included; its number and tokens alone where it was
     not logged."""
     params_sha256: str
+    was_finished: bool = False
+    """Whether nothing was left to do when the run was started."""
 
 
 def train(run: Run, signals: Signals, console: Console) -> Outcome:
@@ -70,7 +73,8 @@ def train(run: Run, signals: Signals, console: Console) -> Outcome:
     if start.step == config.train.num_steps:
         logger.info(f"nothing is left to do: the run has reached train.num_steps={start.step}")
         with contextlib.closing(checkpoints):
-            return _finish(run, state, start.tokens, checkpoints)
+            outcome = _finish(run, state, start.tokens, checkpoints)
+        return replace(outcome, was_finished=True)
 
     # The step: compiled once, for these shapes and this layout.
     with spans("compilation"):
@@ -85,7 +89,7 @@ def train(run: Run, signals: Signals, console: Console) -> Outcome:
     with signals.deferred(), contextlib.closing(checkpoints), run.processes.together():
         with (
             open_metrics(folder) as writer,
-            Display(console, first_step=start.step, num_steps=config.train.num_steps) as display,
+            Display(console, config, spans, first_step=start.step) as display,
             spans("loop"),
         ):
             recorder = Recorder(run, writer, display)
@@ -160,17 +164,18 @@ def _go_back(
         raise Diverged(
             f"{trouble.cause} ({where}), after {start.num_rollbacks} rollbacks, as many as "
             f"guard.max_rollbacks={allowed} allows: try a lower optim.peak_lr in a new run, or "
-            "look at the text with ./tessera inspect"
+            f"look at the text: {tessera('inspect', run.folder.path, '--step', str(last))}"
         )
     checkpoints.wait()
     # Where nothing is older than the first of them, one that is a little younger must do.
     manifest = newest_whole(place, at_most=first - 1) or newest_whole(place, at_most=last - 1)
     if manifest is None and run.has_had_checkpoints():
+        source = f"{seen(run.folder.path)}@STEP"
+        begin_anew = tessera("train", "PRESET", "--init-from", source, "--run-dir", "ANOTHER")
         raise Diverged(
             f"{trouble.cause} ({where}), and no checkpoint is older, to go back to; nothing was "
             "removed: begin a new run from a checkpoint that you trust, with a lower "
-            f"optim.peak_lr: ./tessera train PRESET --init-from {run.folder.path}@STEP --run-dir "
-            "ANOTHER"
+            f"optim.peak_lr: {begin_anew}"
         )
     state, left = None, start.step_ranges[-1]
     if manifest is None:
@@ -192,11 +197,12 @@ def _go_back(
         checkpoints.go_back(progress)
         state = _restore(run, progress.step)
     run.spans.ledger.lose_since(progress.ledger)
+    at = ("--first-row", str(rows[0][0] if rows else 0), "--step", str(last))
+    look = tessera("inspect", run.folder.path, *at)
     logger.warning(
         f"{trouble.cause} ({where}): going back to step {progress.step} and skipping "
-        f"{sum(stop - start for start, stop in rows)} rows of its data (rollback "
-        f"{progress.num_rollbacks} of {allowed}); ./tessera inspect {run.folder.path} --first_row "
-        f"{rows[0][0] if rows else 0} --step {last} shows the text of the first"
+        f"{sum(stop - start for start, stop in rows)} sequences of its data (rollback "
+        f"{progress.num_rollbacks} of {allowed}); to see the first: {look}"
     )
     run.folder.add_event(
         "rolled_back",

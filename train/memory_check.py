@@ -21,7 +21,7 @@ def check_memory(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """
     has = device_memory_bytes(mesh)
     needs = state_bytes_per_device(config, mesh)
-    words = f"parameters, moments and gradients take {_size(needs)} of each device"
+    words = f"parameters, optimizer state and gradients take {_size(needs)} of each device"
     if has is None:
         logger.info(f"memory: {words}, which does not say how much it has")
         return
@@ -38,7 +38,7 @@ def _size(num_bytes: int) -> str:
 
 
 def state_bytes_per_device(config: RunConfig, mesh: jax.sharding.Mesh) -> int:
-    """Returns the bytes of parameters, moments and one gradient on the device that has most."""
+    """Returns the bytes of parameters, optimizer state and gradients on the fullest device."""
     state, layout = abstract_state(config, mesh), state_layout(config, mesh)
     on_device = [
         (leaf, where)

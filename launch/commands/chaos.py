@@ -1,4 +1,4 @@
-"""`./tessera chaos PRESET`: what a run survives, tried on real runs and shown as a table."""
+"""`./tessera chaos PRESET`: which faults a run survives, tried on real runs, as a table."""
 
 import contextlib
 import functools
@@ -8,12 +8,13 @@ import random
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -67,6 +68,7 @@ from launch.faults.unanswered import (
     list_stale_files,
     save_slowly,
 )
+from launch.progress_bar import Progress
 from launch.train_settings import require_preset
 
 _PROOF = 100
@@ -76,24 +78,25 @@ _REFUSED_SEC, _REFUSED_IN_PROOF_SEC = 8.0, 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class ChaosArguments:
-    """Harms small real runs of a preset and checks that each ends as promised (exit code 1 if not).
+    """Injects faults into small real runs of a preset and checks that each ends as promised.
 
-    Settings after -- are given to every run. Ctrl-C or SIGTERM stops all of them (exit code 75).
+    The exit code is 1 where one does not. Settings after -- are given to every run. Ctrl-C or
+    SIGTERM stops all of them (exit code 75).
     """
 
     preset: Annotated[str, tyro.conf.Positional]
     """The preset whose model is trained, made very small."""
     times: int = 10
-    """How often a run is killed with SIGKILL; other faults are tried a part of that. 100 prove."""
+    """How often a run is killed with SIGKILL; other faults are tried a fraction of that."""
     only: tuple[str, ...] = ()
-    """Faults to try, by a part of their names; none is all of them."""
+    """Faults to try, by a part of their names; all where none is given."""
     jobs: int | None = None
     """Trials at a time; None is one for each CPU."""
     seed: int | None = None
-    """Of all that is drawn at random; None takes another one each time, and says which."""
+    """Random seed; None takes another one each time, and prints it."""
     work_dir: Path | None = None
-    """Where the runs are, kept afterwards; None is a folder below runs/ that is removed unless a
-    promise was broken."""
+    """Where the runs are kept; None is a folder below runs/ that is removed unless a promise was
+    broken."""
     json: bool = False
     """End with one JSON object on one line."""
 
@@ -212,7 +215,7 @@ def _work_folder(wanted: Path | None) -> Path:
         return Path(tempfile.mkdtemp(prefix="chaos-", dir=RUNS)).absolute()
     require(
         not wanted.exists() or not any(wanted.iterdir()),
-        f"--work_dir={wanted} must be an empty folder, or one that is not there yet",
+        f"--work-dir={wanted} must be an empty or a new folder",
     )
     return wanted.absolute()
 
@@ -224,15 +227,21 @@ def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) 
     began = time.monotonic()
     console.print(f"preset {parsed.preset}, seed {seed}, runs in {place.folder}", soft_wrap=True)
     rows = [Row(fault=f.name, promise=f.promise, missing=f.missing()) for f in chosen]
+    planned = [
+        (fault, row, number)
+        for fault, row in zip(chosen, rows, strict=True)
+        if row.missing is None
+        for number in range(max(1, round(fault.share * parsed.times)))
+    ]
     with (
         _stopped_by_signals(place),
+        contextlib.closing(Progress(console, "tries")) as progress,
         ThreadPoolExecutor(parsed.jobs or os.cpu_count() or 1) as pool,
     ):
+        tracker = _Tracker(progress, len(planned))
         tries = [
-            (row, pool.submit(_try_once, fault, place, seed, number))
-            for fault, row in zip(chosen, rows, strict=True)
-            if row.missing is None
-            for number in range(max(1, round(fault.share * parsed.times)))
+            (row, pool.submit(tracker.track, fault.name, _try_once, fault, place, seed, number))
+            for fault, row, number in planned
         ]
         left = {row.fault: sum(other is row for other, _ in tries) for row in rows}
         for row, tried in tries:
@@ -252,8 +261,8 @@ def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) 
     if is_stopped:
         is_kept = broken or parsed.work_dir
         console.print(
-            f"stopped by a signal before all {len(tries)} were made; nothing is running any more, "
-            f"and the runs {f'are kept in {place.folder}' if is_kept else 'are removed'}",
+            f"stopped by a signal before all {len(tries)} tries were done; no process is left, and "
+            f"the runs are {f'kept in {place.folder}' if is_kept else 'removed'}",
             soft_wrap=True,
         )
     if parsed.json:
@@ -269,6 +278,36 @@ def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) 
     if is_stopped:
         return Stopped.exit_code, len(broken)
     return CheckFailed.exit_code if broken else 0, len(broken)
+
+
+class _Tracker:
+    """Shows how many tries are done, and which faults are being tried."""
+
+    def __init__(self, progress: Progress, num_tries: int):
+        self._progress, self._num_tries = progress, num_tries
+        self._running: list[str] = []
+        self._num_done = 0
+        self._lock = threading.Lock()
+        self._show()
+
+    def track(
+        self, name: str, harm: Callable[..., Result | str | None], *arguments: Any
+    ) -> Result | str | None:
+        """Returns what a try returns, and shows it while it runs; any thread may call it."""
+        with self._lock:
+            self._running.append(name)
+            self._show()
+        try:
+            return harm(*arguments)
+        finally:
+            with self._lock:
+                self._running.remove(name)
+                self._num_done += 1
+                self._show()
+
+    def _show(self) -> None:
+        running = f"running: {', '.join(dict.fromkeys(self._running))}"
+        self._progress("tries", self._num_done, self._num_tries, running)
 
 
 @contextlib.contextmanager

@@ -8,9 +8,12 @@ from typing import Annotated, Literal
 import tyro
 
 from configs.check import require
+from configs.command_line import seen, tessera
 from launch.arguments import parse_arguments
 from launch.devices import describe_environment, prepare_jax
+from launch.hints import generate_hint
 from launch.malloc import return_freed_memory
+from train.record.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +49,14 @@ def main(arguments: Sequence[str]) -> int:
             "be at least that: give the folder its own tokenizer",
         )
     num = import_model(found, parsed.run_dir, describe_environment(ALONE))
-    has = "its tokenizer" if found.tokenizer else "no tokenizer that is read here"
+    has = "its tokenizer" if found.tokenizer else "no tokenizer that can be read"
+    run = parsed.run_dir
+    train = tessera("train", "PRESET", "--data.path", "YOUR_TEXT", "--init-from", run)
     print(
         f"imported {found.family.model_type}, {num / 1e6:,.1f} M parameters with {has}, to "
-        f"{parsed.run_dir}\n"
-        f"go on: ./tessera generate {parsed.run_dir} --prompt ...\n"
-        f"       ./tessera train PRESET --data.path TEXT --init-from {parsed.run_dir}"
+        f"{seen(run)}; next steps:"
     )
+    if found.tokenizer is not None:
+        print(f"  {generate_hint(run, RunFolder(run).read_config())}")
+    print(f"  {train}")
     return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from configs.check import require, require_at_least
+from configs.command_line import tessera
 from configs.data import PrepareConfig
 from configs.errors import SettingsError, Stopped
 from data.atomic_files import locked, no_space_is_told
@@ -23,12 +24,13 @@ from data.prepare.text.corpus import open_corpus
 from data.token_store import MANIFEST, TokenStore, open_store
 from launch.absolute_paths import RUNS
 from launch.arguments import parse_arguments
-from launch.progress_bar import Progress, duration
+from launch.progress_bar import Progress
+from train.record.eta import duration
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareArguments:
-    """Turns raw text into a folder of tokens. The same command again goes on where it stopped."""
+    """Turns raw text into a folder of tokens. The same command again resumes where it stopped."""
 
     data: PrepareConfig = field(default_factory=PrepareConfig)
     out: str = ""
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     started = time.perf_counter()
     parsed = parse_arguments(PrepareArguments, arguments, command="./tessera prepare")
     require(parsed.out != "", "--out must name the folder to make, such as --out prepared/web")
-    require_at_least("--num_workers", parsed.num_workers or 1, 1)
+    require_at_least("--num-workers", parsed.num_workers or 1, 1)
     console = Console(highlight=False, stderr=parsed.json)
 
     def say(line: str) -> None:
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     if is_remote(parsed.out):
         require(
             not is_prepared(parsed.out),
-            f"--out={parsed.out} has a prepared folder already; give a place of its own",
+            f"--out={parsed.out} has a prepared folder already; give another --out",
         )
         name = hashlib.sha256(parsed.out.encode()).hexdigest()[:16]
         folder = (RUNS / ".data" / f"outgoing-{name}").absolute()
@@ -71,19 +73,18 @@ def main(arguments: Sequence[str]) -> int:
             with contextlib.closing(Progress(console)) as progress:
                 store = _prepare(parsed, folder, say, progress)
         except KeyboardInterrupt:
-            raise Stopped(
-                "stopped by Ctrl-C: give the same command again, which goes on where it stopped"
-            ) from None
+            raise Stopped("stopped by Ctrl-C: give the same command again to resume") from None
         if is_remote(parsed.out):
             say(f"copying to {parsed.out}")
             push_folder(folder, parsed.out)
             shutil.rmtree(folder)
     seconds = time.perf_counter() - started
     say(store.describe())
-    say(
-        f"prepared {parsed.out} in {duration(seconds)}; to look: ./tessera inspect "
-        f"{parsed.out}; to train: ./tessera train quickstart --data.path {parsed.out}"
-    )
+    out = parsed.out if is_remote(parsed.out) else folder
+    say(f"prepared {parsed.out} in {duration(seconds)}; next steps:")
+    if not is_remote(parsed.out):
+        say(f"  {tessera('inspect', out)}")
+    say(f"  {tessera('train', _preset_for(parsed.data), '--data.path', out)}")
     if parsed.json:
         splits = {
             name: {key: split[key] for key in ("tokens", "documents", "characters", "bytes")}
@@ -93,8 +94,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _preset_for(config: PrepareConfig) -> str:
+    """Returns the small preset whose objective needs the special tokens that were prepared."""
+    presets = {"masked": "quickstart_bert", "span": "quickstart_t5"}
+    return next((presets[name] for name in config.special_tokens if name in presets), "quickstart")
+
+
 def _prepare(parsed: PrepareArguments, folder: Path, say: Say, progress: Progress) -> TokenStore:
-    """Returns what is in the folder, made now, gone on with, or found as it should be."""
+    """Returns what is in the folder, made now, resumed, or found as it should be."""
     config = parsed.data
     if (folder / MANIFEST).is_file():
         remove_work(folder)
@@ -108,7 +115,7 @@ def _prepare(parsed: PrepareArguments, folder: Path, say: Say, progress: Progres
                 f"{value}: give another --out, or remove it",
             )
         _refuse_other_files(parsed, store)
-        say(f"{parsed.out} was prepared already; remove it to prepare it anew")
+        say(f"{parsed.out} is prepared already; remove it to prepare it again")
         return store
     require(
         config.path is not None,
@@ -118,7 +125,8 @@ def _prepare(parsed: PrepareArguments, folder: Path, say: Say, progress: Progres
     source, folder = Path(str(text.path)).expanduser().resolve(), folder.resolve()
     require(
         not (source / MANIFEST).is_file(),
-        f"data.path={config.path} was prepared already: it is a data.path of ./tessera train",
+        f"data.path={config.path} is prepared already; to train on it: "
+        + tessera("train", _preset_for(config), "--data.path", source),
     )
     require(
         source not in (folder, *folder.parents),

@@ -1,7 +1,7 @@
 """`./tessera train PRESET`: from the words that were typed to the loop."""
 
 import contextlib
-import shlex
+import os
 import signal
 import sys
 import time
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from configs.check import require
-from configs.errors import Hung, Stopped
+from configs.command_line import tessera
+from configs.errors import Hung, SettingsError, Stopped
 from configs.run import RunConfig
 from configs.settings import flatten
 from data.atomic_files import MOVED
@@ -25,6 +26,7 @@ from launch.devices import (
     prepare_jax,
 )
 from launch.heartbeat import start_heartbeat
+from launch.hints import new_run_hint
 from launch.progress_bar import Progress
 from launch.supervise import RestartPolicy, supervise
 from launch.train_settings import (
@@ -34,7 +36,7 @@ from launch.train_settings import (
     prepared_before,
     resolve,
 )
-from launch.train_summary import closing_words, opening_words
+from launch.train_summary import closing_summary, opening_summary
 from sharding.distributed.job import find_job
 from train.health.spans import Hang, Spans
 from train.record.run_folder import RunFolder
@@ -129,7 +131,7 @@ def _train(
     spans: Spans,
 ) -> int:
     started = time.perf_counter()
-    command = shlex.join(("./tessera", "train", *arguments))
+    command = tessera("train", *arguments)
 
     import jax
 
@@ -149,7 +151,10 @@ def _train(
     # Everything that can be refused is refused here, before anything is compiled.
     source = find_init_from(parsed.init_from, folder, with_optimizer=parsed.with_optimizer)
     processes.agree("init from", source.described() if source else {}, limit_sec=None)
-    config, data, mesh, changed = _checked(parsed, folder, source, processes, spans, console)
+    new_run = new_run_hint(arguments, folder.path)
+    config, data, mesh, changed = _checked(
+        parsed, folder, source, processes, spans, console, new_run
+    )
     if source is not None:
         (check_source if source.step is not None else check_published)(source, config)
 
@@ -162,20 +167,20 @@ def _train(
         processes.wait("folder")
         log_to_file(folder.logs / f"process-{processes.index}.log")
         processes.way_on = command
-        folder.add_event("started", command=command, environment=environment)
+        folder.add_event("started", command=command, cwd=os.getcwd(), environment=environment)
         if replaced:
             logger.warning(
                 f"{folder.config} had settings of an earlier version: {', '.join(replaced)}"
             )
         if changed:
-            logger.warning(f"going on with other settings: {', '.join(changed)}")
+            logger.warning(f"resuming with other settings: {', '.join(changed)}")
             folder.add_event("changed", settings=changed)
         if before and (changes := environment_changes(before, environment)):
-            logger.warning(f"going on in another environment: {', '.join(changes)}")
+            logger.warning(f"resuming in another environment: {', '.join(changes)}")
             folder.add_event("environment_changed", changes=changes)
         if processes.is_first:
             _keep_ledger(folder, spans)
-        logger.info(opening_words(folder, config, data, mesh))
+        logger.info(opening_summary(folder, config, data, mesh))
         run = Run(
             config=config,
             folder=folder,
@@ -191,7 +196,8 @@ def _train(
             with processes.together(), jax.set_mesh(mesh):
                 outcome = train(run, signals, console)
             spans.ledger.is_finished = True
-            logger.info(closing_words(folder, outcome, time.perf_counter() - started))
+            seconds = time.perf_counter() - started
+            logger.info(closing_summary(folder, config, preset, outcome, seconds))
             return 0
 
         code = guarded(go, go_on=command)
@@ -272,6 +278,7 @@ def _checked(
     processes: "Processes",
     spans: Spans,
     console: Console,
+    new_run: str,
 ) -> tuple[RunConfig, "Data", Any, dict[str, tuple]]:
     """Returns settings, data and mesh that fit together, and which settings were changed.
 
@@ -303,11 +310,15 @@ def _checked(
         data = _open_data(parsed.config, processes, console, moved)
     config = resolve(parsed.config, data)
     check_fit(config, dict(mesh.shape))  # again, now that the vocabulary is known
-    changed = (
-        folder.check_settings(config, allow_changes=parsed.allow_changes) if folder.exists else {}
-    )
+    changed = {}
+    if folder.exists:
+        allows = parsed.allow_changes
+        changed = folder.check_settings(config, allow_changes=allows, new_run=new_run)
     if progress is not None:
-        progress.check_continues(config, data.digest)
+        try:
+            progress.check_continues(config, data.digest)
+        except SettingsError as error:
+            raise SettingsError(f"{error}: {new_run}") from None
     newest = progress and progress.step
     same = {"data (sha256)": data.digest, "newest checkpoint": newest, **flatten(config)}
     processes.agree("data", same, limit_sec=None)

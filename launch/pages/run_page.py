@@ -56,7 +56,7 @@ def _section(title: str, content: Iterable[Html]) -> list[Html]:
 
 
 def _state(report: RunReport) -> list[Html]:
-    status, way_on = report.status, report.status["to_go_on"]
+    status, way_on = report.status, report.status["next_step"]
     last = report.events[-1] if report.events else {}
     said = f"{_spaced(name_of(last))} at {time_words(last.get('time'))}" if last else "none"
     state = [tag("b", status["state"]), f"; last event: {said}"]

@@ -1,11 +1,12 @@
 """The events of a run in words: what happened, how bad it is, and what to look at."""
 
-import shlex
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+from configs.command_line import tessera
 from data.step_ranges import merged
 from launch.printable import shortened
 
@@ -101,7 +102,7 @@ def tell(events: Iterable[Event], run: str) -> list[Told]:
         else:
             open_rows[name] = [event]
             rows.append(open_rows[name])
-    return [_told(row, shlex.quote(run)) for row in rows]
+    return [_told(row, run) for row in rows]
 
 
 def name_of(event: Event) -> str:
@@ -209,12 +210,12 @@ def _look(event: Event, run: str) -> str | None:
     """Returns the command that shows what the culprit was, where the event names one."""
     name, rows = name_of(event), event.get("skipped_rows") or event.get("rows")
     if name in ("skipped", "rolled_back") and rows and _is_rows(rows):
-        step = f" --step {event['step']}" if isinstance(event.get("step"), int) else ""
-        return f"./tessera inspect {run} --first_row {rows[0][0]}{step}"
+        step = ("--step", str(event["step"])) if isinstance(event.get("step"), int) else ()
+        return tessera("inspect", Path(run), "--first-row", str(rows[0][0]), *step)
     if name in ("skipped", "corrupted") and isinstance(event.get("step"), int):
-        return f"./tessera inspect {run} --step {event['step']}"
+        return tessera("inspect", Path(run), "--step", str(event["step"]))
     if name == "quarantined":
-        return f"./tessera checkpoints {run} --verify"
+        return tessera("checkpoints", Path(run), "--verify")
     return None
 
 

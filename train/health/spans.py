@@ -117,6 +117,16 @@ class Spans:
         """Returns how long the last span of a name has taken."""
         return self._durations[name][-1]
 
+    def median_sec(self, *names: str, at_least: int = 1) -> float | None:
+        """Returns the median of the last spans of these names; None if there were too few."""
+        seconds = [sec for name in names for sec in list(self._durations.get(name, ()))]
+        return statistics.median(seconds) if len(seconds) >= at_least else None
+
+    @property
+    def current(self) -> str:
+        """The innermost span that the main thread is in; any thread may read it."""
+        return self._stack[-1]
+
     def settle(self) -> None:
         """Counts the time up to now; any thread may call it."""
         self._switch()
