@@ -5,6 +5,8 @@ import shlex
 import sys
 from pathlib import Path
 
+_ROOT = Path(__file__).resolve().parent.parent
+
 
 def tessera(*words: str | Path) -> str:
     """Returns a command line of this program as it was called; paths are as seen from here."""
@@ -14,6 +16,11 @@ def tessera(*words: str | Path) -> str:
 def of_environment(program: str, *words: str | Path) -> str:
     """Returns a command line of a program of the Python environment that runs this one."""
     return _line(Path(sys.executable).parent / program, *words)
+
+
+def pip_install(package: str) -> str:
+    """Returns the command that installs a package into that environment, in the pinned version."""
+    return of_environment("pip", "install", "-c", _ROOT / "constraints.txt", package)
 
 
 def seen(path: Path) -> Path:

@@ -20,6 +20,7 @@ from typing import Any
 import fsspec
 
 from configs.check import require
+from configs.command_line import pip_install
 from configs.errors import IntegrityError, SettingsError
 from data.atomic_files import (
     MANIFEST,
@@ -36,8 +37,7 @@ from data.transfers import Count, copy_counted, told
 
 _NUM_STREAMS = 4  # files at a time; s3fs splits a large one into parts besides
 _PART_LEN = 50 * 2**20  # what s3fs uploads at a time of a file of twice that or more
-_PIP = "run .venv/bin/pip install -c constraints.txt"
-_INSTALL = {"s3": f"{_PIP} s3fs", "gs": f"{_PIP} gcsfs"}
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 _VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")
 _MAGIC = re.compile(r"[*?[]")
 
@@ -187,7 +187,8 @@ class Store:
         try:
             self._fs, self._root = fsspec.url_to_fs(url, **options)
         except (ImportError, ValueError) as error:
-            way_out = _INSTALL.get(url.partition("://")[0].lower(), "use s3:// or gs://")
+            package = _PACKAGES.get(url.partition("://")[0].lower())
+            way_out = f"run {pip_install(package)}" if package else "use s3:// or gs://"
             raise SettingsError(f"{url} cannot be opened: {error}; {way_out}") from None
 
     def address(self, name: str) -> str:

@@ -257,7 +257,10 @@ def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, say: S
             say(f"note: {line}")
         say(preparation.settled.describe())
     if preparations and tokenizer is None:
+        num = sum(preparation.num_line_characters for preparation in preparations)
+        preparations[0].watch("train the tokenizer", 0, num)
         tokenizer, notes = _learn(preparations)
+        preparations[0].watch("train the tokenizer", num, num)
         say(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} tokens{notes and f'; {notes}'}")
     if preparations and tokenizer is not None and (changed := changes_text(tokenizer)):
         say(

@@ -5,7 +5,6 @@ import hashlib
 import io
 import itertools
 import json
-import shlex
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.check import require
+from configs.command_line import tessera
 from configs.data import PrepareConfig
 from data.atomic_files import MANIFEST, retried
 from data.block_reader import Shard, check_file, damaged, read_file
@@ -173,13 +173,16 @@ class TokenStore:
             word
             for name, value in made_with.items()
             if name in usual and value not in (usual[name], None)
-            for word in (f"--data.{name}", *map(str, value if isinstance(value, list) else [value]))
+            for word in (
+                f"--data.{name.replace('_', '-')}",
+                *map(str, value if isinstance(value, list) else [value]),
+            )
         ]
         require(
             version == FORMAT_VERSION,
             f"{self.folder}: format_version={version} must be {FORMAT_VERSION} for a new run: "
             "before, the last part of a text validated, and a document was cut in two. Prepare it "
-            f"anew: {shlex.join(['./tessera', 'prepare', *words, '--out'])} NEW_FOLDER",
+            f"again: {tessera('prepare', *words, '--out')} NEW_FOLDER",
         )
 
     def describe(self) -> str:

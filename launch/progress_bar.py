@@ -64,8 +64,9 @@ class Progress:
         eta = eta_text((total - done) / speed if speed else None)
         if self._unit:
             return f"{done:,} of {total:,} {self._unit}, {eta}; {shown}"
-        rate = f"{speed / 1e6:.1f} MB/s, " if speed else ""
-        return f"{shown}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB, {rate}{eta}"
+        if not speed:
+            return f"{shown} ({total / 1e6:,.0f} MB), {eta}"
+        return f"{shown}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB, {speed / 1e6:.1f} MB/s, {eta}"
 
     def _draw(self, shown: str, done: int, total: int) -> None:
         if self._bar is None and done < total:

@@ -20,21 +20,25 @@ _NUM_SAMPLE_LINES = 12
 def opening_summary(folder: "RunFolder", config: RunConfig, data: "Data", mesh) -> str:
     """Returns what a run is, before its first step."""
     counts = count(config.model, config.data.sequence_len, config.data.target_len)
-    own = " (it differs a little from machine to machine)" if config.data.path == STDLIB else ""
+    own = (
+        " (it comes with Python, and differs a little between machines)"
+        if config.data.path == STDLIB
+        else ""
+    )
     return (
         f"run folder: {seen(folder.path)}\n"
-        f"text: {_text_words(folder, config, data)}{own}\n"
-        f"model: {counts.total / 1e6:.2f} M parameters; FLOPs a token: "
+        f"data: {_data_text(folder, config, data)}{own}\n"
+        f"model: {counts.total / 1e6:.2f} M parameters; FLOPs per token: "
         f"{counts.flops_causal / 1e6:.1f} M causal, {counts.flops_full / 1e6:.1f} M full "
         f"(N = {counts.matmul / 1e6:.2f} M in matmuls)\n"
-        f"devices: {_device_words(config, mesh)}\n"
+        f"devices: {_device_text(config, mesh)}\n"
         f"batch: {config.train.batch_size} x {config.data.sequence_len} tokens, "
         f"{config.train.num_steps} steps"
     )
 
 
-def _device_words(config: RunConfig, mesh) -> str:
-    """Says how the devices are laid out, and how long a stage waits where there are stages."""
+def _device_text(config: RunConfig, mesh) -> str:
+    """Returns the mesh, and the pipeline's bubble where there are stages."""
     from sharding.pipeline import pipeline_of
 
     cuts = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
@@ -44,13 +48,13 @@ def _device_words(config: RunConfig, mesh) -> str:
         return words
     return (
         f"{words}\npipeline: {pipeline.num_microbatches} microbatches through "
-        f"{pipeline.num_stages} stages of {pipeline.num_groups} groups of layers; a stage waits "
-        f"{pipeline.bubble_fraction:.1%} of the time (the bubble)"
+        f"{pipeline.num_stages} stages of {pipeline.num_groups} groups of layers; bubble "
+        f"{pipeline.bubble_fraction:.1%} of the time"
     )
 
 
-def _text_words(folder: "RunFolder", config: RunConfig, data: "Data") -> str:
-    """Says what is read and how often; rows of different sources are of one length."""
+def _data_text(folder: "RunFolder", config: RunConfig, data: "Data") -> str:
+    """Returns what is read and how often; sequences of all sources have one length."""
     from data.batches import TrainRows, continued
     from data.step_ranges import steps_from
     from train.checkpoints.manifest import newest_progress

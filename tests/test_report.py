@@ -370,7 +370,7 @@ def test_a_run_that_may_only_be_read_asks_for_out(tmp_path: Path):
     namespace = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
     if subprocess.run([*namespace, mount], cwd=tmp_path, capture_output=True).returncode:
         pytest.skip("a user may not mount a file system of his own here")
-    code = "import sys; from launch.cli import guarded; from launch.report import main; " \
+    code = "import sys; from launch.cli import guarded; from launch.commands.report import main; " \
         "sys.exit(guarded(lambda: main(sys.argv[1:])))"  # fmt: skip
 
     def run(*more: str) -> "subprocess.CompletedProcess[str]":
@@ -392,7 +392,7 @@ def test_a_run_that_may_only_be_read_asks_for_out(tmp_path: Path):
 
 def test_a_report_needs_no_jax(eventful: Path):
     code = (
-        "import sys; from launch.report import main; main([sys.argv[1]]); "
+        "import sys; from launch.commands.report import main; main([sys.argv[1]]); "
         "assert not {'jax', 'flax', 'grain'} & {*sys.modules}"
     )
     subprocess.run((sys.executable, "-c", code, str(eventful)), cwd=ROOT, check=True)

@@ -77,10 +77,11 @@ def train(run: Run, signals: Signals, console: Console) -> Outcome:
         return replace(outcome, was_finished=True)
 
     # The step: compiled once, for these shapes and this layout.
+    logger.info("compiling the training step")
     with spans("compilation"):
         train_step = compile_train_step(config, state, _abstract_batch(run))
     compile_sec = spans.last_sec("compilation")
-    logger.info(f"compiled the step in {compile_sec:.1f} s")
+    logger.info(f"compiled the training step in {compile_sec:.1f} s")
     folder.add_event("compiled", compile_sec=round(compile_sec, 3))
     run.processes.wait("compiled")  # a first collective would wait for one half a minute at most
 

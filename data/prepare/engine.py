@@ -15,6 +15,7 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal
 
+from configs.command_line import pip_install
 from configs.errors import SettingsError, Stopped
 
 Engine = Literal["local", "ray"]
@@ -62,9 +63,8 @@ def _run_locally(
             yield futures[future], future.result()
     except BrokenProcessPool:
         raise Stopped(
-            f"one of {num_workers} worker processes was killed from outside, often for want of "
-            "memory (./tessera prepare has --num_workers for fewer); the same command goes on "
-            "where it stopped"
+            f"one of {num_workers} worker processes was killed from outside, often because memory "
+            "ran out (prepare takes --num-workers for fewer); give the same command again to resume"
         ) from None
     finally:
         processes = list((executor._processes or {}).values())  # no public way to end a call
@@ -97,7 +97,7 @@ def _run_on_ray(
     except ImportError:
         raise SettingsError(
             "--engine=ray needs the package ray, but it is not installed: "
-            ".venv/bin/pip install -c constraints.txt ray, or --engine local"
+            f"{pip_install('ray')}, or --engine local"
         ) from None
     environment = {"PYTHONPATH": str(_ROOT), "TOKENIZERS_PARALLELISM": "false"}
     with contextlib.ExitStack() as stack:
@@ -124,8 +124,8 @@ def _run_on_ray(
                 except ray.exceptions.RayError as error:
                     raise SettingsError(
                         "a worker of --engine=ray was killed from outside again and again, "
-                        f"often for want of memory ({str(error).splitlines()[0]}); the same "
-                        "command goes on where it stopped"
+                        f"often because memory ran out ({str(error).splitlines()[0]}); give the "
+                        "same command again to resume"
                     ) from None
 
 

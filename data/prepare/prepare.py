@@ -81,7 +81,7 @@ class Preparation:
             f"data.clean={' '.join(config.clean)} must not be given: data.path={config.path} holds "
             "tokens, and only text can be cleaned",
         )
-        self._workers, self._watch = workers, watch
+        self._workers, self.watch = workers, watch
         self._plan = Plan(config, self.corpus, folder / WORK)
         self._scans: list[dict[str, Any]] = []
         self._duplicates: dict[str, Any] = {}
@@ -284,12 +284,12 @@ class Preparation:
         missing = [task for task, result in enumerate(results) if result is None]
         sizes = [_num_bytes(self.corpus, task) for task in range(len(results))]
         done = sum(sizes) - sum(sizes[task] for task in missing)
-        self._watch(shown, done, sum(sizes))
+        self.watch(shown, done, sum(sizes))
         calls = [(str(self._plan.work), task, *arguments[task]) for task in missing]
         for i, result in self._workers.run(function, calls):
             results[missing[i]] = result
             done += sizes[missing[i]]
-            self._watch(shown, done, sum(sizes))
+            self.watch(shown, done, sum(sizes))
         return [result for result in results if result is not None]
 
     def _result(self, stage: str, task: int) -> dict[str, Any] | None:

@@ -135,14 +135,14 @@ class Display:
         others_sec = {name: self._spans.median_sec(name) for name in periods(self._config)}
         step_sec = self._spans.median_sec("step", "replay", at_least=3)
         left = eta_sec(self._config, self._step, step_sec, others_sec)
-        if left is None or step_sec is None:
+        if left is None:
             return None
         span = self._spans.current
         if span != self._span:
             self._span, self._span_began = span, now
         if span in others_sec:
             return left + max((others_sec[span] or 0.0) - (now - self._span_began), 0.0)
-        return max(left - min(now - self._step_ended, step_sec), 0.0)
+        return max(left - min(now - self._step_ended, step_sec or 0.0), 0.0)
 
     def _times(self, elapsed: float) -> str:
         left = self.eta_sec(time.monotonic())

@@ -15,12 +15,12 @@ def eta_sec(
         others_sec: what an "evaluation", a "sample" and a "stall" (of a save) take each; what is
             missing or None counts nothing.
     """
-    if step_sec is None:
-        return None
     num_steps = config.train.num_steps
+    if step_sec is None and step < num_steps:
+        return None
     num_due = {name: _num_due(step, num_steps, p) for name, p in periods(config).items()}
     others = sum(num * (others_sec.get(name) or 0.0) for name, num in num_due.items())
-    return (num_steps - step) * step_sec + others
+    return (num_steps - step) * (step_sec or 0.0) + others
 
 
 def periods(config: RunConfig) -> dict[str, int | None]:

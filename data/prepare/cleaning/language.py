@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from configs.check import require
+from configs.command_line import pip_install
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from data.prepare.cleaning.verdict import Dropped, Step
@@ -48,6 +49,6 @@ def _identifier() -> Any:
     except ImportError:
         raise SettingsError(
             "data.clean=language must have the package py3langid; install it by "
-            ".venv/bin/pip install -c constraints.txt py3langid"
+            f"{pip_install('py3langid')}"
         ) from None
     return LanguageIdentifier.from_model_file(MODEL_FILE)

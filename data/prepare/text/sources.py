@@ -168,8 +168,8 @@ def find_files(config: PrepareConfig) -> tuple[Path, list[SourceFile], dict[str,
         return root, *_kinds_of(config.path, root.parent, [root])
     require(
         not (root / ".work").is_dir(),
-        f"data.path={config.path} is a prepared folder that is not finished: give the same "
-        "./tessera prepare again, which goes on where it stopped",
+        f"data.path={config.path} is a prepared folder that is not finished: give its command "
+        "./tessera prepare again to resume",
     )
     return root, *_kinds_of(config.path, root, _files_below(config.path, root))
 
