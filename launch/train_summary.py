@@ -20,14 +20,11 @@ _NUM_SAMPLE_LINES = 12
 def opening_summary(folder: "RunFolder", config: RunConfig, data: "Data", mesh) -> str:
     """Returns what a run is, before its first step."""
     counts = count(config.model, config.data.sequence_len, config.data.target_len)
-    own = (
-        " (it comes with Python, and differs a little between machines)"
-        if config.data.path == STDLIB
-        else ""
-    )
+    own = " (it comes with Python, and differs a little between machines)"
     return (
         f"run folder: {seen(folder.path)}\n"
-        f"data: {_data_text(folder, config, data)}{own}\n"
+        f"data: {_data_text(folder, config, data)}"
+        f"{own if config.data.path == STDLIB else ''}\n"
         f"model: {counts.total / 1e6:.2f} M parameters; FLOPs per token: "
         f"{counts.flops_causal / 1e6:.1f} M causal, {counts.flops_full / 1e6:.1f} M full "
         f"(N = {counts.matmul / 1e6:.2f} M in matmuls)\n"
