@@ -313,7 +313,7 @@ def test_a_set_up_on_another_machine_lives_as_long_as_its_script(
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
-def test_it_shows_that_packages_are_being_installed(checkout, start, quick, is_terminal: bool):
+def test_it_shows_that_packages_are_being_installed(checkout, quick, is_terminal: bool):
     """Dots on a terminal, and a line each half minute of its own clock elsewhere."""
     python = write_program(checkout / ".venv" / "bin" / "python", ENDLESS_PIP)
     reading, writing = os.openpty() if is_terminal else os.pipe()

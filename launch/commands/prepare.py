@@ -69,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise SettingsError(f"--out={parsed.out} cannot be made: {error}") from None
     with no_space_is_told(folder), locked(folder.parent, f".{folder.name}"):
+        was_prepared = (folder / MANIFEST).is_file()
         try:
             with contextlib.closing(Progress(console)) as progress:
                 store = _prepare(parsed, folder, say, progress)
@@ -81,9 +82,8 @@ def main(arguments: Sequence[str]) -> int:
     seconds = time.perf_counter() - started
     say(store.describe())
     out = parsed.out if is_remote(parsed.out) else folder
-    say(f"prepared {parsed.out} in {duration(seconds)}; next steps:")
-    if not is_remote(parsed.out):
-        say(f"  {tessera('inspect', out)}")
+    say(f"{'' if was_prepared else f'prepared {parsed.out} in {duration(seconds)}; '}next steps:")
+    say(f"  {tessera('inspect', out)}")
     say(f"  {tessera('train', _preset_for(parsed.data), '--data.path', out)}")
     if parsed.json:
         splits = {

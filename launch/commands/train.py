@@ -237,7 +237,7 @@ def _watched(
         processes.abandon(
             Stopped(
                 f"stopped by {cause}; checkpoint.notice_sec={config.checkpoint.notice_sec} was too "
-                "short to save, and the newest whole checkpoint is "
+                "short to save, and the newest complete checkpoint is "
                 f"{f'that of step {newest}' if newest else 'none'}"
             )
         )
@@ -294,8 +294,8 @@ def _checked(
 
     require(
         jax.process_count() == processes.num,
-        f"the devices here are those of {jax.process_count()} processes, but this one knows of "
-        f"{processes.num}: give --coordinator, --num-processes and --process-id in each of them",
+        f"JAX finds devices of {jax.process_count()} processes, but {processes.num} were started "
+        f"as one run: give --coordinator, --num-processes and --process-id in each of them",
     )
     folder.check_free()
     mesh = make_mesh(parsed.config.mesh)
