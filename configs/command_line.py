@@ -13,9 +13,11 @@ def tessera(*words: str | Path) -> str:
     return _line(os.environ.get("TESSERA_COMMAND", "./tessera"), *words)
 
 
-def of_environment(program: str, *words: str | Path) -> str:
+def of_environment(module: str, *words: str | Path) -> str:
     """Returns a command line of a program of the Python environment that runs this one."""
-    return _line(Path(sys.executable).parent / program, *words)
+    python = Path(sys.executable)
+    script = python.with_name(module.partition(".")[0])
+    return _line(*((script,) if script.is_file() else (python, "-m", module)), *words)
 
 
 def pip_install(package: str) -> str:

@@ -21,8 +21,9 @@ def generate_hint(run: Path, config: RunConfig) -> str:
     data, prompt = config.data, "The "
     if config.model.architecture in ("encoder", "encoder_decoder"):
         prompt = next((_PROMPTS[group] for group in data.special_groups), prompt)
-    if data.path == STDLIB and config.sample.prompts[0].strip():
-        prompt = config.sample.prompts[0]
+    own = next(filter(str.strip, config.sample.prompts), None)
+    if data.path == STDLIB and own is not None:
+        prompt = own
     elif data.tokenizer == "characters":  # which may lack those of the prompt
         return tessera("generate", run)
     return tessera("generate", run, "--prompt", prompt)
@@ -37,7 +38,7 @@ def look_hints(run: Path, config: RunConfig, preset: str) -> list[str]:
     return [
         tessera("status", run),
         tessera("report", run),
-        of_environment("tensorboard", "--logdir", run),
+        of_environment("tensorboard.main", "--logdir", run),
         *(own_text if config.data.path == STDLIB else []),
     ]
 

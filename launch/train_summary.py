@@ -23,7 +23,7 @@ def opening_summary(folder: "RunFolder", config: RunConfig, data: "Data", mesh) 
     own = " (it comes with Python, and differs a little between machines)"
     return (
         f"run folder: {seen(folder.path)}\n"
-        f"data: {_data_text(folder, config, data)}"
+        f"training data: {_data_text(folder, config, data)}"
         f"{own if config.data.path == STDLIB else ''}\n"
         f"model: {counts.total / 1e6:.2f} M parameters; FLOPs per token: "
         f"{counts.flops_causal / 1e6:.1f} M causal, {counts.flops_full / 1e6:.1f} M full "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.command_line import tessera
+from configs.command_line import of_environment, tessera
 from configs.presets.table import PRESETS
 from launch.hints import generate_hint, look_hints, new_run_hint, resume_hint
 
@@ -61,6 +61,14 @@ def test_tensorboard_is_that_of_the_environment_and_shows_the_run():
     hints = look_hints(OWN, PRESETS["quickstart"](), "quickstart")
     tensorboard = str(Path(sys.executable).with_name("tensorboard"))
     assert [tensorboard, "--logdir", "runs/a b"] in map(shlex.split, hints)
+
+
+def test_a_program_that_the_environment_has_no_script_of_is_run_as_a_module(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "executable", str(here / "my env" / "python3"))
+    command = shlex.split(of_environment("tensorboard.main", "--logdir", OWN))
+    assert command == ["my env/python3", "-m", "tensorboard.main", "--logdir", "runs/a b"]
 
 
 def test_a_text_of_ones_own_is_offered_where_the_run_has_another_one():
