@@ -2,12 +2,16 @@
 
 import threading
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from train.record.eta import duration, eta_text
+
+Result = TypeVar("Result")
 
 _SECONDS_BETWEEN_LINES = 15.0
 _SECONDS_BEFORE_THE_FIRST = 5.0  # what is quicker needs no line
@@ -85,3 +89,31 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class Tracker:
+    """Shows how many of several tasks are done, and which of them are running."""
+
+    def __init__(self, progress: Progress, num_tasks: int):
+        self._progress, self._num_tasks = progress, num_tasks
+        self._running: list[str] = []
+        self._num_done = 0
+        self._lock = threading.Lock()
+        self._show()
+
+    def track(self, name: str, task: Callable[..., Result], *arguments: Any) -> Result:
+        """Returns what a task returns, and shows its name until then; any thread may call it."""
+        with self._lock:
+            self._running.append(name)
+            self._show()
+        try:
+            return task(*arguments)
+        finally:
+            with self._lock:
+                self._running.remove(name)
+                self._num_done += 1
+                self._show()
+
+    def _show(self) -> None:
+        running = f"running: {', '.join(dict.fromkeys(self._running))}"
+        self._progress("tasks", self._num_done, self._num_tasks, running)

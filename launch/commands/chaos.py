@@ -8,13 +8,12 @@ import random
 import shutil
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -68,7 +67,7 @@ from launch.faults.unanswered import (
     list_stale_files,
     save_slowly,
 )
-from launch.progress_bar import Progress
+from launch.progress_bar import Progress, Tracker
 from launch.train_settings import require_preset
 
 _PROOF = 100
@@ -238,7 +237,7 @@ def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) 
         contextlib.closing(Progress(console, "tries")) as progress,
         ThreadPoolExecutor(parsed.jobs or os.cpu_count() or 1) as pool,
     ):
-        tracker = _Tracker(progress, len(planned))
+        tracker = Tracker(progress, len(planned))
         tries = [
             (row, pool.submit(tracker.track, fault.name, _try_once, fault, place, seed, number))
             for fault, row, number in planned
@@ -278,36 +277,6 @@ def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) 
     if is_stopped:
         return Stopped.exit_code, len(broken)
     return CheckFailed.exit_code if broken else 0, len(broken)
-
-
-class _Tracker:
-    """Shows how many tries are done, and which faults are being tried."""
-
-    def __init__(self, progress: Progress, num_tries: int):
-        self._progress, self._num_tries = progress, num_tries
-        self._running: list[str] = []
-        self._num_done = 0
-        self._lock = threading.Lock()
-        self._show()
-
-    def track(
-        self, name: str, harm: Callable[..., Result | str | None], *arguments: Any
-    ) -> Result | str | None:
-        """Returns what a try returns, and shows it while it runs; any thread may call it."""
-        with self._lock:
-            self._running.append(name)
-            self._show()
-        try:
-            return harm(*arguments)
-        finally:
-            with self._lock:
-                self._running.remove(name)
-                self._num_done += 1
-                self._show()
-
-    def _show(self) -> None:
-        running = f"running: {', '.join(dict.fromkeys(self._running))}"
-        self._progress("tries", self._num_done, self._num_tries, running)
 
 
 @contextlib.contextmanager
