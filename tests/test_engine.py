@@ -108,7 +108,7 @@ def test_a_worker_that_is_killed_is_told_and_none_is_left(tmp_path):
     code, said = finish(command)
     assert code == 75
     assert "one of 2 worker processes was killed" in said
-    assert "the same command goes on where it stopped" in said
+    assert "give the same command again to resume" in said
     assert len(said.splitlines()) == 3
     assert not workers_of(command)
     assert not (out / MANIFEST).exists()
