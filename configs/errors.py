@@ -69,9 +69,10 @@ _HELPED_BY_A_RESTART = (
 
 
 def closing_line(message: str, exit_code: int, command: str | None) -> str:
-    """Returns the last line of a run: why it ended, and the command that goes on, if that helps."""
+    """Returns the last line of a run: why it ended, and the command that resumes it, if any."""
     line = f"{message} (exit code {exit_code})"
-    return f"{line}; to go on: {command}" if command and exit_code in _HELPED_BY_A_RESTART else line
+    is_resumed = command and exit_code in _HELPED_BY_A_RESTART
+    return f"{line}; resume with: {command}" if is_resumed else line
 
 
 def exit_code_of(error: BaseException) -> int:

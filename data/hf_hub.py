@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from configs.check import require
+from configs.command_line import pip_install
 from configs.errors import SettingsError
 from data.atomic_files import explain_full_disk, locked
 
@@ -41,8 +42,8 @@ def fetch_dataset(path: str, cache_dir: Path) -> Path:
             import datasets
         except ImportError:
             raise SettingsError(
-                f"data.path={path} needs the package datasets: run .venv/bin/pip install -c "
-                "constraints.txt datasets, or download the files and give their folder"
+                f"data.path={path} needs the package datasets: run {pip_install('datasets')}, or "
+                "download the files and give their folder"
             ) from None
         temporary = folder.with_name(f"{folder.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)

@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 
 from configs.check import require
+from configs.command_line import pip_install
 from configs.errors import IntegrityError, SettingsError
 from data.atomic_files import BYTES_MOVED, explain_full_disk, stays_inside
 from data.prepare.text.source_files import before_wildcard
@@ -19,8 +20,7 @@ from data.store_errors import explain_store_errors
 
 _NUM_STREAMS = 4  # files at a time; s3fs also splits large files into parts
 _COPIED_BYTES = 2**20
-_PIP = "run .venv/bin/pip install -c constraints.txt"
-_INSTALL = {"s3": f"{_PIP} s3fs", "gs": f"{_PIP} gcsfs"}
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 _VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")
 
 
@@ -46,7 +46,8 @@ class ObjectStore:
         try:
             self._fs, self._root = fsspec.url_to_fs(url, **options)
         except (ImportError, ValueError) as error:
-            way_out = _INSTALL.get(url.partition("://")[0].lower(), "use s3:// or gs://")
+            package = _PACKAGES.get(url.partition("://")[0].lower())
+            way_out = f"run {pip_install(package)}" if package else "use s3:// or gs://"
             raise SettingsError(f"{url} cannot be opened: {error}; {way_out}") from None
 
     def address(self, name: str) -> str:

@@ -5,7 +5,6 @@ import hashlib
 import io
 import itertools
 import json
-import shlex
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.check import require
+from configs.command_line import tessera
 from configs.data import PrepareConfig
 from data.atomic_files import MANIFEST, with_retries
 from data.block_reader import ShardReader, check_file, damaged, read_file
@@ -174,7 +174,7 @@ class TokenStore:
             for name, value in made_with.items()
             if name in defaults and value not in (defaults[name], None)
             for argument in (
-                f"--data.{name}",
+                f"--data.{name.replace('_', '-')}",
                 *map(str, value if isinstance(value, list) else [value]),
             )
         ]
@@ -182,7 +182,7 @@ class TokenStore:
             version == FORMAT_VERSION,
             f"{self.folder}: format_version={version} must be {FORMAT_VERSION} for a new run: "
             "format 2 validates on the end of the text, and cuts a document in two. Prepare it "
-            f"again: {shlex.join(['./tessera', 'prepare', *arguments, '--out'])} NEW_FOLDER",
+            f"again: {tessera('prepare', *arguments, '--out')} NEW_FOLDER",
         )
 
     def describe(self) -> str:

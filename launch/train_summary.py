@@ -1,35 +1,41 @@
-"""What `./tessera train` says first and last: what it trains on what, and what came of it."""
+"""What `./tessera train` prints first and last: what it trains on what, and the results."""
 
 from typing import TYPE_CHECKING
 
+from configs.command_line import seen
 from configs.counts import count
 from configs.data import STDLIB
 from configs.run import RunConfig
+from launch.hints import generate_hint, look_hints
+from train.record.eta import duration
 
 if TYPE_CHECKING:
     from data.mixture import Data
     from train.loop import Outcome
     from train.record.run_folder import RunFolder
 
+_NUM_SAMPLE_LINES = 12
 
-def opening_words(folder: "RunFolder", config: RunConfig, data: "Data", mesh) -> str:
+
+def opening_summary(folder: "RunFolder", config: RunConfig, data: "Data", mesh) -> str:
     """Returns what a run is, before its first step."""
     counts = count(config.model, config.data.sequence_len, config.data.target_len)
-    own = " (it differs a little from machine to machine)" if config.data.path == STDLIB else ""
+    own = " (it comes with Python, and differs a little between machines)"
     return (
-        f"run folder: {folder.path}\n"
-        f"text: {_text_words(folder, config, data)}{own}\n"
-        f"model: {counts.total / 1e6:.2f} M parameters; FLOPs a token: "
+        f"run folder: {seen(folder.path)}\n"
+        f"training data: {_data_text(folder, config, data)}"
+        f"{own if config.data.path == STDLIB else ''}\n"
+        f"model: {counts.total / 1e6:.2f} M parameters; FLOPs per token: "
         f"{counts.flops_causal / 1e6:.1f} M causal, {counts.flops_full / 1e6:.1f} M full "
         f"(N = {counts.matmul / 1e6:.2f} M in matmuls)\n"
-        f"devices: {_device_words(config, mesh)}\n"
+        f"devices: {_device_text(config, mesh)}\n"
         f"batch: {config.train.batch_size} x {config.data.sequence_len} tokens, "
         f"{config.train.num_steps} steps"
     )
 
 
-def _device_words(config: RunConfig, mesh) -> str:
-    """Says how the devices are laid out, and how long a stage waits where there are stages."""
+def _device_text(config: RunConfig, mesh) -> str:
+    """Returns the mesh, and the pipeline's bubble where there are stages."""
     from sharding.pipeline import pipeline_of
 
     cuts = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
@@ -39,13 +45,13 @@ def _device_words(config: RunConfig, mesh) -> str:
         return words
     return (
         f"{words}\npipeline: {pipeline.num_microbatches} microbatches through "
-        f"{pipeline.num_stages} stages of {pipeline.num_groups} groups of layers; a stage waits "
-        f"{pipeline.bubble_fraction:.1%} of the time (the bubble)"
+        f"{pipeline.num_stages} stages of {pipeline.num_groups} groups of layers; bubble "
+        f"{pipeline.bubble_fraction:.1%} of the time"
     )
 
 
-def _text_words(folder: "RunFolder", config: RunConfig, data: "Data") -> str:
-    """Says what is read and how often; rows of different sources are of one length."""
+def _data_text(folder: "RunFolder", config: RunConfig, data: "Data") -> str:
+    """Returns what is read and how often; sequences of all sources have one length."""
     from data.batches import TrainRows, continue_ranges
     from data.step_ranges import steps_from
     from train.checkpoints.folders import newest_progress
@@ -65,27 +71,30 @@ def _text_words(folder: "RunFolder", config: RunConfig, data: "Data") -> str:
     )
 
 
-def closing_words(folder: "RunFolder", outcome: "Outcome", seconds: float) -> str:
-    """Returns what came of a run that has finished."""
+def closing_summary(
+    folder: "RunFolder", config: RunConfig, preset: str, outcome: "Outcome", seconds: float
+) -> str:
+    """Returns what came of a run that has finished, now or before it was started again."""
     record, path = outcome.record, folder.path
-    words = ""
+    lines = []
     sample = folder.sample_of(record["step"])
     if sample.exists():
-        lines = sample.read_text(encoding="utf-8").splitlines()[:12]
-        words = "a sample of what it writes now:\n" + "".join(f"  | {line}\n" for line in lines)
+        texts = sample.read_text(encoding="utf-8").splitlines()
+        whole = f"; all of them: {seen(sample)}" if len(texts) > _NUM_SAMPLE_LINES else ""
+        lines.append(f"samples of step {record['step']}{whole}")
+        lines += [f"  | {line}" for line in texts[:_NUM_SAMPLE_LINES]]
     if "eval/loss" in record:
         bits = record["eval/bits_per_byte"]
-        words += (
+        lines.append(
             f"validation: {record['eval/loss']:.4f} nats per token, "
             f"{'' if bits is None else f'{bits:.3f} bits per byte, '}"
-            f"on {record['eval/tokens']:,} tokens\n"
+            f"on {record['eval/tokens']:,} tokens"
         )
-    return (
-        f"{words}all of it is in {path}: metrics.jsonl, events.jsonl, checkpoints/, samples/\n"
-        "to look closer:\n"
-        f"  ./tessera status {path}\n"
-        f"  .venv/bin/tensorboard --logdir {path.parent}\n"
-        "  ./tessera train quickstart --data.path A_TEXT_OF_YOURS.txt\n"
-        f"finished {record['step']} steps, {record['tokens']:,} tokens, in {seconds / 60:.1f} min; "
-        f"to go on: ./tessera generate {path} --prompt 'import '"
-    )
+    lines.append(f"run folder: {seen(path)} (metrics.jsonl, events.jsonl, checkpoints/, samples/)")
+    lines += ["to look closer:", *(f"  {line}" for line in look_hints(path, config, preset))]
+    steps = f"{record['step']} steps, {record['tokens']:,} tokens"
+    if outcome.was_finished:
+        ending = f"nothing was left to do: the run had finished {steps} before"
+    else:
+        ending = f"finished {steps}, in {duration(seconds)}"
+    return "\n".join([*lines, f"{ending}; next step: {generate_hint(path, config)}"])

@@ -12,6 +12,7 @@ from configs.run import MeshConfig
 from launch.devices import prepare_jax
 from sharding.mesh import make_mesh
 
+os.environ.pop("TESSERA_COMMAND", None)  # or messages offer what it says
 prepare_jax(virtual_devices=8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

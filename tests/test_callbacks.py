@@ -41,7 +41,7 @@ class Loop:
         )
         self.checkpoints = Checkpoints(context, flatten(run.config))
         writer = open_metrics(run.folder)
-        display = Display(Console(quiet=True), first_step=0, num_steps=60)
+        display = Display(Console(quiet=True), run.config, run.spans, first_step=0)
         self.recorder = Recorder(run, writer, display)
         self.callbacks = Callbacks(run, self.checkpoints, self.recorder, writer)
         self.begin(0)

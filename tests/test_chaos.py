@@ -99,7 +99,7 @@ def test_a_signal_stops_all_trials_at_once_and_leaves_nothing_running(tmp_path, 
         process.kill()
         for pid in trials_in(tmp_path):
             os.kill(pid, signal.SIGKILL)
-    assert "stopped by a signal before all 5 were made" in said
+    assert "stopped by a signal before all 5 tries were done" in said
     assert "not as promised" not in said
     told = json.loads(printed.splitlines()[-1])
     assert told["stopped"]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -24,6 +25,7 @@ from small_runs import (
 from configs.presets.table import PRESETS
 from configs.settings import flatten
 from launch.cli import COMMANDS
+from launch.hints import generate_hint
 from launch.train_settings import parse
 from train.record.run_folder import RunFolder, read_json_lines, read_metrics
 
@@ -200,13 +202,13 @@ def test_status_of_a_running_run_names_its_process(story: Story):
     said = story.said["alive"]
     assert said["state"] == f"alive (process {story.process})"
     assert said["num_steps"] == 60
-    assert "SIGTERM" in said["to_go_on"]
+    assert "SIGTERM" in said["next_step"]
 
 
 def test_status_of_a_killed_run_gives_the_command_that_goes_on(story: Story):
     said = story.said["killed"]
     assert said["state"] == "not running"
-    assert said["to_go_on"].startswith("./tessera train quickstart --data.path text.txt ")
+    assert said["next_step"].startswith("./tessera train quickstart --data.path text.txt ")
     assert said["last_checkpoint"] in range(5, 60, 5)
     assert said["last_checkpoint"] <= said["step"] < 60
     assert said["last_event"].startswith("saved at 20")
@@ -217,14 +219,18 @@ def test_status_of_a_finished_run_says_so(story: Story):
     assert (said["state"], said["step"], said["last_checkpoint"]) == ("finished", 60, 60)
     assert said["loss"] == read_metrics(story.folder / RUN / "metrics.jsonl")[60]["loss"]
     assert said["last_event"].startswith("finished at 20")
-    assert said["to_go_on"].startswith("./tessera generate ")
+    assert said["next_step"].startswith("./tessera generate ")
 
 
 @pytest.mark.parametrize("moment", ["alive", "killed", "finished"])
 def test_status_shows_a_person_what_it_tells_a_tool(story: Story, moment: str):
-    for name, value in story.said[moment].items():
-        assert name.replace("_", " ") in story.shown[moment]
-        assert str(value) in story.shown[moment]
+    told, shown = story.said[moment], story.shown[moment]
+    for name in ("state", "last_event", "next_step"):
+        assert told[name] in shown
+    for name in ("loss", "eval_loss"):
+        assert told[name] is None or f"{told[name]:.4f}" in shown
+    assert f"{told['step']} of 60" in shown
+    assert (told["eta_sec"] == 0) == (moment == "finished")
 
 
 def test_status_changes_nothing(run: RunFolder):
@@ -309,6 +315,30 @@ def test_the_same_command_on_a_finished_run_changes_no_result(run: RunFolder):
     assert code == 0, output
     assert results(run) == before
     assert run.holder() is None
+
+
+def test_a_finished_run_that_is_started_again_shows_its_results_and_claims_no_new_work(
+    run: RunFolder,
+):
+    code, output = call("train", *tiny_run())
+    assert code == 0, output
+    assert "nothing was left to do: the run had finished 60 steps" in output
+    assert " min; " not in output.splitlines()[-1]
+    record = read_metrics(run.metrics)[60]
+    assert f"validation: {record['eval/loss']:.4f}" in output
+    assert output.splitlines()[-1].endswith(generate_hint(run.path, run.read_config()))
+
+
+def test_a_refusal_of_changed_settings_offers_a_command_that_works(run: RunFolder):
+    wide = ("--model.embed-dim", "48", "--train.num-steps", "2", "--run-dir", str(RUN))
+    code, output = call("train", *tiny_run(*wide))
+    assert code == 2
+    offered = output.strip().splitlines()[-1].partition("begin a new run: ")[2]
+    program, command, *words = shlex.split(offered)
+    assert (program, command) == ("./tessera", "train")
+    code, output = call("train", *words)
+    assert code == 0, output
+    assert RunFolder(Path(f"{RUN}-2")).newest_step() == 2
 
 
 def results(run: RunFolder) -> dict[str, bytes]:

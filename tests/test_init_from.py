@@ -175,7 +175,7 @@ def test_another_dtype_is_told_of_and_needs_a_word(source):
     command = arguments("dtype", 6, "--model.dtype", "bfloat16")
     code, output = call(*command)
     assert code == 2
-    assert "model.dtype: the run has float32, now bfloat16 (trajectory)" in output
+    assert "model.dtype: the run has float32, now bfloat16 (changes training results)" in output
     code, output = call(*command, "--allow-changes")
     assert code == 0, output
     changed = last_event(RunFolder(Path("dtype")), "changed")["settings"]

@@ -38,7 +38,7 @@ def test_a_run_whose_last_step_was_not_logged_has_nothing_left_to_do(run):
             shutil.rmtree(run.checkpoints / str(step))
     output = train("--train.log_every_steps", "7", "--train.num_steps", "15", "--allow-changes")
     assert "nothing is left to do" in output
-    assert "finished 15 steps" in output
+    assert "the run had finished 15 steps" in output
     assert events(run, "finished")[-1]["step"] == 15
 
 
@@ -65,7 +65,7 @@ def test_a_run_whose_last_copy_fails_has_not_finished(run, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("train.checkpoints.durable.DurableTier.copy", refuse)
         output = train(*DURABLE, code=75)
-    for part in ("checkpoint.durable_dir=", "cannot be written", "to go on: ./tessera train"):
+    for part in ("checkpoint.durable_dir=", "cannot be written", "resume with: ./tessera train"):
         assert part in output
     assert not events(run, "finished")
     train(*DURABLE)
@@ -107,6 +107,6 @@ def test_settings_of_an_earlier_version_are_refused_on_the_line(run, old: str, n
 def test_an_exit_names_a_command_only_where_giving_it_again_helps(run):
     more = ("--guard.max_nonfinite_steps", "2", "--guard.max_rollbacks", "0", "--optim.peak_lr")
     output = train(*more, "1e30", code=76)
-    assert "to go on" not in output
+    assert "resume with" not in output
     assert "guard.max_rollbacks=0" in output
     assert "optim.peak_lr" in output

@@ -74,7 +74,7 @@ def test_what_was_prepared_already_is_said_and_not_touched(folder):
     before = stamps_of(folder / "out")
     code, said = run(folder, *COMMAND)
     assert code == 0
-    assert said.startswith("out was prepared already; remove it to prepare it anew")
+    assert said.startswith("out is prepared already; remove it to prepare it again")
     assert stamps_of(folder / "out") == before
 
 
@@ -131,7 +131,7 @@ def test_a_prepared_folder_is_no_text(folder):
     assert run(folder, *COMMAND)[0] == 0
     code, said = run(folder, "prepare", "--data.path", "out", "--out", "again")
     assert code == 2
-    assert "data.path=out was prepared already" in said
+    assert "data.path=out is prepared already" in said
     assert not (folder / "again").exists()
 
 

@@ -17,7 +17,9 @@ from train.run_context import RunContext
 
 def recorder_of(run: RunContext, step: int = 0, passed_over: Sequence[int] = ()) -> Recorder:
     recorder = Recorder(
-        run, open_metrics(run.folder), Display(Console(quiet=True), first_step=0, num_steps=60)
+        run,
+        open_metrics(run.folder),
+        Display(Console(quiet=True), run.config, run.spans, first_step=0),
     )
     train = run.config.train
     steps = steps_of(

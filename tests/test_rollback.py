@@ -191,7 +191,7 @@ def test_without_an_older_checkpoint_a_run_ends_and_keeps_everything(run, monkey
     harm(monkeypatch, 3, with_infinite_moment)
     code, output = call("train", *tiny_run(*QUIET, "--allow-changes"))
     assert code == 76, output
-    assert "to go on" not in output
+    assert "resume with" not in output
     assert "--init-from" in output
     assert names(run.checkpoints) == before
     assert not events(run, "rolled_back")

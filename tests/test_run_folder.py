@@ -65,7 +65,7 @@ def test_a_setting_by_its_old_name_is_read_and_makes_no_difference(
     del flat[f"{group}.{field}"]
     folder.config.write_text(json.dumps({**flat, old: value}))
     assert folder.read_config() == config
-    assert folder.check_settings(config, allow_changes=False) == {}
+    assert folder.check_settings(config, allow_changes=False, new_run="") == {}
 
 
 def test_a_second_start_leaves_the_environment_of_the_first(folder, config):
@@ -75,7 +75,7 @@ def test_a_second_start_leaves_the_environment_of_the_first(folder, config):
 
 
 def test_the_same_settings_differ_in_nothing(folder, config):
-    assert folder.check_settings(config, allow_changes=False) == {}
+    assert folder.check_settings(config, allow_changes=False, new_run="NEW RUN") == {}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,9 @@ def test_the_same_settings_differ_in_nothing(folder, config):
 )
 def test_a_safe_change_is_returned(folder, config, group, field, old, new):
     value = tuple(new) if isinstance(new, list) else new
-    found = folder.check_settings(changed(config, group, **{field: value}), allow_changes=False)
+    found = folder.check_settings(
+        changed(config, group, **{field: value}), allow_changes=False, new_run="NEW RUN"
+    )
     assert found == {f"{group}.{field}": (old, new)}
 
 
@@ -107,10 +109,12 @@ def test_a_safe_change_is_returned(folder, config, group, field, old, new):
 def test_a_change_of_the_trajectory_needs_to_be_allowed(folder, config, group, field, old, new):
     other = changed(config, group, **{field: new})
     with pytest.raises(SettingsError) as refusal:
-        folder.check_settings(other, allow_changes=False)
-    for said in (f"{group}.{field}", str(old), str(new), "--allow-changes"):
+        folder.check_settings(other, allow_changes=False, new_run="NEW RUN")
+    for said in (f"{group}.{field}", str(old), str(new), "--allow-changes", "NEW RUN"):
         assert said in str(refusal.value)
-    assert folder.check_settings(other, allow_changes=True) == {f"{group}.{field}": (old, new)}
+    assert folder.check_settings(other, allow_changes=True, new_run="NEW RUN") == {
+        f"{group}.{field}": (old, new)
+    }
 
 
 @pytest.mark.parametrize(
@@ -124,8 +128,10 @@ def test_a_change_of_the_trajectory_needs_to_be_allowed(folder, config, group, f
 )
 def test_a_change_that_does_not_fit_is_never_allowed(folder, config, group, field, old, new):
     with pytest.raises(SettingsError) as refusal:
-        folder.check_settings(changed(config, group, **{field: new}), allow_changes=True)
-    for said in (f"{group}.{field}", str(old), str(new), "--run-dir"):
+        folder.check_settings(
+            changed(config, group, **{field: new}), allow_changes=True, new_run="NEW RUN"
+        )
+    for said in (f"{group}.{field}", str(old), str(new), "begin a new run: NEW RUN"):
         assert said in str(refusal.value)
     assert "--allow-changes" not in str(refusal.value)
 
@@ -133,7 +139,7 @@ def test_a_change_that_does_not_fit_is_never_allowed(folder, config, group, fiel
 def test_every_setting_that_is_refused_is_named(folder, config):
     other = changed(changed(config, "model", num_layers=8), "train", seed=7)
     with pytest.raises(SettingsError, match=r"model\.num_layers(?s:.*)train\.seed"):
-        folder.check_settings(other, allow_changes=False)
+        folder.check_settings(other, allow_changes=False, new_run="NEW RUN")
 
 
 def test_a_folder_that_is_not_a_run_is_refused_and_untouched(tmp_path: Path):

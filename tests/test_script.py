@@ -325,6 +325,31 @@ def test_a_set_up_on_another_machine_lives_as_long_as_its_script(
         assert (checkout / ".venv" / "bin" / "python.pip").read_text() == "ended\n"
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_it_shows_that_packages_are_being_installed(checkout, quick, is_terminal: bool):
+    """Dots on a terminal, and a line each half minute of its own clock elsewhere."""
+    python = write_program(checkout / ".venv" / "bin" / "python", ENDLESS_PIP)
+    reading, writing = os.openpty() if is_terminal else os.pipe()
+    process = subprocess.Popen(
+        ["/bin/sh", str(checkout / "tessera"), "train"], env=quick, stderr=writing
+    )
+    os.close(writing)
+    said = b""
+    while (b"....." if is_terminal else b"still installing packages (60 s)") not in said:
+        said += os.read(reading, 1000)
+    write_program(python.with_name("next"), STUB).replace(python)
+    process.terminate()
+    assert process.wait(timeout=30) == 75
+    assert (b"still" in said, b"..." in said) == (not is_terminal, is_terminal)
+    os.close(reading)
+
+
+def test_messages_offer_the_command_as_it_was_called(checkout, with_python):
+    stub = STUB.replace("exit 7", 'echo "called as $TESSERA_COMMAND"; exit 7')
+    write_program(checkout / ".venv" / "bin" / "python", stub)
+    assert f"called as {checkout}/tessera\n" in tessera(checkout, with_python, "train").stdout
+
+
 def test_nothing_of_the_script_is_left_when_it_was_killed(checkout, start, quick):
     write_program(checkout / ".venv" / "bin" / "python", ENDLESS_PIP)
     first = start(quick, "train")

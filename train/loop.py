@@ -1,7 +1,7 @@
 """The training loop: a run from its first step, or the one it resumes at, to its last."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 
@@ -35,6 +35,8 @@ class Outcome:
     """The metrics of the last step, evaluation included; only its number and tokens if it was not
     logged."""
     params_sha256: str
+    was_finished: bool = False
+    """Whether nothing was left to do when the run was started."""
 
 
 def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
@@ -65,15 +67,17 @@ def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
     if start.step == config.train.num_steps:
         logger.info(f"nothing is left to do: the run has reached train.num_steps={start.step}")
         with contextlib.closing(checkpoints):
-            return _finish(run, state, start.tokens, checkpoints)
+            outcome = _finish(run, state, start.tokens, checkpoints)
+        return replace(outcome, was_finished=True)
 
     # Compile the step once, for these shapes and this layout.
+    logger.info("compiling the training step")
     with spans("compilation"):
         layout = sharding(run.mesh, "act_batch", "act_len")
         batch = abstract_batch(layout, config.train.batch_size, config.data)
         train_step = compile_train_step(config, state, batch)
     compile_sec = spans.durations["compilation"][-1]
-    logger.info(f"compiled the step in {compile_sec:.1f} s")
+    logger.info(f"compiled the training step in {compile_sec:.1f} s")
     folder.add_event("compiled", compile_sec=round(compile_sec, 3))
     run.processes.wait("compiled")  # a first collective waits for the others for only half a minute
 
@@ -81,7 +85,7 @@ def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
     with signals.deferred(), contextlib.closing(checkpoints), run.processes.together():
         with (
             open_metrics(folder) as writer,
-            Display(console, first_step=start.step, num_steps=config.train.num_steps) as display,
+            Display(console, config, spans, first_step=start.step) as display,
             spans("loop"),
         ):
             recorder = Recorder(run, writer, display)

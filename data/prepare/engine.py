@@ -15,6 +15,7 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal
 
+from configs.command_line import pip_install
 from configs.errors import SettingsError, Stopped
 
 Engine = Literal["local", "ray"]
@@ -99,7 +100,7 @@ def _run_on_ray(
     except ImportError:
         raise SettingsError(
             "--engine=ray needs the package ray, but it is not installed: run "
-            ".venv/bin/pip install -c constraints.txt ray, or pass --engine local"
+            f"{pip_install('ray')}, or pass --engine local"
         ) from None
     environment = {"PYTHONPATH": str(_ROOT), "TOKENIZERS_PARALLELISM": "false"}
     with contextlib.ExitStack() as stack:

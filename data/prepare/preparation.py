@@ -69,6 +69,7 @@ class Preparation:
         self._duplicates: dict[str, Any] = {}
         self.split = ValidationSplit("none yet", 0, (), 0)
         self._workers = workers
+        self.on_progress = on_progress
         self._work = WorkFolder(self._plan, workers, on_progress)
 
     def scan(self, tokenizer: Tokenizer | None = None) -> None:

@@ -41,7 +41,10 @@ def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, log: L
             log(f"note: {line}")
         log(preparation.split.describe())
     if preparations and tokenizer is None:
+        num = sum(preparation.num_line_characters for preparation in preparations)
+        preparations[0].on_progress("train the tokenizer", 0, num)
         tokenizer, notes = _train(preparations)
+        preparations[0].on_progress("train the tokenizer", num, num)
         log(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} tokens{notes and f'; {notes}'}")
     if preparations and tokenizer is not None and (changed := lossy_texts(tokenizer)):
         log(

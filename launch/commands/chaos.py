@@ -1,4 +1,4 @@
-"""`./tessera chaos PRESET`: what a run survives, tried on real runs and shown as a table."""
+"""`./tessera chaos PRESET`: which faults a run survives, tried on real runs, as a table."""
 
 import contextlib
 import functools
@@ -67,6 +67,7 @@ from launch.faults.unanswered import (
     list_stale_files,
     save_slowly,
 )
+from launch.progress_bar import Progress, Tracker
 from launch.train_settings import require_preset
 
 _PROOF = 100
@@ -78,7 +79,8 @@ _REFUSED_SEC, _REFUSED_IN_PROOF_SEC = 8.0, 60.0
 class ChaosArguments:
     """Injects faults into small real runs and checks that each ends as promised (else exit 1).
 
-    Settings after -- are given to every run. Ctrl-C or SIGTERM stops all of them (exit code 75).
+    The exit code is 1 where one does not. Settings after -- are given to every run. Ctrl-C or
+    SIGTERM stops all of them (exit code 75).
     """
 
     preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")]
@@ -224,15 +226,21 @@ def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) 
     began = time.monotonic()
     console.print(f"preset {parsed.preset}, seed {seed}, runs in {place.folder}", soft_wrap=True)
     rows = [Row(fault=f.name, promise=f.promise, missing=f.missing()) for f in chosen]
+    planned = [
+        (fault, row, number)
+        for fault, row in zip(chosen, rows, strict=True)
+        if row.missing is None
+        for number in range(max(1, round(fault.share * parsed.times)))
+    ]
     with (
         _stopped_by_signals(place),
+        contextlib.closing(Progress(console, "tries")) as progress,
         ThreadPoolExecutor(parsed.jobs or os.cpu_count() or 1) as pool,
     ):
+        tracker = Tracker(progress, len(planned))
         tries = [
-            (row, pool.submit(_try_once, fault, place, seed, number))
-            for fault, row in zip(chosen, rows, strict=True)
-            if row.missing is None
-            for number in range(max(1, round(fault.share * parsed.times)))
+            (row, pool.submit(tracker.track, fault.name, _try_once, fault, place, seed, number))
+            for fault, row, number in planned
         ]
         left = {row.fault: sum(other is row for other, _ in tries) for row in rows}
         for row, tried in tries:
@@ -252,8 +260,8 @@ def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) 
     if is_stopped:
         is_kept = broken or parsed.work_dir
         console.print(
-            f"stopped by a signal before all {len(tries)} were made; nothing is running any more, "
-            f"and the runs {f'are kept in {place.folder}' if is_kept else 'are removed'}",
+            f"stopped by a signal before all {len(tries)} tries were done; no process is left, and "
+            f"the runs are {f'kept in {place.folder}' if is_kept else 'removed'}",
             soft_wrap=True,
         )
     if parsed.json:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from configs.check import require
+from configs.command_line import tessera
 from launch.absolute_paths import RUNS
 from launch.devices import prepare_jax
 from launch.saved_arguments import SavedRunArguments, parse_saved_run
@@ -30,8 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     run = open_run(parsed.run, parsed.step, RUNS / ".data", mesh)
     require(
         run.data is not None,
-        f"{parsed.run} has no text: data.path=None, for its model was imported; begin a run with "
-        f"it: ./tessera train PRESET --data.path TEXT --init-from {parsed.run}",
+        f"{parsed.run} has no data: data.path=None, because its model was imported; train it: "
+        + tessera("train", "PRESET", "--data.path", "YOUR_TEXT", "--init-from", parsed.run),
     )
     assert run.data is not None
     evaluator = Evaluator(run.config, run.data, run.mesh)

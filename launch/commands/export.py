@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from configs.check import require
+from configs.command_line import seen
 from launch.absolute_paths import RUNS
 from launch.arguments import RunPath, parse_arguments
 from launch.devices import prepare_jax
@@ -66,8 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps(result))
         return 0
     print(
-        f"exported step {run.step} as {family.model_type} to {parsed.out}; read back, its logits "
-        f"differ by {difference:.2g} at most"
+        f"exported step {run.step} as {family.model_type} to {seen(parsed.out)}; the logits of the "
+        f"exported model differ by {difference:.2g} at most"
     )
     return 0
 

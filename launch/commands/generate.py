@@ -36,8 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     run = open_run(parsed.run, parsed.step, RUNS / ".data", mesh)
     require(
         run.tokenizer is not None,
-        f"{parsed.run} has no tokenizer: data.tokenizer={run.config.data.tokenizer}, for none came "
-        "with its model; import it again from a folder with tokenizer.json or a .model",
+        f"{parsed.run} has no tokenizer (data.tokenizer={run.config.data.tokenizer}), because its "
+        "model came without one: import it again from a folder with tokenizer.json or a .model",
     )
     assert run.tokenizer is not None
     asked = {"num_tokens": parsed.num_tokens, "temperature": parsed.temperature}

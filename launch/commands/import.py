@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from configs.command_line import seen, tessera
 from launch.arguments import parse_arguments
 from launch.devices import describe_environment, prepare_jax
+from launch.hints import generate_hint
 from launch.malloc import return_freed_memory
+from train.record.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +41,14 @@ def main(arguments: Sequence[str]) -> int:
     hf_model = open_hf_model(parsed.folder.expanduser(), dtype=parsed.dtype)
     num = import_model(hf_model, parsed.run_dir, describe_environment(ALONE))
     has_tokenizer = find_tokenizer_file(hf_model.path) is not None
+    run = parsed.run_dir
+    train = tessera("train", "PRESET", "--data.path", "YOUR_TEXT", "--init-from", run)
     print(
-        f"imported {hf_model.family.model_type}, {num / 1e6:,.1f} M parameters "
-        f"{'and its tokenizer' if has_tokenizer else 'without a tokenizer that can be read'}, to "
-        f"{parsed.run_dir}\n"
-        f"next: ./tessera generate {parsed.run_dir} --prompt ...\n"
-        f"      ./tessera train PRESET --data.path TEXT --init-from {parsed.run_dir}"
+        f"imported {hf_model.family.model_type}, {num / 1e6:,.1f} M parameters with "
+        f"{'its tokenizer' if has_tokenizer else 'no tokenizer that can be read'}, to "
+        f"{seen(run)}; next steps:"
     )
+    if has_tokenizer:
+        print(f"  {generate_hint(run, RunFolder(run).read_config())}")
+    print(f"  {train}")
     return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from configs.check import require, require_at_least
+from configs.command_line import tessera
 from configs.data import PrepareConfig
 from configs.errors import SettingsError, Stopped
 from data.atomic_files import explain_full_disk, locked
@@ -26,7 +27,8 @@ from data.remote_folders import is_prepared, push_folder
 from data.token_store import MANIFEST, TokenStore, open_store
 from launch.absolute_paths import RUNS
 from launch.arguments import parse_arguments
-from launch.progress_bar import Progress, duration
+from launch.progress_bar import Progress
+from train.record.eta import duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     if is_remote(parsed.out):
         require(
             not is_prepared(parsed.out),
-            f"--out={parsed.out} has a prepared folder already; give a place of its own",
+            f"--out={parsed.out} has a prepared folder already; give another --out",
         )
         name = hashlib.sha256(parsed.out.encode()).hexdigest()[:16]
         folder = (RUNS / ".data" / f"outgoing-{name}").absolute()
@@ -70,23 +72,22 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise SettingsError(f"--out={parsed.out} cannot be made: {error}") from None
     with explain_full_disk(folder), locked(folder.parent, f".{folder.name}"):
+        was_prepared = (folder / MANIFEST).is_file()
         try:
             with contextlib.closing(Progress(console)) as progress:
                 store = _prepare(parsed, folder, say, progress)
         except KeyboardInterrupt:
-            raise Stopped(
-                "stopped by Ctrl-C: give the same command again, which goes on where it stopped"
-            ) from None
+            raise Stopped("stopped by Ctrl-C: give the same command again to resume") from None
         if is_remote(parsed.out):
             say(f"copying to {parsed.out}")
             push_folder(folder, parsed.out)
             shutil.rmtree(folder)
     seconds = time.perf_counter() - started
     say(store.describe())
-    say(
-        f"prepared {parsed.out} in {duration(seconds)}; to look: ./tessera inspect "
-        f"{parsed.out}; to train: ./tessera train quickstart --data.path {parsed.out}"
-    )
+    out = parsed.out if is_remote(parsed.out) else folder
+    say(f"{'' if was_prepared else f'prepared {parsed.out} in {duration(seconds)}; '}next steps:")
+    say(f"  {tessera('inspect', out)}")
+    say(f"  {tessera('train', _preset_for(parsed.data), '--data.path', out)}")
     if parsed.json:
         splits = {
             name: {key: split[key] for key in ("tokens", "documents", "characters", "bytes")}
@@ -96,8 +97,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _preset_for(config: PrepareConfig) -> str:
+    """Returns the small preset whose objective needs the special tokens that were prepared."""
+    presets = {"masked": "quickstart_bert", "span": "quickstart_t5"}
+    return next((presets[name] for name in config.special_tokens if name in presets), "quickstart")
+
+
 def _prepare(parsed: PrepareArguments, folder: Path, say: Log, progress: Progress) -> TokenStore:
-    """Returns what is in the folder, made now, gone on with, or found as it should be."""
+    """Returns what is in the folder, made now, resumed, or found as it should be."""
     config = parsed.data
     if (folder / MANIFEST).is_file():
         remove_work(folder)
@@ -111,7 +118,7 @@ def _prepare(parsed: PrepareArguments, folder: Path, say: Log, progress: Progres
                 f"{value}: give another --out, or remove it",
             )
         _refuse_other_files(parsed, store)
-        say(f"{parsed.out} was prepared already; remove it to prepare it anew")
+        say(f"{parsed.out} is prepared already; remove it to prepare it again")
         return store
     require(
         config.path is not None,
@@ -121,7 +128,8 @@ def _prepare(parsed: PrepareArguments, folder: Path, say: Log, progress: Progres
     source, folder = Path(str(text.path)).expanduser().resolve(), folder.resolve()
     require(
         not (source / MANIFEST).is_file(),
-        f"data.path={config.path} was prepared already: it is a data.path of ./tessera train",
+        f"data.path={config.path} is prepared already; to train on it: "
+        + tessera("train", _preset_for(config), "--data.path", source),
     )
     require(
         source not in (folder, *folder.parents),

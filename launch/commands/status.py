@@ -1,22 +1,27 @@
-"""`./tessera status RUN`: whether a run is alive, where it is, and how to go on."""
+"""`./tessera status RUN`: whether a run is alive, how far it is, and what to do next."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
-from launch.arguments import RunPath, parse_arguments
+import tyro
+
+from launch.arguments import parse_arguments
 from launch.reading.run_status import read_status
+from train.record.eta import duration
 from train.record.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusArguments:
-    """Shows whether a run is alive, which step it has reached, and how to resume it."""
+    """Shows whether a run is alive, how far it is, and what to do next."""
 
-    run: RunPath
+    run: Annotated[Path, tyro.conf.Positional]
     """The run folder."""
     json: bool = False
-    """Print the result as one JSON object, on the last line."""
+    """End with one JSON object on one line."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,8 +30,30 @@ def main(arguments: Sequence[str]) -> int:
     status = read_status(RunFolder(parsed.run))
     if parsed.json:
         print(json.dumps(status))
-    else:
-        width = max(map(len, status))
-        for name, value in status.items():
-            print(f"{name.replace('_', ' '):<{width}}  {'none' if value is None else value}")
+        return 0
+    shown = _shown(status)
+    for name, value in shown.items():
+        print(f"{name:<{max(map(len, shown))}}  {'none' if value is None else value}")
     return 0
+
+
+def _shown(status: dict[str, Any]) -> dict[str, str | None]:
+    """Returns what a person reads, with numbers rounded."""
+    num_steps, left = status["num_steps"], status["eta_sec"]
+
+    def rounded(name: str, form: str) -> str | None:
+        return None if status[name] is None else format(status[name], form)
+
+    return {
+        "run": status["run"],
+        "state": status["state"],
+        "step": f"{status['step']:,} of {num_steps:,} ({status['step'] / num_steps:.0%})",
+        "time left": "unknown" if left is None else duration(left) if left else None,
+        "tokens/s": rounded("tokens_per_second", ",.0f"),
+        "loss": rounded("loss", ".4f"),
+        "validation loss": rounded("eval_loss", ".4f"),
+        "goodput": rounded("goodput", ".1%"),
+        "last checkpoint": rounded("last_checkpoint", ",d"),
+        "last event": status["last_event"],
+        "next step": status["next_step"],
+    }

@@ -1,7 +1,7 @@
 """`./tessera train PRESET`: from the words that were typed to the loop."""
 
 import contextlib
-import shlex
+import os
 import signal
 import sys
 import time
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from configs.check import require
-from configs.errors import Hung, Stopped
+from configs.command_line import tessera
+from configs.errors import Hung, SettingsError, Stopped
 from configs.run import RunConfig
 from configs.settings import flatten
 from data.atomic_files import BYTES_MOVED
@@ -26,6 +27,7 @@ from launch.devices import (
     prepare_jax,
 )
 from launch.heartbeat import start_heartbeat
+from launch.hints import new_run_hint
 from launch.progress_bar import Progress
 from launch.supervise import RestartPolicy, supervise
 from launch.train_settings import (
@@ -35,7 +37,7 @@ from launch.train_settings import (
     prepared_before,
     resolve,
 )
-from launch.train_summary import closing_words, opening_words
+from launch.train_summary import closing_summary, opening_summary
 from sharding.distributed.job import find_job
 from train.health.watchdog import Hang, Watchdog
 from train.record.run_folder import RunFolder
@@ -135,7 +137,7 @@ def _train(
     spans: Spans,
 ) -> int:
     started = time.perf_counter()
-    command = shlex.join(("./tessera", "train", *arguments))
+    command = tessera("train", *arguments)
 
     import jax
 
@@ -155,7 +157,10 @@ def _train(
     # Everything that can be refused is refused here, before anything is compiled.
     source = find_init_from(parsed.init_from, folder, with_optimizer=parsed.with_optimizer)
     processes.agree("init from", source.described() if source else {}, limit_sec=None)
-    config, data, mesh, changed = _checked(parsed, folder, source, processes, spans, console)
+    new_run = new_run_hint(arguments, folder.path)
+    config, data, mesh, changed = _checked(
+        parsed, folder, source, processes, spans, console, new_run
+    )
     if source is not None:
         (check_source if source.step is not None else check_hf_model)(source, config)
 
@@ -168,20 +173,20 @@ def _train(
         processes.wait("folder")
         log_to_file(folder.logs / f"process-{processes.index}.log")
         processes.resume_command = command
-        folder.add_event("started", command=command, environment=environment)
+        folder.add_event("started", command=command, cwd=os.getcwd(), environment=environment)
         if replaced:
             logger.warning(
                 f"{folder.config} had settings of an earlier version: {', '.join(replaced)}"
             )
         if changed:
-            logger.warning(f"going on with other settings: {', '.join(changed)}")
+            logger.warning(f"resuming with other settings: {', '.join(changed)}")
             folder.add_event("changed", settings=changed)
         if before and (changes := environment_changes(before, environment)):
-            logger.warning(f"going on in another environment: {', '.join(changes)}")
+            logger.warning(f"resuming in another environment: {', '.join(changes)}")
             folder.add_event("environment_changed", changes=changes)
         if processes.is_first:
             _keep_ledger(folder, spans)
-        logger.info(opening_words(folder, config, data, mesh))
+        logger.info(opening_summary(folder, config, data, mesh))
         run = RunContext(
             config=config,
             folder=folder,
@@ -197,7 +202,8 @@ def _train(
             with processes.together(), jax.set_mesh(mesh):
                 outcome = train(run, signals, console)
             spans.ledger.is_finished = True
-            logger.info(closing_words(folder, outcome, time.perf_counter() - started))
+            seconds = time.perf_counter() - started
+            logger.info(closing_summary(folder, config, preset, outcome, seconds))
             return 0
 
         code = guarded(go, go_on=command)
@@ -237,7 +243,7 @@ def _watched(
         processes.abandon(
             Stopped(
                 f"stopped by {cause}; checkpoint.notice_sec={config.checkpoint.notice_sec} was too "
-                "short to save, and the newest whole checkpoint is "
+                "short to save, and the newest complete checkpoint is "
                 f"{f'that of step {newest}' if newest else 'none'}"
             )
         )
@@ -278,6 +284,7 @@ def _checked(
     processes: "Processes",
     spans: Spans,
     console: Console,
+    new_run: str,
 ) -> tuple[RunConfig, "Data", Any, dict[str, tuple]]:
     """Returns settings, data and mesh that fit together, and which settings were changed.
 
@@ -293,8 +300,8 @@ def _checked(
 
     require(
         jax.process_count() == processes.num,
-        f"the devices here are those of {jax.process_count()} processes, but this one knows of "
-        f"{processes.num}: give --coordinator, --num-processes and --process-id in each of them",
+        f"JAX finds devices of {jax.process_count()} processes, but {processes.num} were started "
+        f"as one run: give --coordinator, --num-processes and --process-id in each of them",
     )
     folder.check_free()
     mesh = make_mesh(parsed.config.mesh)
@@ -309,11 +316,15 @@ def _checked(
         data = _open_data(parsed.config, processes, console, moved)
     config = resolve(parsed.config, data)
     check_fit(config, dict(mesh.shape))  # again, now that the vocabulary is known
-    changed = (
-        folder.check_settings(config, allow_changes=parsed.allow_changes) if folder.exists else {}
-    )
+    changed = {}
+    if folder.exists:
+        allows = parsed.allow_changes
+        changed = folder.check_settings(config, allow_changes=allows, new_run=new_run)
     if progress is not None:
-        progress.check_continues(config, data.digest)
+        try:
+            progress.check_continues(config, data.digest)
+        except SettingsError as error:
+            raise SettingsError(f"{error}: {new_run}") from None
     newest = progress and progress.step
     same = {"data (sha256)": data.digest, "newest checkpoint": newest, **flatten(config)}
     processes.agree("data", same, limit_sec=None)

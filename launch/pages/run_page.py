@@ -63,7 +63,7 @@ def _section(title: str, content: Iterable[Html]) -> list[Html]:
 
 
 def _state(report: RunReport) -> list[Html]:
-    status, next_step = report.status, report.status["to_go_on"]
+    status, next_step = report.status, report.status["next_step"]
     last = report.events[-1] if report.events else {}
     event = f"{_spaced(name_of(last))} at {time_text(last.get('time'))}" if last else "none"
     state = [tag("b", status["state"]), f"; last event: {event}"]

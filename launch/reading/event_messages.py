@@ -1,11 +1,12 @@
 """The events of a run as messages: what happened, whether it is an issue, what to look at."""
 
-import shlex
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeGuard
 
+from configs.command_line import tessera
 from data.step_ranges import merge_intervals
 from launch.printable import shortened
 
@@ -108,7 +109,7 @@ def event_messages(events: Iterable[Event], run: str) -> list[EventMessage]:
         else:
             open_groups[name] = [event]
             groups.append(open_groups[name])
-    return [_message(group, shlex.quote(run)) for group in groups]
+    return [_message(group, run) for group in groups]
 
 
 def name_of(event: Event) -> str:
@@ -216,12 +217,12 @@ def _command(event: Event, run: str) -> str | None:
     """Returns the command that shows the cause of an event; None if there is none."""
     name, rows = name_of(event), event.get("skipped_rows") or event.get("rows")
     if name in ("nonfinite_step", "rolled_back") and rows and _is_rows(rows):
-        step = f" --step {event['step']}" if isinstance(event.get("step"), int) else ""
-        return f"./tessera inspect {run} --first-row {rows[0][0]}{step}"
+        step = ("--step", str(event["step"])) if isinstance(event.get("step"), int) else ()
+        return tessera("inspect", Path(run), "--first-row", str(rows[0][0]), *step)
     if name in ("nonfinite_step", "corrupted") and isinstance(event.get("step"), int):
-        return f"./tessera inspect {run} --step {event['step']}"
+        return tessera("inspect", Path(run), "--step", str(event["step"]))
     if name == "quarantined":
-        return f"./tessera checkpoints {run} --verify"
+        return tessera("checkpoints", Path(run), "--verify")
     return None
 
 

@@ -1,6 +1,8 @@
 """The log of a run, and its live progress display on a terminal."""
 
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,15 +13,28 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
+from configs.run import RunConfig
+from train.record.eta import duration, eta_sec, eta_text, periods
 from train.record.run_folder import Record
+from train.record.spans import Spans
 
 logger = logging.getLogger("tessera")
+
+_DOING = {
+    "evaluation": "evaluating",
+    "sample": "sampling",
+    "stall": "saving",
+    "save": "saving",
+    "wait before another save": "saving",
+    "rollback": "rolling back",
+}
+"""What is shown while the run is in a span that is none of a step."""
 
 
 def log_to_file(path: Path) -> None:
@@ -61,22 +76,24 @@ def log_to_console(console: Console, *, process: int = 0) -> None:
 class Display:
     """Shows the progress of a run: a live bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, console: Console, *, first_step: int, num_steps: int):
-        self._num_steps = num_steps
+    def __init__(self, console: Console, config: RunConfig, spans: Spans, *, first_step: int):
+        self._config, self._spans = config, spans
+        self._num_steps, self._step = config.train.num_steps, first_step
+        self._step_ended = time.monotonic()
+        self._span, self._span_began = "", 0.0
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("passed,"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            BarColumn(bar_width=20),
+            _Text(self._times),
             console=console,
         )
-        self._task = self._progress.add_task("train", total=num_steps, completed=first_step)
-        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        self._task = self._progress.add_task("train", total=self._num_steps, completed=first_step)
         self._numbers = ""
         self._evaluation: Record = {}
+        self._live = None
+        if console.is_terminal:  # drawn from a thread, so that it moves whatever the run does
+            self._live = Live(console=console, get_renderable=self._draw)
 
     def __enter__(self) -> Self:
         if self._live:
@@ -94,18 +111,59 @@ class Display:
 
     def show_step(self, step: int) -> None:
         """Moves the bar."""
+        self._step, self._step_ended = step, time.monotonic()
         self._progress.update(self._task, completed=step)
-        if self._live:
-            self._live.update(Group(self._progress, Text(self._numbers)))
 
     def show_record(self, record: Record) -> None:
         """Shows the numbers of a logged step."""
         self._evaluation |= {k: v for k, v in record.items() if k.startswith("eval/")}
-        self._numbers = describe({**self._evaluation, **record})  # the last evaluation stays shown
+        # The last evaluation stays shown.
+        self._numbers = f"step {record['step']}  {describe({**self._evaluation, **record})}"
         width = len(str(self._num_steps))
         line = f"step {record['step']:>{width}}/{self._num_steps}  {describe(record)}"
+        if record["step"] < self._num_steps:
+            line += f"  {eta_text(self.eta_sec(time.monotonic()))}"
         # On a terminal the numbers stand below the bar, so the log alone gets the line.
         _to_files(line) if self._live else logger.info(line)
+
+    def eta_sec(self, now: float) -> float | None:
+        """Returns the time to the last step at a time of the monotonic clock; None if unknown.
+
+        It is the medians of steps, evaluations, samples and saves so far times those to come, less
+        what the present one has taken already.
+        """
+        others_sec = {name: self._spans.median_sec(name) for name in periods(self._config)}
+        step_sec = self._spans.median_sec("step", "replay", at_least=3)
+        left = eta_sec(self._config, self._step, step_sec, others_sec)
+        if left is None:
+            return None
+        span = self._spans.current
+        if span != self._span:
+            self._span, self._span_began = span, now
+        if span in others_sec:
+            return left + max((others_sec[span] or 0.0) - (now - self._span_began), 0.0)
+        return max(left - min(now - self._step_ended, step_sec or 0.0), 0.0)
+
+    def _times(self, elapsed: float) -> str:
+        left = self.eta_sec(time.monotonic())
+        eta = "" if left == 0 else eta_text(left)  # what is left then was never timed
+        doing = _DOING.get(self._spans.current, "")
+        return ", ".join(filter(None, (f"{duration(elapsed)} elapsed", eta, doing)))
+
+    def _draw(self) -> Group:
+        return Group(self._progress, Text(self._numbers))
+
+
+class _Text(ProgressColumn):
+    """A column with a text that is made anew at each drawing from the seconds that have passed."""
+
+    def __init__(self, text: Callable[[float], str]):
+        super().__init__()
+        self._text = text
+
+    def render(self, task: Task) -> Text:
+        """Returns the text."""
+        return Text(self._text(task.elapsed or 0.0))
 
 
 def _to_files(line: str) -> None:
@@ -123,10 +181,13 @@ def describe(record: Record) -> str:
     parts += [
         f"lr {record['learning_rate']:.2e}",
         f"{_number(record['tokens_per_second'], ',.0f')} tokens/s",
-        f"MFU {_number(record['mfu_causal'], '.1%')} causal,"
-        f" {_number(record['mfu_full'], '.1%')} full",
-        f"data wait {_number(record['data_wait_sec'] * 1e3, '.1f')} ms",
     ]
+    if (record["mfu_causal"], record["mfu_full"]) != (None, None):  # the peak is known
+        parts.append(
+            f"MFU {_number(record['mfu_causal'], '.1%')} causal,"
+            f" {_number(record['mfu_full'], '.1%')} full"
+        )
+    parts.append(f"data wait {_number(record['data_wait_sec'] * 1e3, '.1f')} ms")
     return "  ".join(parts)
 
 

@@ -82,6 +82,7 @@ class Recorder:
         if self._pending is not None:
             with self._run.spans("end of a step"):
                 jax.block_until_ready(self._pending[1])
+            self._display.show_step(self._pending[0])
         self._paused_at = time.perf_counter()
         yield
         self._since += time.perf_counter() - self._paused_at

@@ -113,8 +113,13 @@ class RunFolder:
             "give another --run-dir, or an empty one",
         )
 
-    def check_settings(self, config: RunConfig, *, allow_changes: bool) -> dict[str, tuple]:
+    def check_settings(
+        self, config: RunConfig, *, allow_changes: bool, new_run: str
+    ) -> dict[str, tuple]:
         """Returns the settings that differ from those the run was made with, {name: (old, new)}.
+
+        Args:
+            new_run: the command that begins a new run with these settings.
 
         Raises:
             SettingsError: one is incompatible with the run, or changes training results and
@@ -130,19 +135,20 @@ class RunFolder:
         }
         if not refused:
             return changed
+        kind_text = {"trajectory": "changes training results"}
         lines = [
-            f"  {name}: the run has {changed[name][0]}, now {changed[name][1]} ({kind})"
+            f"  {name}: the run has {changed[name][0]}, now {changed[name][1]} "
+            f"({kind_text.get(kind, kind)})"
             for name, kind in list(refused.items())[:6]
         ]
         if len(refused) > 6:
             lines.append(f"  and {len(refused) - 6} more")
-        way_out = (
-            "give the settings of the run, or another --run-dir"
-            if "incompatible" in refused.values()
-            else "give those of the run, another --run-dir, or --allow-changes to resume anyway"
-        )
+        ways_out = ["give the settings of the run"]
+        if "incompatible" not in refused.values():
+            ways_out.append("add --allow-changes to resume anyway")
         raise SettingsError(
-            f"{self.path} was made with other settings; {way_out}:\n" + "\n".join(lines)
+            "\n".join([f"{self.path} was made with other settings:", *lines])
+            + f"\n{', '.join(ways_out)}, or begin a new run: {new_run}"
         )
 
     @contextlib.contextmanager

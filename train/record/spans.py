@@ -1,6 +1,7 @@
 """Spans: what the main thread does now, for the time ledger and the watchdog."""
 
 import contextlib
+import statistics
 import threading
 import time
 from collections import defaultdict, deque
@@ -84,6 +85,16 @@ class Spans:
             self.durations[name].append(ended - began)
             if has_own_limit:
                 self.limited = LimitedSpan(outer.name)  # whose time starts from zero
+
+    def median_sec(self, *names: str, at_least: int = 1) -> float | None:
+        """Returns the median of the last spans of these names; None if there were too few."""
+        seconds = [sec for name in names for sec in list(self.durations.get(name, ()))]
+        return statistics.median(seconds) if len(seconds) >= at_least else None
+
+    @property
+    def current(self) -> str:
+        """The innermost span that the main thread is in; any thread may read it."""
+        return self._stack[-1]
 
     def settle(self) -> float:
         """Adds the time up to now to the ledger, and returns now; any thread may call it."""

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from configs.check import require
+from configs.command_line import pip_install
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from data.prepare.cleaning.cleaning_step import CleaningStep, Dropped
@@ -46,7 +47,7 @@ def _identifier() -> Any:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
         raise SettingsError(
-            "data.clean=language needs the package py3langid: run "
-            ".venv/bin/pip install -c constraints.txt py3langid"
+            "data.clean=language needs the package py3langid; install it by "
+            f"{pip_install('py3langid')}"
         ) from None
     return LanguageIdentifier.from_model_file(MODEL_FILE)
