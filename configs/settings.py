@@ -107,7 +107,7 @@ RENAMED = {
 """{name of a setting in an earlier version: its name now}; the value is kept. An old name is read
 from files that exist, and refused on the command line with the new one."""
 
-_RENAMED_VALUES: dict[str, dict[Any, str]] = {
+_RENAMED_VALUES: dict[str, dict[str, str]] = {
     "model.attention": {"heads": "mha", "latent": "mla"},
     "model.norm_placement": {
         "input": "pre",
@@ -139,8 +139,8 @@ def up_to_date(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Returns settings by flat name as this version names them, without those that are replaced."""
     named = {RENAMED.get(name, name): flat[name] for name in flat if name not in REPLACED}
     for name, values in _RENAMED_VALUES.items():
-        if name in named:
-            named[name] = values.get(named[name], named[name])
+        if isinstance(value := named.get(name), str):
+            named[name] = values.get(value, value)
     return named
 
 

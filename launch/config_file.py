@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from configs.check import require
 from configs.errors import SettingsError
 from configs.run import RunConfig
-from configs.settings import REPLACED, flatten, up_to_date
+from configs.settings import RENAMED, REPLACED, flatten, up_to_date
 from launch.arguments import did_you_mean
 from launch.help import settings_of, type_text
 from train.record.run_folder import FORMAT_VERSION
@@ -88,7 +88,7 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         is_toml = path.suffix == ".toml"
         tree = tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=_once)
-        flat = _once(_leaves(tree))
+        flat = _once((RENAMED.get(name, name), value) for name, value in _leaves(tree))
     except SettingsError as error:
         raise SettingsError(f"--config={path}: {error}") from None
     except OSError as error:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from small_checkpoints import CONFIG, progress
+from small_families import KINDS
 from small_model import small_run
 
 from sharding.tree_paths import by_path
@@ -18,7 +19,7 @@ from train.checkpoints.restore import restore_params, restore_state
 from train.checkpoints.save import Checkpoints
 from train.checkpoints.verify import verify
 from train.optimizer import make_optimizer
-from train.state import TrainState
+from train.state import TrainState, shape_of
 
 
 def parts(tree) -> set[str]:
@@ -91,3 +92,9 @@ def test_the_first_version_of_the_digest_has_the_earlier_paths():
     assert params_digest(params) != golden
     same = {"layers": params["leading_layers"]}  # no array of it was renamed
     assert params_digest(same, version=1) == params_digest(same)
+
+
+def test_models_have_each_name_of_today_and_no_earlier_one():
+    found = {part for kind in KINDS.values() for part in parts(shape_of(kind.model).params)}
+    assert set(RENAMED_ARRAYS.values()) <= found
+    assert not set(RENAMED_ARRAYS) & found

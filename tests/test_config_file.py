@@ -105,6 +105,12 @@ def test_settings_of_a_file_that_do_not_fit_together_are_refused_as_flags_are():
         ("a.json", '{"optim.peak_lr": null}', ("optim.peak_lr=None", "FLOAT")),
         ("a.json", '{"train.seed": 1, "train.seed": 1}', ("train.seed", "twice")),
         ("a.json", '{"train.seed": 1, "train": {"seed": 1}}', ("train.seed", "twice")),
+        (
+            "a.toml",
+            "model.mtp_depth = 1\nmodel.num_future_tokens = 1",
+            ("model.mtp_depth", "twice"),
+        ),
+        ("a.toml", "model.attention = []", ("model.attention=[]", "mha")),
         ("a.toml", "[train]\nseed = 1\nseed = 2", ("cannot be read", "Cannot overwrite")),
         ("a.json", '{"format_version": 99}', ("format_version=99", "newer version")),
         ("a.json", "[1]", ("cannot be read",)),

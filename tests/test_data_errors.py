@@ -461,7 +461,7 @@ def test_a_token_that_is_not_in_the_vocabulary_is_refused(tmp_path, capsys, ids,
     assert f"{tmp_path}/a.npy" in said
     wrong, place = next((id_, i) for i, id_ in enumerate(ids) if not 0 <= id_ < 257)
     assert f"has the token {wrong} at {100 + place}, but ids of the tokenizer are 0 to 256" in said
-    assert "give --data.tokenizer the one that made them" in said
+    assert "give --data.tokenizer the one that made the file" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "out" / MANIFEST).exists()
 

@@ -121,7 +121,7 @@ def test_ids_of_32_bits_are_read_as_such_or_refused(tmp_path):
     WIDE.tofile(path)
     message = refusal(corpus_config(path))
     assert "every other value is 0" in message
-    assert "pass --data.token_dtype uint32, or uint16" in message
+    assert "pass --data.token-dtype uint32, or uint16" in message
     by_setting = ids_of(corpus_config(path, token_dtype="uint32"))
     assert by_setting == (
         WIDE.tolist(),
@@ -225,7 +225,7 @@ def test_marks_between_documents_are_told_and_split_by_a_setting(
     assert stored_documents(whole, "train") == [content.decode()]
     (note,) = whole.report["notes"]
     assert note.startswith("text has 8 <|endoftext|>, read as ordinary text; ")
-    assert "--data.document_separator '<|endoftext|>'" in note
+    assert "--data.document-separator '<|endoftext|>'" in note
     config = corpus_config(
         tmp_path / "texts", validation_fraction=0, document_separator="<|endoftext|>"
     )

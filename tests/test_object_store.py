@@ -251,7 +251,7 @@ def test_a_file_of_another_size_after_its_upload_is_named(s3, bucket, tmp_path, 
         s3.put(f"{bucket}/a.bin", b"ab")
 
     monkeypatch.setattr(S3FileSystem, "_put_file", put_file_in_part)
-    with pytest.raises(IntegrityError, match=rf"{bucket}/a\.bin has 2 bytes of 3; push again"):
+    with pytest.raises(IntegrityError, match=rf"{bucket}/a\.bin has 2 bytes of 3; push it again"):
         push_folder(write_prepared(tmp_path, {"a.bin": b"abc"}), bucket)
     assert s3.keys(bucket) == ["a.bin"]
 
@@ -383,7 +383,7 @@ def test_a_raw_file_that_is_written_while_it_is_read_is_not_taken(
 
 def test_a_raw_file_that_would_leave_its_folder_is_refused(s3, bucket, tmp_path):
     s3.put(f"{bucket}/texts/../../x", b"x")
-    with pytest.raises(SettingsError, match="must not have a file of the name"):
+    with pytest.raises(SettingsError, match="must not have a file named"):
         fetch_files(f"{bucket}/texts", tmp_path / "deep" / "cache")
     assert b"x" not in contents_of(tmp_path).values()
 

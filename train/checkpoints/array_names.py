@@ -26,6 +26,12 @@ def inverse(names: Mapping[str, str]) -> dict[str, str]:
     return {new: old for old, new in names.items()}
 
 
+def first_path(path: str) -> tuple[str, ...]:
+    """Returns the parts of a path by their first names, which order paths for good."""
+    names = inverse(RENAMED_ARRAYS)
+    return tuple(names.get(part, part) for part in path.split("/"))
+
+
 def earlier_names(state: Path, like: Any) -> dict[str, str]:
     """Returns {part of a path in `like`: the earlier name under which a saved state has it}."""
     names = {new: old for new, old in inverse(RENAMED_ARRAYS).items() if new in _parts(like)}
