@@ -77,7 +77,7 @@ def supervise(
     """
     policy = policy or RestartPolicy()
     budget = _Budget(policy, _newest_step(folder))
-    with _Signals() as signals:
+    with _SignalPipe() as signals:
         while True:
             code = _run_once(command, signals, policy)
             if signals.stop_within(0):
@@ -145,13 +145,13 @@ def _is_worth_a_restart(code: int) -> bool:
     return is_crash or code in (Stopped.exit_code, Hung.exit_code, INTERNAL_ERROR)
 
 
-class _Signals:
+class _SignalPipe:
     """Signals as something to wait for: as a context, it turns them into bytes of a pipe.
 
     SIGCHLD among them, which ends a wait when the command has ended.
     """
 
-    def __enter__(self) -> "_Signals":
+    def __enter__(self) -> "_SignalPipe":
         self.stops: list[int] = []
         """All signals to stop so far."""
         self.descriptor, self._writing = os.pipe()
@@ -189,7 +189,7 @@ class _Signals:
         return bool(self.stops)
 
 
-def _run_once(command: Sequence[str], signals: _Signals, policy: RestartPolicy) -> int:
+def _run_once(command: Sequence[str], signals: _SignalPipe, policy: RestartPolicy) -> int:
     """Returns the exit code of a command, after killing what is left of its process group."""
     heartbeat, writing = os.pipe()
     child = subprocess.Popen(
@@ -216,7 +216,7 @@ def _run_once(command: Sequence[str], signals: _Signals, policy: RestartPolicy) 
 
 
 def _watch(
-    child: "subprocess.Popen[bytes]", heartbeat: int, signals: _Signals, policy: RestartPolicy
+    child: "subprocess.Popen[bytes]", heartbeat: int, signals: _SignalPipe, policy: RestartPolicy
 ) -> bool:
     """Forwards signals until the child has ended; returns False as soon as it is frozen."""
     limit_sec = policy.start_limit_sec

@@ -19,7 +19,7 @@ from data.prepare.engine import Workers
 from data.prepare.preparation import Preparation
 from data.prepare.prepare import prepare
 from data.prepare.text.corpus import open_corpus
-from data.prepare.text.read_report import ReadReport, Record
+from data.prepare.text.read_report import ReadReport, TextRecord
 from data.prepare.text.readers import read_range
 from data.token_store import TokenStore, open_store
 from data.tokenizers.tokenizer import open_tokenizer
@@ -32,7 +32,7 @@ def corpus_config(path: Path | str | None, **changes: Any) -> PrepareConfig:
 
 def records_of(
     config: PrepareConfig, reading: ReadReport | None = None
-) -> Iterator[tuple[int, int, Record]]:
+) -> Iterator[tuple[int, int, TextRecord]]:
     """Yields (file, line or row of the file from 0, record) of a whole corpus."""
     corpus = open_corpus(config)
     reading = reading or ReadReport(skip=False)

@@ -66,7 +66,7 @@ class Callbacks:
         self, run: RunContext, checkpoints: Checkpoints, recorder: Recorder, writer: MetricsWriter
     ):
         self._run, self._recorder = run, recorder
-        evaluate, sample = Evaluate(run), Sample(run, writer)
+        evaluate, sample = Evaluate(run), SampleText(run, writer)
         self._save = Save(run, checkpoints, recorder, writer)
         finish, probe = FinishRecord(recorder), ProbeStragglers(run, recorder)
         self._periodic: tuple[Callback, ...] = (evaluate, sample, self._save)
@@ -157,7 +157,7 @@ class ProbeStragglers(Callback):
         self._stragglers = stragglers
 
 
-class Sample(Callback):
+class SampleText(Callback):
     """Writes sampled texts, every sample.every_steps and at the last step."""
 
     span = "sample"

@@ -16,7 +16,7 @@ from data.atomic_files import atomic_write
 from data.prepare.cleaning.cleaner import Cleaner
 from data.prepare.plan import PLAN, Plan, changed_at, read_plan, tokenizer_of
 from data.prepare.text.corpus import open_overlap
-from data.prepare.text.read_report import ReadReport, Record
+from data.prepare.text.read_report import ReadReport, TextRecord
 from data.prepare.text.readers import read_range
 from data.prepare.text.source_files import SourceFile
 
@@ -89,7 +89,7 @@ def read_documents(
 
 
 def _between_separators(
-    plan: Plan, range_index: int, record: Record, begins: bool, file: SourceFile
+    plan: Plan, range_index: int, record: TextRecord, begins: bool, file: SourceFile
 ) -> Iterator[Document]:
     """Yields the documents of an array of tokens; each separator begins one."""
     tokenizer, ids = tokenizer_of(str(plan.work)), record.ids

@@ -85,7 +85,7 @@ def read_data(folder: str, cache_dir: Path, *, sequence_len: int, checksums: boo
     )
 
 
-class Setting(NamedTuple):
+class PreparedSetting(NamedTuple):
     """A setting of the preparation."""
 
     name: str
@@ -93,11 +93,11 @@ class Setting(NamedTuple):
     is_default: bool
 
 
-def made_with(report: DataReport) -> list[Setting]:
+def made_with(report: DataReport) -> list[PreparedSetting]:
     """Returns the settings that the folder was made with."""
     defaults = json.loads(json.dumps(dataclasses.asdict(PrepareConfig())))
     return [
-        Setting(
+        PreparedSetting(
             f"data.{name}",
             " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value),
             name in defaults and value == defaults[name],

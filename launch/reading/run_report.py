@@ -21,7 +21,7 @@ _SAMPLE_CHARACTERS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeLedger:
+class LedgerReport:
     """Where the time of a run went, at one moment."""
 
     seconds: dict[str, float]
@@ -59,7 +59,7 @@ class RunReport:
     settings: dict[str, Any]
     environments: tuple[dict[str, Any], dict[str, Any]]
     """Of the first and of the last start."""
-    ledger: TimeLedger
+    ledger: LedgerReport
 
     @property
     def last_record(self) -> Record:
@@ -144,7 +144,7 @@ def _last_samples(folder: Path) -> dict[int, str]:
     return texts
 
 
-def _read_ledger(path: Path, records: dict[int, Record]) -> TimeLedger:
+def _read_ledger(path: Path, records: dict[int, Record]) -> LedgerReport:
     """Returns the ledger of its file, else the older one of the last record."""
     content = _read_object(path)
     try:
@@ -154,7 +154,7 @@ def _read_ledger(path: Path, records: dict[int, Record]) -> TimeLedger:
         last = next(reversed(records.values()), {})
         seconds, passed = {kind: last.get(f"goodput/{kind}_sec") for kind in CATEGORIES}, None
     counted = {kind: sec for kind in CATEGORIES if (sec := finite(seconds.get(kind))) is not None}
-    return TimeLedger(seconds=counted, passed_sec=passed)
+    return LedgerReport(seconds=counted, passed_sec=passed)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import ReadReport, Record
+from data.prepare.text.read_report import ReadReport, TextRecord
 from data.prepare.text.source_files import ByteRange, SourceFile
 from data.prepare.text.streams import open_stream
 from data.prepare.text.text_fields import field_names, field_of
@@ -28,14 +28,14 @@ def _open_text(file: SourceFile, config: PrepareConfig) -> IO[str]:
 
 def read_json(
     byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[Record]:
+) -> Iterator[TextRecord]:
     """Yields the text of each element of an array: a record, or the text as a string."""
     with _open_text(file, config) as stream:
         for number, record in enumerate(_elements(stream)):
             if isinstance(record, str) and config.text_template is None:
                 record = {config.text_field: record}
             if text := field_of(record, f", element {number + 1}", file, config, reading):
-                yield Record(number, text)
+                yield TextRecord(number, text)
 
 
 def _elements(stream: IO[str]) -> Iterator[Any]:
@@ -73,7 +73,7 @@ def _elements(stream: IO[str]) -> Iterator[Any]:
 
 def read_csv(
     byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[Record]:
+) -> Iterator[TextRecord]:
     """Yields the text of each row; the first row names the fields. Quoted text may span lines.
 
     Fields are separated by commas, in a .tsv by tabs.
@@ -101,7 +101,7 @@ def _lines(stream: IO[str]) -> Iterator[str]:
 
 def _rows(
     rows: Iterator[list[str]], file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[Record]:
+) -> Iterator[TextRecord]:
     header, names = next(rows, []), field_names(config)
     if not set(names) <= set(header):
         field_of(dict.fromkeys(header, ""), " in its first line", file, config, reading)
@@ -118,4 +118,4 @@ def _rows(
         elif row:
             record = dict(zip(header, row, strict=True))
             if text := field_of(record, f", row {number + 1}", file, config, reading):
-                yield Record(number, text)
+                yield TextRecord(number, text)

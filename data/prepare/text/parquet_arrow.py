@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import ReadReport, Record, decode
+from data.prepare.text.read_report import ReadReport, TextRecord, decode
 from data.prepare.text.source_files import ByteRange, SourceFile
 from data.prepare.text.text_fields import field_names, field_of
 
@@ -15,7 +15,7 @@ _TABLE_ROWS = 64  # rows may be whole books
 
 def read_table(
     byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[Record]:
+) -> Iterator[TextRecord]:
     """Yields the text, or the token ids, of each row of a Parquet or Arrow file."""
     import pyarrow
 
@@ -30,11 +30,11 @@ def read_table(
             contents = [_contents(batch.column(column)) for column in columns]
             for values in zip(*contents, strict=True):
                 if file.kind == "token_rows":
-                    yield Record(number, ids=_ids_of(values[0], number))
+                    yield TextRecord(number, ids=_ids_of(values[0], number))
                 else:
                     record = dict(zip(columns, values, strict=True))
                     if text := field_of(record, f", row {number + 1}", file, config, reading):
-                        yield Record(number, text)
+                        yield TextRecord(number, text)
                 number += 1
     except (pyarrow.ArrowException, KeyError, OSError) as error:
         raise ValueError(f"after row {number}: {error}") from None
@@ -117,7 +117,7 @@ def _open_arrow(path: str) -> tuple[Any, Iterator[Any]]:
 
 def read_arrayrecord(
     byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[Record]:
+) -> Iterator[TextRecord]:
     """Yields the records of an ArrayRecord file as UTF-8 text."""
     from array_record.python.array_record_module import ArrayRecordReader
 
@@ -128,7 +128,7 @@ def read_arrayrecord(
             for number, content in enumerate(reader.read(first, stop), first):
                 text = decode(content, f", record {number + 1}", file, config, reading)
                 if text:
-                    yield Record(number, text)
+                    yield TextRecord(number, text)
         reader.close()
     except RuntimeError as error:
         raise ValueError(str(error)) from None

@@ -12,7 +12,7 @@ NUM_EXAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Record:
+class TextRecord:
     """A document, or a chunk of a long one."""
 
     number: int

@@ -10,7 +10,7 @@ from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from data.prepare.text.json_csv import read_csv, read_json
 from data.prepare.text.parquet_arrow import read_arrayrecord, read_table
-from data.prepare.text.read_report import ReadReport, Record
+from data.prepare.text.read_report import ReadReport, TextRecord
 from data.prepare.text.source_files import ByteRange, SourceFile
 from data.prepare.text.streams import other_encoding
 from data.prepare.text.token_files import read_tokens
@@ -23,13 +23,13 @@ _UTF8 = ("text", "jsonl", "json", "csv")
 
 def read_range(
     byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[Record]:
+) -> Iterator[TextRecord]:
     """Yields the records of a byte range in order; memory does not grow with the file.
 
     Raises:
         SettingsError: a record cannot be read, and data.bad_records is stop.
     """
-    read: Callable[..., Iterator[Record]] = {
+    read: Callable[..., Iterator[TextRecord]] = {
         "text": read_text,
         "jsonl": read_jsonl,
         "json": read_json,
@@ -61,7 +61,7 @@ def read_range(
 
 def _read_python(
     byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[Record]:
+) -> Iterator[TextRecord]:
     """Reads a source file of the standard library; a few have other encodings on purpose."""
     try:
         text = Path(file.path).read_bytes().decode("utf-8")
@@ -69,14 +69,14 @@ def _read_python(
         reading.count_skipped(file, "", f"is not UTF-8 (offset {error.start})")
         return
     if text:
-        yield Record(0, text)
+        yield TextRecord(0, text)
 
 
 def _read_topics(
     byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[Record]:
+) -> Iterator[TextRecord]:
     for number, (_, text) in enumerate(_topics()):
-        yield Record(number, text)
+        yield TextRecord(number, text)
 
 
 def _topics() -> list[tuple[str, str]]:

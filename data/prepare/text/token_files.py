@@ -8,7 +8,7 @@ import numpy as np
 
 from configs.check import require
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import ReadReport, Record
+from data.prepare.text.read_report import ReadReport, TextRecord
 from data.prepare.text.source_files import ByteRange, SourceFile
 
 _LLM_C = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}  # magic number: dtype
@@ -99,14 +99,14 @@ def _own_dtype(path: Path, head: bytes, given: str | None) -> tuple[str | None, 
 
 def read_tokens(
     byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[Record]:
+) -> Iterator[TextRecord]:
     """Yields an array of tokens in chunks."""
     ids = open_tokens(Path(file.path), file.dtype)
     size = ids.dtype.itemsize
     stop = len(ids) if byte_range.stop is None else byte_range.stop // size
     for start in range(byte_range.start // size, min(stop, len(ids)), _TOKENS_AT_ONCE):
         chunk = np.asarray(ids[start : min(start + _TOKENS_AT_ONCE, stop)])
-        yield Record(start, ids=chunk, begins=start == 0)
+        yield TextRecord(start, ids=chunk, begins=start == 0)
 
 
 def open_tokens(path: Path, dtype: str | None) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import ReadReport, Record, decode
+from data.prepare.text.read_report import ReadReport, TextRecord, decode
 from data.prepare.text.separators import (
     after_separator,
     before_separator,
@@ -78,7 +78,7 @@ def _first_line(stream: IO[bytes], byte_range: ByteRange) -> int | None:
 
 def read_text(
     byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[Record]:
+) -> Iterator[TextRecord]:
     """Yields a text in chunks of about RANGE_BYTES that never cut a character."""
     with open_stream(Path(file.path)) as stream:
         separator = config.document_separator
@@ -101,7 +101,7 @@ def read_text(
                 begins = begins or i > 0
                 is_blank = separator and begins and not document.strip()
                 if document and not is_blank:
-                    yield Record(number, document, begins=begins)
+                    yield TextRecord(number, document, begins=begins)
                     begins = False
             number += 1
             if at_end:
@@ -150,7 +150,7 @@ def _line_number(file: SourceFile, offset: int) -> int:
 
 def read_jsonl(
     byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[Record]:
+) -> Iterator[TextRecord]:
     """Yields the text of each line of JSON.
 
     A line is in memory three times: its bytes, its characters, and the text in it.
@@ -172,7 +172,7 @@ def read_jsonl(
                 where = f", line {first + number}"
                 text = _explain_line(line, where, file, config, reading)
             if text:
-                yield Record(number, text)
+                yield TextRecord(number, text)
 
 
 def _text_of_line(line: bytes, config: PrepareConfig) -> str | None:
