@@ -133,7 +133,7 @@ def test_a_path_that_does_not_exist_is_refused(tmp_path):
 
 
 def test_a_glob_without_a_match_is_refused(tmp_path):
-    said = f"data.path={tmp_path}/*.txt matches no file; quote it"
+    said = f"data.path={tmp_path}/*.txt matches no file; quote the pattern"
     assert refusal(tmp_path / "*.txt").startswith(said)
 
 

@@ -164,7 +164,7 @@ def test_separator_special_tokens_and_padded_vocabulary_decode_to_nothing(tokeni
 def test_half_a_pair_of_utf16_is_refused_as_a_setting(tokenizer):
     for refusing in (tokenizer, CharacterTokenizer("ab")):
         for encode in (refusing.encode, lambda text, t=refusing: t.encode_batch(["a", text])):
-            with pytest.raises(SettingsError, match="at character 1, which UTF-8 cannot write"):
+            with pytest.raises(SettingsError, match="at character 1, which UTF-8 cannot encode"):
                 encode("a\ud800b")
 
 

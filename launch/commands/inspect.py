@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
         run = open_run_data(path, cache_dir, step=parsed.step)
         report = run.report_from(parsed.first_row, parsed.step, rows)
         where = f"{visible(str(path))}: from sequence {parsed.first_row:,} of the data order"
-        _show(parsed, {**dataclasses.asdict(report), "step": None}, report, where)
+        _show(parsed, {**report.to_json(), "step": None}, report, where)
         return 0
     needs = "--step" if parsed.diff is None else f"--diff={parsed.diff} needs --step, which"
     require(
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if comparison.is_same else 1
     report = open_run_data(path, cache_dir, step=parsed.step).report(parsed.step, rows)
     where = f"{visible(str(path))}, step {parsed.step}: from sequence {report.first_row:,}"
-    _show(parsed, dataclasses.asdict(report), report, f"{where} of the data order")
+    _show(parsed, report.to_json(), report, f"{where} of the data order")
     return 0
 
 

@@ -3,12 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from launch.arguments import parse_arguments
+from launch.arguments import RunPath, parse_arguments
 from launch.reading.run_status import read_status
 from train.record.eta import duration
 from train.record.run_folder import RunFolder
@@ -18,10 +15,10 @@ from train.record.run_folder import RunFolder
 class StatusArguments:
     """Shows whether a run is alive, how far it is, and what to do next."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: RunPath
     """The run folder."""
     json: bool = False
-    """End with one JSON object on one line."""
+    """Print nothing but one JSON object, on one line."""
 
 
 def main(arguments: Sequence[str]) -> int:
