@@ -362,6 +362,7 @@ def test_a_process_that_was_suspended_reads_the_lease_before_it_writes(run, tmp_
 STALLED = """
 import time
 from data.object_store import ObjectStore
+from train.checkpoints.durable import DurableTier
 from train.record.run_folder import RunFolder
 read = ObjectStore.read_if_exists
 ObjectStore.read_if_exists = lambda s, n: time.sleep(99) if n == "events.jsonl" else read(s, n)

@@ -70,7 +70,7 @@ def damaged(content: bytes) -> bytes:
     [
         ("a.csv", b'"te"xt\nrow\n', "line 1 is not CSV"),
         ("a.json.gz", damaged(gzip.compress(b"[]" * 99, mtime=0)), "cannot be read as jsonl"),
-        ("a.json", b'{"a":' + b"[" * 100_000 + b"\n", "must hold an array of JSON"),
+        ("a.json", b'{"a":' + b"[" * 100_000 + b"\n", "must hold a JSON array"),
     ],
 )
 def test_what_cannot_be_parsed_is_refused_and_spoils_no_folder(tmp_path, name, content, says):
