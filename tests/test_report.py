@@ -66,7 +66,14 @@ def test_whatever_a_run_holds_is_shown_as_text(eventful: Path):
         *("aria-label", "viewbox", "x", "y", "x1", "y1", "x2", "y2", "cx", "cy", "r", "rx"),
         *("width", "height", "fill", "points", "text-anchor", "transform", "font-size"),
     }
-    places = ("sheep", "copied the checkpoint of step 50 to s3://", "no space left", "./tessera train", "→", "why")
+    places = (
+        "sheep",
+        "copied the checkpoint of step 50 to s3://",
+        "no space left",
+        "./tessera train",
+        "→",
+        "why",
+    )
     lines = page.text.splitlines()
     for place in places:
         assert any(HOSTILE in line and place in line for line in lines), place

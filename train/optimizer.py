@@ -6,6 +6,7 @@ import jax
 import optax
 
 from configs.run import OptimConfig
+from train.checkpoints.array_names import RENAMED_ARRAYS, inverse, renamed
 
 Params: TypeAlias = dict[str, Any]
 """Arrays by module path, nested."""
@@ -29,14 +30,24 @@ def make_optimizer(config: OptimConfig, axes: Params) -> optax.GradientTransform
         direction = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
     else:
         direction = optax.trace(decay=config.b1)
-    clip = (
-        optax.identity()
-        if config.max_grad_norm is None
-        else optax.clip_by_global_norm(config.max_grad_norm)
-    )
+    clip = optax.identity() if config.max_grad_norm is None else _clip(config.max_grad_norm)
     return optax.chain(
         clip, direction, optax.add_decayed_weights(config.weight_decay, mask=is_decayed(axes))
     )
+
+
+def _clip(max_norm: float) -> optax.GradientTransformation:
+    """Returns clipping by the global norm, whose sum runs in the order of the arrays' first names.
+
+    So a run from before a rename of arrays resumes bit for bit.
+    """
+    clip, first_names = optax.clip_by_global_norm(max_norm), inverse(RENAMED_ARRAYS)
+
+    def update(grads: Any, params: Any) -> Any:
+        clipped, _ = clip.update(renamed(grads, first_names), optax.EmptyState(), params)
+        return renamed(clipped, RENAMED_ARRAYS)
+
+    return optax.stateless(update)
 
 
 def is_decayed(axes: Params) -> Params:
