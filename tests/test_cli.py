@@ -205,10 +205,11 @@ def test_status_of_a_running_run_names_its_process(story: Story):
     assert "SIGTERM" in said["next_step"]
 
 
-def test_status_of_a_killed_run_gives_the_command_that_goes_on(story: Story):
+def test_status_of_a_killed_run_gives_the_command_that_resumes_it(story: Story):
     said = story.said["killed"]
     assert said["state"] == "not running"
-    assert said["next_step"].startswith("./tessera train quickstart --data.path text.txt ")
+    resume = f"cd {story.folder} && ./tessera train quickstart --data.path text.txt "
+    assert said["next_step"].startswith(resume)  # it is asked from another folder
     assert said["last_checkpoint"] in range(5, 60, 5)
     assert said["last_checkpoint"] <= said["step"] < 60
     assert said["last_event"].startswith("saved at 20")

@@ -142,7 +142,7 @@ class RunFolder:
             for name, kind in list(refused.items())[:6]
         ]
         if len(refused) > 6:
-            lines.append(f"  and {len(refused) - 6} more")
+            lines[-1] += f", and {len(refused) - 6} more"
         ways_out = ["give the settings of the run"]
         if "incompatible" not in refused.values():
             ways_out.append("add --allow-changes to resume anyway")
