@@ -1,6 +1,9 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small_model import (
     GPT2_LIKE,
@@ -173,3 +176,19 @@ def test_a_step_moves_by_minus_the_learning_rate_times_the_direction(rng):
         # Parameters of size one in float32, less a small number.
         expected = flat(params)[path] - 0.25 * gradient
         np.testing.assert_allclose(flat(after.params)[path], expected, rtol=0, atol=1e-6)
+
+
+def test_clipping_is_bit_for_bit_that_of_arrays_by_their_first_names():
+    """A sum of float32 depends on its order, and a tree is summed in the order of its names."""
+    parts = [np.float32([x]) for x in (1, 1, 1, 2**12)]  # 1 + 2**24 is 2**24 in float32
+    first = dict(zip(("embedding", "first_layers", "future", "layers"), parts, strict=True))
+    now = dict(zip(("embedding", "leading_layers", "mtp", "layers"), parts, strict=True))
+    config = dataclasses.replace(small_run().optim, optimizer="sgd", weight_decay=0.0, b1=0.0)
+    axes = dict.fromkeys(now, ("embed",))
+    optimizer = make_optimizer(config, axes)
+    updates, _ = optimizer.update(now, optimizer.init(now), now)
+    clipped, _ = optax.clip_by_global_norm(config.max_grad_norm).update(first, optax.EmptyState())
+    for name, old in zip(now, first, strict=True):
+        np.testing.assert_array_equal(updates[name], clipped[old])
+    unordered, _ = optax.clip_by_global_norm(config.max_grad_norm).update(now, optax.EmptyState())
+    assert any((unordered[n] != clipped[o]).any() for n, o in zip(now, first, strict=True))
