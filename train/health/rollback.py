@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from configs.command_line import seen, tessera
 from configs.errors import Diverged
 from data.batches import is_one_sequence
 from data.step_ranges import StepRange, merge_intervals, range_of
@@ -56,12 +57,12 @@ def rollback(
         checkpoints.rollback(progress)
         state = restore(run, progress.step)
     run.spans.ledger.lose_work_since(progress.ledger)
+    at = ("--first-row", str(rows[0][0] if rows else 0), "--step", str(last))
     logger.warning(
         f"{divergence.message()}: rolling back to step {progress.step} and skipping "
         f"{sum(stop - start for start, stop in rows)} sequences of its data (rollback "
-        f"{progress.num_rollbacks} of {run.config.guard.max_rollbacks}); ./tessera inspect "
-        f"{run.folder.path} --first-row {rows[0][0] if rows else 0} --step {last} shows the first "
-        "of them"
+        f"{progress.num_rollbacks} of {run.config.guard.max_rollbacks}); to see the first: "
+        f"{tessera('inspect', run.folder.path, *at)}"
     )
     run.folder.add_event(
         "rolled_back",
@@ -89,18 +90,20 @@ def _checkpoint_before(
         raise Diverged(
             f"{divergence.message()}, after {start.num_rollbacks} rollbacks, and "
             f"guard.max_rollbacks={allowed} allows no more: start a new run with a lower "
-            "optim.peak_lr, or look at the data with ./tessera inspect"
+            "optim.peak_lr, or look at the data: "
+            f"{tessera('inspect', run.folder.path, '--step', str(divergence.last_step))}"
         )
     checkpoints.wait()
     # If none is older than the first diverged step, one that is older than the last must do.
     manifest = newest_valid(context, at_most=divergence.first_step - 1)
     manifest = manifest or newest_valid(context, at_most=divergence.last_step - 1)
     if manifest is None and run.has_had_checkpoints():
+        source = f"{seen(run.folder.path)}@STEP"
+        new_run = tessera("train", "PRESET", "--init-from", source, "--run-dir", "ANOTHER")
         raise Diverged(
             f"{divergence.message()}, and there is no older checkpoint to roll back to; nothing "
             "was removed: start a new run from a checkpoint that you trust, with a lower "
-            f"optim.peak_lr: ./tessera train PRESET --init-from {run.folder.path}@STEP --run-dir "
-            "ANOTHER"
+            f"optim.peak_lr: {new_run}"
         )
     return manifest
 
