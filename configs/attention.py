@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from configs.attention_backends import AttentionBackend
-from configs.check import require, require_at_least, require_fraction
+from configs.require import require, require_at_least, require_fraction
 
 LayerKind = Literal["local", "global"]
 

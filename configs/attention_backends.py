@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from configs.check import require
+from configs.require import require
 
 AttentionBackend = Literal["auto", "plain", "blockwise"]
 """auto, or a name of the table."""

@@ -4,8 +4,8 @@ import string
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.check import require, require_at_least, require_fraction
 from configs.objective import ObjectiveConfig
+from configs.require import require, require_at_least, require_fraction
 
 STDLIB = "stdlib"
 """The value of data.path that means the text which comes with every Python."""
@@ -51,11 +51,11 @@ class PrepareConfig:
     """Pre-tokenization of a .tiktoken or vocab.json: gpt2, cl100k_base, o200k_base, or a regular
     expression. None is gpt2 for a vocab.json; a .tiktoken needs one."""
     vocab_size: int = 2048
-    """Vocabulary size of a SentencePiece tokenizer trained here, in tokens."""
+    """Vocabulary size of a SentencePiece tokenizer trained here; 2048 suits a text of a few MB."""
     sentencepiece_model: Literal["unigram", "bpe"] = "unigram"
     """Model type of a SentencePiece tokenizer trained here; both have byte fallback."""
     separator_token: str | None = None
-    """The token of a .model or .json that separates documents; None is its end-of-text token."""
+    """Document separator of a .model or tokenizer.json; None is its end-of-text token."""
     special_tokens: tuple[SpecialTokens, ...] = ()
     """Special tokens of objectives other than causal: masked, span, infill."""
     text_field: str = "text"
@@ -158,15 +158,17 @@ class DataConfig(ObjectiveConfig, PrepareConfig):
     sequence_len: int
     """Tokens in a sequence [T]."""
     packing: Literal["concat", "best_fit"] = "concat"
-    """concat: documents are concatenated and cut every T tokens; best_fit: whole documents are
-    packed, cut only if longer than T."""
+    """concat: documents are concatenated and chunked every T tokens (GPT-2); best_fit: whole
+    documents are packed, cut only if longer than T."""
     mixture: tuple[str, ...] = ()
     """NAME=PATH of each source, in place of path; PATH is anything path may be. The
     stdlib of a preset gives way to it."""
     weights: tuple[float, ...] = ()
-    """Fraction of sequences sampled from each source; empty: proportional to their sizes."""
+    """Relative weights of the sources, normalized to fractions of sequences; empty: proportional to
+    their sizes."""
     phases: tuple[str, ...] = ()
-    """STEP:W,W,... new weights from a step on, such as 9000:1,1,8 to end on the third source."""
+    """Mixture schedule, STEP:W,W,...: new weights from a step on; 9000:1,1,8 gives the third source
+    80 % from step 9000."""
     validation: tuple[str, ...] = ()
     """NAME=PATH of further validation sets; of raw text all of it, of a prepared folder its
     validation part."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.check import require, require_at_least
+from configs.require import require, require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +36,16 @@ class ExpertsConfig:
     """Groups of experts; a token is routed within its best num_active_groups of them (node-limited
     routing)."""
     num_active_groups: int = 1
-    """Groups a token may be routed to; a group's score is the sum of its two best experts."""
+    """Top groups selected per token (DeepSeek's topk_group); a group's score is the sum of its two
+    best experts."""
     expert_dispatch: Literal["dropless", "capacity"] = "dropless"
     """dropless computes every token; capacity drops tokens beyond the capacity of an expert."""
     expert_capacity_factor: float = 1.25
-    """Tokens an expert takes of a sequence, relative to an even load; only with
-    expert_dispatch=capacity."""
+    """Capacity factor: maximum tokens per expert and sequence, as a multiple of an even load; only
+    with expert_dispatch=capacity."""
     balance_weight: float = 0.01
-    """Weight of the load-balancing loss, added to the cross entropy."""
+    """Weight of the load-balancing loss, added to the cross entropy (0.01 as in Switch
+    Transformer)."""
     router_z_weight: float = 0.0
     """Weight of the router z-loss: the mean of logsumexp(router logits)^2 (ST-MoE)."""
 

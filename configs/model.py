@@ -5,9 +5,9 @@ from typing import Literal, Self
 
 from configs.attention import AttentionConfig
 from configs.attention_backends import Feature, check_backend
-from configs.check import require, require_at_least, require_fraction
 from configs.experts import ExpertsConfig
 from configs.position import PositionConfig
+from configs.require import require, require_at_least, require_fraction
 
 VOCAB_MULTIPLE = 128
 """The embedding has a multiple of this many rows whatever the layout: shapes never change."""
@@ -54,7 +54,7 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
     embed_scaled: bool = False
     """Embeddings are multiplied by sqrt(embed_dim) (Gemma, the first Transformer)."""
     num_token_types: int | None = None
-    """Token type (segment) embeddings: first and second text (BERT); None has none."""
+    """Number of token types (segments), each with an embedding: 2 in BERT; None has none."""
     mlp: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "relu2", "silu"] = (
         "swiglu"
     )
@@ -74,7 +74,8 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
     """Multi-token prediction (MTP): further tokens predicted at each position, one block each
     (DeepSeek-V3 has 1)."""
     mtp_weight: float = 0.3
-    """Weight of the mean MTP loss, added to the cross entropy; only with mtp_depth."""
+    """Weight of the mean MTP loss, added to the cross entropy (0.3 as in DeepSeek-V3); only with
+    mtp_depth."""
     logit_softcap: float | None = None
     """Logits become cap * tanh(logits / cap) (Gemma 2); None is no cap."""
     bias: bool = False
@@ -98,9 +99,8 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
     """Attention under context parallelism (mesh.context > 1): ring attention, or keys and values
     all-gathered."""
     num_unrolled_layers: int | Literal["auto"] = "auto"
-    """Blocks per iteration of the scan over layers (its unroll), or the largest divisor of their
-    number below it; auto is all on CPU, which is up to 1.3 x faster, and 1 elsewhere, which
-    compiles faster."""
+    """Unroll factor of the scan over layers, rounded down to a divisor of their number. auto
+    unrolls all on CPU (up to 1.3 x faster) and one elsewhere, which compiles faster."""
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "embed_dim", "mlp_dim"):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.check import require, require_at_least
+from configs.require import require, require_at_least
 
 Objective = Literal["causal", "prefix", "infill", "masked", "masked_pairs", "span", "ul2", "mixed"]
 NUM_SENTINELS = 100

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from configs.attention_backends import check_backend
-from configs.check import require, require_at_least, require_fraction
 from configs.data import DataConfig
 from configs.model import ModelConfig
+from configs.require import require, require_at_least, require_fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class OptimConfig:
     peak_lr: float
     """Learning rate at the end of the warmup."""
     final_lr_fraction: float = 0.1
-    """Learning rate at the last step, relative to peak_lr; not read by constant and
+    """Learning rate at the last step, relative to peak_lr; ignored by the schedules constant and
     inverse_sqrt."""
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"] = "cosine"
     """Learning rate after the warmup; wsd (warmup-stable-decay) stays at the peak, then decays
@@ -75,15 +75,15 @@ class MeshConfig:
     data: int | Literal["rest"] = "rest"
     """Data parallelism: replicas of the model, each with its part of the batch."""
     fsdp: int | Literal["rest"] = 1
-    """Fully sharded data parallelism (FSDP, ZeRO-3): shards of the state, each with its part of the
-    batch."""
+    """Fully sharded data parallelism (FSDP, ZeRO-3): number of shards of the state, each with its
+    part of the batch."""
     expert: int | Literal["rest"] = 1
-    """Expert parallelism: shards of the experts, each with its part of the batch."""
+    """Expert parallelism: number of shards of the experts, each with its part of the batch."""
     context: int | Literal["rest"] = 1
-    """Context parallelism: shards of every sequence."""
+    """Context parallelism: number of shards of each sequence."""
     tensor: int | Literal["rest"] = 1
-    """Tensor parallelism: shards of heads, MLP and vocabulary, all with the same part of the
-    batch."""
+    """Tensor parallelism: number of shards of heads, MLP and vocabulary, all with the same part of
+    the batch."""
     num_slices: int = 1
     """Pod slices or nodes joined by a slower network, which the outer axes (stage, data, fsdp)
     cross."""
@@ -242,11 +242,11 @@ class GuardConfig:
     num_spike_steps: int = 4
     """Consecutive high losses after which the run rolls back."""
     num_window_steps: int = 128
-    """Steps whose losses give the median and the deviation; nonfinite and high ones are
-    excluded."""
+    """Recent steps whose losses give the median and deviation that detect a spike; nonfinite and
+    high losses are excluded."""
     max_rollbacks: int = 3
-    """Rollbacks, each of which skips the batches that caused it, before the run ends with exit code
-    76."""
+    """Maximum rollbacks, each of which skips the batches that caused it; at the next divergence the
+    run ends with exit code 76."""
     hang_limit_sec: float | None = 1800.0
     """Hang timeout in seconds, for a step, evaluation or compilation that was timed fewer than
     three times, and for a save, fetch or upload that moves no byte; the run then ends with exit

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from configs.check import require
 from configs.data import DataConfig
+from configs.require import require
 from data.batch import Batch
 from data.batches import TrainRows, batch_digest
 from data.mixture import Data

@@ -6,9 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
-from configs.check import require
-from configs.command_line import pip_install
 from configs.errors import SettingsError
+from configs.require import require
+from configs.suggested_commands import pip_install
 from data.atomic_files import explain_full_disk, locked
 
 _PREFIX = "hf:"

@@ -11,12 +11,12 @@ from typing import Any
 
 import fsspec
 
-from configs.check import require
-from configs.command_line import pip_install
 from configs.errors import IntegrityError, SettingsError
+from configs.require import require
+from configs.suggested_commands import pip_install
 from data.atomic_files import BYTES_MOVED, explain_full_disk, stays_inside
+from data.object_store_errors import explain_store_errors
 from data.prepare.text.source_files import before_wildcard
-from data.store_errors import explain_store_errors
 
 _NUM_STREAMS = 4  # files at a time; s3fs also splits large files into parts
 _COPIED_BYTES = 2**20

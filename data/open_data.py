@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.check import require
 from configs.data import STDLIB, DataConfig, PrepareConfig, named
+from configs.require import require
 from data.atomic_files import locked
 from data.hf_hub import fetch_dataset, is_hub
 from data.mixture import Data, Source
 from data.object_store import is_remote
+from data.prepare.corpus_preparation import Preparation
 from data.prepare.engine import Workers
-from data.prepare.preparation import Preparation
-from data.prepare.prepare import Log, prepare
+from data.prepare.prepare_corpora import Log, prepare
 from data.prepare.text.corpus import open_corpus, open_overlap
 from data.prepare.work_folder import OnProgress, remove_work
 from data.remote_folders import fetch_files, fetch_folder, is_prepared
@@ -74,7 +74,7 @@ def open_data(
         require(
             name not in extra_validation,
             f"data.validation={name}={extra_validation.get(name)} must have another name: "
-            f"data.path={paths[name]} is named {name}",
+            f"the training source {paths[name]} has the name {name}",
         )
     plain = PrepareConfig(
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(PrepareConfig)}

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from configs.check import require
 from configs.errors import IntegrityError
+from configs.require import require
 from data.atomic_files import MANIFEST, digest_file, locked, stays_inside, with_retries, write_json
 from data.object_store import ObjectStore, in_parallel
 

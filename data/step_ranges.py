@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from configs.data import DataConfig
+from configs.flat_settings import decides_batches, differences, up_to_date
 from configs.run import RunConfig
-from configs.settings import decides_batches, differences, up_to_date
 
 Phase = tuple[int, tuple[float, ...]]
 """(first row in the sequence, weights of the sources); without weights, sizes decide."""

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from configs.check import require
-from configs.command_line import tessera
 from configs.data import PrepareConfig
+from configs.require import require
+from configs.suggested_commands import tessera
 from data.atomic_files import MANIFEST, with_retries
 from data.block_reader import ShardReader, check_file, damaged, read_file
 from data.prepare.shards import FORMAT_VERSION, INDEX_DTYPE, token_dtype
@@ -62,7 +62,8 @@ class TokenStream:
         documents = [shard["documents"] for shard in self._entries]
         if sum(tokens) + bool(tokens) != self.num_tokens:
             raise ValueError(
-                f"{split} has {self.num_tokens} tokens, but its shards have {sum(tokens)}"
+                f"the manifest gives {self.num_tokens} tokens for {split}, but its shards hold "
+                f"{sum(tokens)} and a separator"
             )
         # Lists: a position is looked up several times a row, and `bisect` is faster than numpy.
         self._first_token, self._first_document = (

@@ -11,9 +11,9 @@ from typing import Annotated, TypeVar, cast
 
 import tyro
 
-from configs.check import require
 from configs.errors import SettingsError
-from configs.settings import RENAMED, REPLACED
+from configs.flat_settings import RENAMED, REPLACED
+from configs.require import require
 from launch.help import HELP, help_page, settings_of
 
 RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]

@@ -21,7 +21,7 @@ from configs.errors import (
 )
 from launch.arguments import did_you_mean
 from launch.completion import completion_script
-from launch.devices import ROOT
+from launch.jax_setup import ROOT
 
 COMMANDS = {
     "train": "train a preset, or resume a run: ./tessera train quickstart",

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from configs.check import require
 from configs.errors import SettingsError
+from configs.flat_settings import RENAMED, REPLACED, flatten, up_to_date
+from configs.require import require
 from configs.run import RunConfig
-from configs.settings import RENAMED, REPLACED, flatten, up_to_date
 from launch.arguments import did_you_mean
 from launch.help import settings_of, type_text
 from train.record.run_folder import FORMAT_VERSION

@@ -6,7 +6,7 @@ import sys
 from itertools import groupby
 
 from configs.counts import count
-from configs.hardware import PEAK_FLOPS
+from configs.peak_flops import PEAK_FLOPS
 from configs.presets.table import PRESETS
 from configs.run import RunConfig
 

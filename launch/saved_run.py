@@ -7,13 +7,13 @@ from pathlib import Path
 
 import jax
 
-from configs.check import require
 from configs.errors import SettingsError
+from configs.require import require
 from configs.run import MeshConfig, RunConfig
 from data.mixture import Data
 from data.open_data import given_tokenizer, open_data
 from data.tokenizers.tokenizer import Tokenizer
-from sharding.fit import check_fit, num_stage_microbatches
+from sharding.layout_check import check_fit, num_stage_microbatches
 from sharding.mesh import make_mesh
 from sharding.rules import mesh_axes
 from train.checkpoints.folders import checkpoint_steps

@@ -15,10 +15,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from configs.check import require, require_at_least
 from configs.errors import INTERNAL_ERROR, Hung, Stopped
+from configs.require import require, require_at_least
 from launch.cli import BROKEN_PIPE
-from launch.heartbeat import DESCRIPTOR, PERIOD_SEC
+from launch.supervisor_pipe import DESCRIPTOR, PERIOD_SEC
 from train.checkpoints.folders import checkpoint_steps
 from train.record.run_folder import RunFolder
 

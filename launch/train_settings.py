@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from configs.check import require
 from configs.data import DataConfig, named
 from configs.errors import SettingsError
 from configs.presets.table import PRESETS
+from configs.require import require
 from configs.run import RunConfig
 from data.prepare.text.source_files import before_wildcard
 from launch.absolute_paths import RUNS, whole_path, with_whole_paths

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from configs.command_line import seen
 from configs.counts import count
 from configs.data import STDLIB
 from configs.run import RunConfig
-from launch.hints import generate_hint, look_hints
+from configs.suggested_commands import seen
+from launch.next_commands import generate_hint, look_hints
 from train.record.eta import duration
 
 if TYPE_CHECKING:

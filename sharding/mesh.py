@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
-from configs.check import require
+from configs.require import require
 from configs.run import AXES, MeshConfig
 
 _CROSSING = ("stage", "data", "fsdp")

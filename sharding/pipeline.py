@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from configs.run import RunConfig
-from sharding.fit import num_stage_microbatches
+from sharding.layout_check import num_stage_microbatches
 from sharding.rules import RULES
 
 RunLayers = Callable[[Any, Any, Any], Any]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.run import MeshConfig
-from launch.devices import prepare_jax
+from launch.jax_setup import prepare_jax
 from sharding.mesh import make_mesh
 
 os.environ.pop("TESSERA_COMMAND", None)  # or messages offer what it says

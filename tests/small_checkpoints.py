@@ -7,8 +7,8 @@ from pathlib import Path
 import jax.numpy as jnp
 from small_model import small_model, small_run
 
+from configs.flat_settings import flatten
 from configs.run import CheckpointConfig
-from configs.settings import flatten
 from train.checkpoints.context import CheckpointContext
 from train.checkpoints.manifest import RunProgress
 from train.checkpoints.save import Checkpoints

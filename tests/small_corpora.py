@@ -15,12 +15,12 @@ import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from configs.data import PrepareConfig
+from data.prepare.corpus_preparation import Preparation
 from data.prepare.engine import Workers
-from data.prepare.preparation import Preparation
-from data.prepare.prepare import prepare
+from data.prepare.prepare_corpora import prepare
 from data.prepare.text.corpus import open_corpus
-from data.prepare.text.read_report import ReadReport, TextRecord
 from data.prepare.text.readers import read_range
+from data.prepare.text.text_records import ReadReport, TextRecord
 from data.token_store import TokenStore, open_store
 from data.tokenizers.tokenizer import open_tokenizer
 

@@ -26,8 +26,8 @@ from small_model import (
 from configs.run import MeshConfig, RunConfig
 from data.batch import Batch
 from data.objectives.causal import causal_batch
-from launch.devices import prepare_jax
-from sharding.fit import check_fit
+from launch.jax_setup import prepare_jax
+from sharding.layout_check import check_fit
 from sharding.rules import sharding
 from train.optimizer import make_optimizer
 from train.state import TrainState, in_model_order, in_stage_order, shape_of, state_layout

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import data.prepare.preparation
+import data.prepare.corpus_preparation
 import data.prepare.shards
 import data.prepare.text.parquet_arrow
 import data.prepare.text.source_files
@@ -182,7 +182,7 @@ def small_sizes(
     monkeypatch.setattr(data.prepare.text.source_files, "RANGE_BYTES", part_bytes)
     monkeypatch.setattr(data.prepare.text.txt_jsonl, "RANGE_BYTES", part_bytes)
     monkeypatch.setattr(data.prepare.text.source_files, "TASK_BYTES", task_bytes)
-    monkeypatch.setattr(data.prepare.preparation, "BLOCK_LEN", block_len)
+    monkeypatch.setattr(data.prepare.corpus_preparation, "BLOCK_LEN", block_len)
     monkeypatch.setattr(data.prepare.shards, "BLOCK_LEN", block_len)
 
 

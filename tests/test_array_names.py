@@ -12,9 +12,9 @@ from small_families import KINDS
 from small_model import small_run
 
 from sharding.tree_paths import by_path
-from train.checkpoints.array_names import RENAMED_ARRAYS, inverse, renamed
 from train.checkpoints.context import CheckpointContext
-from train.checkpoints.digest import params_digest
+from train.checkpoints.parameter_digest import params_digest
+from train.checkpoints.renamed_arrays import RENAMED_ARRAYS, inverse, renamed
 from train.checkpoints.restore import restore_params, restore_state
 from train.checkpoints.save import Checkpoints
 from train.checkpoints.verify import verify

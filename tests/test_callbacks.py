@@ -10,8 +10,8 @@ from small_loop import metrics, open_run, progress
 from small_runs import call, tiny_run, write_text
 
 from configs.errors import Stopped
-from configs.settings import flatten
-from launch.faults.worker import with_infinite_moment
+from configs.flat_settings import flatten
+from launch.faults.run_with_fault import with_infinite_moment
 from train.callbacks import Callbacks
 from train.checkpoints.context import CheckpointContext
 from train.checkpoints.folders import checkpoint_steps

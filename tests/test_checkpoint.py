@@ -15,13 +15,13 @@ from small_data import data_config, steps_of
 from small_model import small_model, small_run
 
 from configs.errors import IntegrityError, SettingsError
+from configs.flat_settings import flatten
 from configs.run import CheckpointConfig, MeshConfig
-from configs.settings import flatten
 from sharding.mesh import make_mesh
 from train.checkpoints.context import CheckpointContext
-from train.checkpoints.digest import params_digest
 from train.checkpoints.folders import checkpoint_steps, kept_steps, pin
 from train.checkpoints.manifest import read_manifest, read_progress
+from train.checkpoints.parameter_digest import params_digest
 from train.checkpoints.recovery import newest_valid
 from train.checkpoints.restore import restore_params, restore_state
 from train.checkpoints.save import Checkpoints

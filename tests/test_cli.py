@@ -22,10 +22,10 @@ from small_runs import (
     write_text,
 )
 
+from configs.flat_settings import flatten
 from configs.presets.table import PRESETS
-from configs.settings import flatten
 from launch.cli import COMMANDS
-from launch.hints import generate_hint
+from launch.next_commands import generate_hint
 from launch.train_settings import parse
 from train.record.run_folder import RunFolder, read_json_lines, read_metrics
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from small_runs import RUN, call, content_of, tiny_run, write_text
 
+from configs.flat_settings import flatten
 from configs.presets.table import PRESETS
 from configs.run import RunConfig
-from configs.settings import flatten
 from launch.config_file import apply_config_file, to_toml
 from launch.train_settings import default_run_dir, parse
 from train.record.run_folder import FORMAT_VERSION, RunFolder

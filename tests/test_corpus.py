@@ -18,7 +18,7 @@ from small_data import sides, write_folder
 from configs.data import STDLIB
 from configs.errors import SettingsError
 from data.prepare.text.corpus import Corpus, open_corpus
-from data.prepare.text.read_report import ReadReport
+from data.prepare.text.text_records import ReadReport
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_modules_are_prepared_into_the_split_of_their_names(tmp_path, fake_stdli
 
 def test_a_standard_library_without_sources_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sysconfig, "get_path", {"stdlib": str(tmp_path)}.__getitem__)
-    assert f"no Python sources in {tmp_path}" in refusal(STDLIB)
+    assert f"no .py files in {tmp_path}" in refusal(STDLIB)
 
 
 @pytest.mark.parametrize(

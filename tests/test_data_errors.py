@@ -30,7 +30,7 @@ from small_corpora import (
 import data.prepare.text.source_files
 from configs.data import DataConfig
 from configs.errors import SettingsError
-from data.prepare.text.read_report import ReadReport
+from data.prepare.text.text_records import ReadReport
 from data.token_store import MANIFEST, open_store
 from launch import cli
 

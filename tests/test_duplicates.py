@@ -230,7 +230,7 @@ def test_what_a_killed_pass_left_is_not_read(tmp_path, rng):
         (tmp_path / "work" / name).mkdir()
         (tmp_path / "work" / name / "00000000").write_bytes(rng.bytes(24 * 16))
     assert found_of(tmp_path, signatures, BOTH, [50]) == expected
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["repeats.npy"]
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["earlier.npy"]
 
 
 def test_there_may_be_no_document(tmp_path):

@@ -14,11 +14,11 @@ from small_runs import content_of, finish, start, tiny_run, wait_until, write_te
 
 import train.checkpoints.lease
 from configs.errors import IntegrityError, SettingsError, Unavailable
+from configs.flat_settings import flatten
 from configs.run import CheckpointConfig
-from configs.settings import flatten
 from data.object_store import ObjectStore
 from train.checkpoints.context import CheckpointContext
-from train.checkpoints.durable import DurableTier
+from train.checkpoints.durable_storage import DurableTier
 from train.checkpoints.folders import checkpoint_steps
 from train.checkpoints.manifest import MANIFEST
 from train.checkpoints.recovery import newest_valid
@@ -112,9 +112,8 @@ def test_a_damaged_copy_is_refused_and_leaves_nothing(url, s3, tmp_path):
 
 def test_a_killed_copy_never_counts(s3, bucket, tmp_path):
     checkpoint = write_checkpoint(tmp_path / "a", 7)
-    code = (
-        "from train.checkpoints.durable import DurableTier as D\nD(arguments[0]).copy(arguments[1])"
-    )
+    module = "train.checkpoints.durable_storage"
+    code = f"from {module} import DurableTier as D\nD(arguments[0]).copy(arguments[1])"
     copying = start_code(code, bucket, checkpoint, stall_after=3)
     kill_when(copying, lambda: len(s3.keys(bucket)) >= 3)
     durable = DurableTier(bucket)
@@ -362,7 +361,7 @@ def test_a_process_that_was_suspended_reads_the_lease_before_it_writes(run, tmp_
 STALLED = """
 import time
 from data.object_store import ObjectStore
-from train.checkpoints.durable import DurableTier
+from train.checkpoints.durable_storage import DurableTier
 from train.record.run_folder import RunFolder
 read = ObjectStore.read_if_exists
 ObjectStore.read_if_exists = lambda s, n: time.sleep(99) if n == "events.jsonl" else read(s, n)

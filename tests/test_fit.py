@@ -7,7 +7,7 @@ from small_model import refusal, small_model, small_run
 
 from configs.attention_backends import ATTENTION_BACKENDS
 from configs.run import AXES, EvalConfig, MeshConfig
-from sharding.fit import check_fit, check_platform
+from sharding.layout_check import check_fit, check_platform
 
 
 def sizes_of(**sizes: int) -> dict[str, int]:

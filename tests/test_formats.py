@@ -27,7 +27,7 @@ import data.prepare.text.json_csv
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from data.prepare.text.corpus import open_corpus
-from data.prepare.text.read_report import ReadReport
+from data.prepare.text.text_records import ReadReport
 from launch.cli import main
 
 SPLITS = {  # layout: (trains, validates, left out)

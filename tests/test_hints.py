@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.command_line import of_environment, tessera
 from configs.presets.table import PRESETS
-from launch.hints import generate_hint, look_hints, new_run_hint, resume_hint
+from configs.suggested_commands import of_environment, tessera
+from launch.next_commands import generate_hint, look_hints, new_run_hint, resume_hint
 
 OWN = Path("runs/a b")
 

@@ -9,9 +9,9 @@ import pytest
 from small_runs import call, content_of, tiny_run, write_text
 
 from sharding.mesh import make_mesh
-from train.checkpoints.digest import params_digest
 from train.checkpoints.folders import checkpoint_steps
 from train.checkpoints.manifest import read_manifest
+from train.checkpoints.parameter_digest import params_digest
 from train.checkpoints.restore import restore_params
 from train.checkpoints.verify import verify
 from train.record.run_folder import RunFolder, read_metrics

@@ -14,7 +14,7 @@ from data.token_statistics import count_split
 from data.token_store import open_store
 from launch.pages.page import join, tag
 from launch.reading.dataset_report import read_data
-from launch.reading.excluded import excluded_sections
+from launch.reading.exclusion_tables import excluded_sections
 
 
 @pytest.fixture(scope="module")

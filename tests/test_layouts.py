@@ -11,7 +11,7 @@ from small_layouts import MODELS, Course, Cut, course, on_one_device, run_of
 
 from configs.errors import SettingsError
 from configs.run import AXES
-from sharding.fit import check_fit
+from sharding.layout_check import check_fit
 
 ALONE: list[Cut] = [((axis, size),) for axis in AXES for size in (2, 4, 8)]
 PAIRS: list[Cut] = [((one, 2), (other, 4)) for one, other in itertools.combinations(AXES, 2)]

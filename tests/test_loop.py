@@ -63,7 +63,7 @@ def test_a_run_whose_last_copy_fails_has_not_finished(run, monkeypatch):
         raise SettingsError(f"durable/checkpoints/{checkpoint.name} cannot be written")
 
     with monkeypatch.context() as patch:
-        patch.setattr("train.checkpoints.durable.DurableTier.copy", refuse)
+        patch.setattr("train.checkpoints.durable_storage.DurableTier.copy", refuse)
         output = train(*DURABLE, code=75)
     for part in ("checkpoint.durable_dir=", "cannot be written", "resume with: ./tessera train"):
         assert part in output

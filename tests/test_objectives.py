@@ -16,7 +16,7 @@ from configs.errors import SettingsError
 from data.batch import Batch
 from data.batches import batch_digest
 from data.objectives.batch_maker import BatchMaker, RowTokens, empty_row, stream_len
-from data.objectives.segments import document_spans
+from data.objectives.pack_segments import document_spans
 from data.objectives.span_corruption import UL2, Denoiser
 from data.tokenizers.tokenizer import ByteTokenizer, CharacterTokenizer
 

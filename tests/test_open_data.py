@@ -9,8 +9,8 @@ from small_data import data_config, open_quietly, prepare_quietly
 from configs.data import STDLIB
 from configs.errors import SettingsError
 from data.open_data import open_data
+from data.prepare.corpus_preparation import Preparation
 from data.prepare.engine import Workers
-from data.prepare.preparation import Preparation
 from data.prepare.text.corpus import open_corpus
 from data.prepare.work_folder import WORK
 from data.token_store import REPORT

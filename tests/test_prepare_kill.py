@@ -34,8 +34,8 @@ from small_tokenizers import content_of as content_of_tokenizer
 
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
+from data.prepare.corpus_preparation import Preparation
 from data.prepare.engine import Workers
-from data.prepare.preparation import Preparation
 from data.prepare.work_folder import WORK
 from data.token_store import MANIFEST, open_store
 from data.tokenizers.tokenizer import ByteTokenizer

@@ -30,8 +30,8 @@ from data.token_store import manifest_entries
 from launch.train_settings import parse
 from sharding.mesh import make_mesh
 from sharding.rules import sharding
-from train.checkpoints.digest import gather_pieces, params_digest
 from train.checkpoints.folders import checkpoint_steps
+from train.checkpoints.parameter_digest import gather_pieces, params_digest
 from train.checkpoints.restore import restore_params
 from train.record.run_folder import RunFolder, read_metrics
 from train.state import abstract_state

@@ -32,7 +32,7 @@ import data.prepare.text.source_files
 import data.prepare.text.token_files
 import data.prepare.text.txt_jsonl
 from configs.errors import SettingsError
-from data.prepare.text.read_report import ReadReport
+from data.prepare.text.text_records import ReadReport
 
 TEXTS = ["one\n", "é € 🙂", "\r\ncarriage\rreturns\n", "\0\ufeff\t ", "x" * 5000, "last", '"}\\']
 
@@ -292,7 +292,7 @@ from pathlib import Path
 from configs.data import PrepareConfig
 from data.prepare.text.corpus import open_corpus
 from data.prepare.text.readers import read_range
-from data.prepare.text.read_report import ReadReport
+from data.prepare.text.text_records import ReadReport
 import pyarrow.parquet
 
 def megabytes():  # not ru_maxrss, which a process inherits from the one that started it

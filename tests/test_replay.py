@@ -12,11 +12,11 @@ from small_model import small_batch, small_model, small_run
 
 from configs.errors import Corrupted, SettingsError
 from configs.run import GuardConfig
-from launch.faults.worker import after_call, with_flipped_bit
+from launch.faults.run_with_fault import after_call, with_flipped_bit
 from sharding.distributed.processes import ALONE
 from sharding.rules import sharding
 from sharding.tree_paths import by_path
-from train.checkpoints.digest import params_digest
+from train.checkpoints.parameter_digest import params_digest
 from train.health.replay import check_can_replay, digest_maker, digests, step_twice
 from train.state import TrainState, init_state
 from train.step import compile_train_step

@@ -12,7 +12,7 @@ from small_model import mesh_of, quick_jit, small_model
 
 import model.attention.blockwise
 from model.attention.attention import Attention
-from model.attention.block_pairs import any_allowed
+from model.attention.block_attention import any_allowed
 from model.attention.mask import Mask
 from model.attention.plain import attend
 from model.attention.ring import ring_attend

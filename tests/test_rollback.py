@@ -16,9 +16,9 @@ import train.health.rollback
 import train.loop
 from configs.errors import Unavailable
 from configs.run import CheckpointConfig
-from launch.faults.worker import after_call, with_infinite_moment
+from launch.faults.run_with_fault import after_call, with_infinite_moment
 from train.checkpoints.context import CheckpointContext
-from train.checkpoints.durable import DurableTier
+from train.checkpoints.durable_storage import DurableTier
 from train.checkpoints.folders import checkpoint_steps, pin
 from train.checkpoints.manifest import RunProgress, read_progress
 from train.checkpoints.recovery import newest_valid

@@ -28,7 +28,7 @@ SETTINGS = f"""
     --eval.every_steps 500 --sample.every_steps 1000 --sample.num_tokens 8
     --data.num_read_threads 2 --data.num_prefetch_batches 2
 """.split()
-SLOW = ("-m", "launch.faults.worker", "slow_data", "0", str(NUM_STEPS), "--")
+SLOW = ("-m", "launch.faults.run_with_fault", "slow_data", "0", str(NUM_STEPS), "--")
 """A batch takes a fifth of a second, and two are read at a time: 20,000 steps are half an hour."""
 
 

@@ -42,7 +42,15 @@ def run(tmp_path: Path) -> RunFolder:
 def start_with(folder: Path, fault: str, *arguments: str) -> "subprocess.Popen[str]":
     """Starts `train` in a folder with something wrong in it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "launch.faults.worker", *fault.split(), "--", "train", *arguments],
+        [
+            sys.executable,
+            "-m",
+            "launch.faults.run_with_fault",
+            *fault.split(),
+            "--",
+            "train",
+            *arguments,
+        ],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -16,7 +16,7 @@ import data.prepare.text.json_csv
 import data.prepare.text.txt_jsonl
 from configs.errors import SettingsError
 from data.prepare.text.corpus import open_corpus
-from data.prepare.text.read_report import ReadReport
+from data.prepare.text.text_records import ReadReport
 
 MAGIC = b"MMIDIDX\0\0" + struct.pack("<QB", 1, 4)
 

@@ -28,7 +28,7 @@ CHILD = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
 
-from launch.heartbeat import start_heartbeat
+from launch.supervisor_pipe import start_heartbeat
 
 number = len(list(Path().glob("started-*")))
 Path(f"started-{number}").write_text(str(os.getpid()))
@@ -386,7 +386,7 @@ time.sleep(60)
 
 def test_a_heartbeat_without_a_supervisor_is_nothing():
     code = (
-        "import threading; from launch.heartbeat import start_heartbeat; start_heartbeat(); "
+        "import threading; from launch.supervisor_pipe import start_heartbeat; start_heartbeat(); "
         "print(threading.active_count())"
     )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,8 +14,8 @@ from small_prepare import sentences, small_sizes
 from small_runs import RUN, call, content_of, tiny_run, write_text
 
 import data.open_data
+import data.prepare.corpus_preparation
 import data.prepare.plan
-import data.prepare.preparation
 import data.prepare.text.token_files
 import data.token_store
 from configs.errors import SettingsError
@@ -222,7 +222,7 @@ def test_a_run_that_began_on_format_2_goes_on_is_evaluated_and_branches(tmp_path
     monkeypatch.chdir(tmp_path)
     path = write_text(tmp_path)
     command = ("train", *tiny_run("--train.num_steps", "5", "--optim.schedule", "constant"))
-    modules = (data.prepare.plan, data.prepare.preparation, data.token_store, data.open_data)
+    modules = (data.prepare.plan, data.prepare.corpus_preparation, data.token_store, data.open_data)
     with monkeypatch.context() as earlier:
         for module in modules:
             earlier.setattr(module, "FORMAT_VERSION", 2)

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from configs.check import require
 from configs.data import DataConfig
 from configs.errors import CheckFailed
+from configs.flat_settings import flatten
 from configs.model import ModelConfig
+from configs.require import require
 from configs.run import (
     CheckpointConfig,
     EvalConfig,
@@ -25,7 +26,6 @@ from configs.run import (
     RunConfig,
     TrainConfig,
 )
-from configs.settings import flatten
 from data.atomic_files import write_json
 from data.tokenizers.hf_files import (
     TOKEN_ID_KEYS,

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 
 from configs.errors import Stopped
-from configs.settings import flatten
+from configs.flat_settings import flatten
 from sharding.rules import sharding
 from train.callbacks import Callbacks
 from train.checkpoints.context import CheckpointContext
-from train.checkpoints.digest import DIGEST_VERSION, params_digest
 from train.checkpoints.manifest import RunProgress
+from train.checkpoints.parameter_digest import DIGEST_VERSION, params_digest
 from train.checkpoints.save import Checkpoints
 from train.health.replay import step_twice
 from train.health.rollback import rollback

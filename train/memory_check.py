@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from configs.check import require
+from configs.require import require
 from configs.run import RunConfig
 from train.record.console import logger
 from train.state import abstract_state, gradient_layout, on_devices, state_layout

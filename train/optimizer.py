@@ -6,7 +6,7 @@ import jax
 import optax
 
 from configs.run import OptimConfig
-from train.checkpoints.array_names import RENAMED_ARRAYS, inverse, renamed
+from train.checkpoints.renamed_arrays import RENAMED_ARRAYS, inverse, renamed
 
 Params: TypeAlias = dict[str, Any]
 """Arrays by module path, nested."""

@@ -12,7 +12,7 @@ from data.batch import Batch
 from data.batches import batch_digest, train_batches
 from data.mixture import Data
 from sharding.distributed.processes import Processes
-from train.checkpoints.durable import DurableTier
+from train.checkpoints.durable_storage import DurableTier
 from train.checkpoints.init_from import InitFrom
 from train.checkpoints.manifest import RunProgress
 from train.record.console import logger

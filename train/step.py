@@ -15,7 +15,7 @@ from model.transformer import balance_experts
 from sharding.pipeline import pipeline_of
 from sharding.rules import constrain
 from sharding.tree_paths import by_path
-from train.checkpoints.array_names import first_path
+from train.checkpoints.renamed_arrays import first_path
 from train.loss import Sums, aux_weights, batch_sums
 from train.optimizer import Params, make_optimizer
 from train.schedule import make_schedule

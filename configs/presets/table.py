@@ -11,7 +11,7 @@ from configs.presets.bert import (
 from configs.presets.gemma import gemma3_1b, gemma3_4b, gemma3_12b, gemma3_27b
 from configs.presets.gpt2 import gpt2_124m, gpt2_355m, gpt2_774m, gpt2_1558m
 from configs.presets.llama import llama3_8b, llama3_70b, llama3_405b, llama_1b, mistral_7b
-from configs.presets.mixtral import deepseek_v3, mixtral_8x7b
+from configs.presets.mixture_of_experts import deepseek_v3, mixtral_8x7b
 from configs.presets.qwen import (
     qwen3_0_6b,
     qwen3_1_7b,

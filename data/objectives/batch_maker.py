@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from configs.check import require
 from configs.data import DataConfig
 from configs.objective import NUM_SENTINELS
+from configs.require import require
 from data.batch import Batch
 from data.objectives.causal import causal, causal_batch, infill, prefix
 from data.objectives.masked import Masking, masked, masked_pairs
-from data.objectives.segments import BatchShape, DocumentSpan, Segment, document_spans, pack
+from data.objectives.pack_segments import BatchShape, DocumentSpan, Segment, document_spans, pack
 from data.objectives.span_corruption import UL2, Denoiser, corrupt, lengths
 from data.tokenizers.tokenizer import Tokenizer
 

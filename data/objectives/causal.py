@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from data.batch import Batch
-from data.objectives.segments import DocumentSpan, Segment
+from data.objectives.pack_segments import DocumentSpan, Segment
 
 
 def causal_batch(

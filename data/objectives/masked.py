@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.objectives.segments import DocumentSpan, Segment
+from data.objectives.pack_segments import DocumentSpan, Segment
 
 
 class Masking(NamedTuple):

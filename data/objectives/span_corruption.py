@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.objectives.causal import cut_in_two, encoder_decoder_segment, prefix_segment
-from data.objectives.segments import DocumentSpan, Segment
+from data.objectives.pack_segments import DocumentSpan, Segment
 
 
 class Denoiser(NamedTuple):

@@ -16,9 +16,9 @@ from data.atomic_files import atomic_write
 from data.prepare.cleaning.cleaner import Cleaner
 from data.prepare.plan import PLAN, Plan, changed_at, read_plan, tokenizer_of
 from data.prepare.text.corpus import open_overlap
-from data.prepare.text.read_report import ReadReport, TextRecord
 from data.prepare.text.readers import read_range
 from data.prepare.text.source_files import SourceFile
+from data.prepare.text.text_records import ReadReport, TextRecord
 
 
 class Document(NamedTuple):

@@ -15,8 +15,8 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.command_line import pip_install
 from configs.errors import SettingsError, Stopped
+from configs.suggested_commands import pip_install
 
 Engine = Literal["local", "ray"]
 _ROOT = Path(__file__).resolve().parents[2]

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.check import require
 from configs.data import DUPLICATE_STEPS, PrepareConfig
+from configs.require import require
 from data.prepare.shards import FORMAT_VERSION
 from data.prepare.text.corpus import Corpus, open_overlap
 from data.tokenizers.tokenizer import Tokenizer, load_tokenizer

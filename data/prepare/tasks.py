@@ -26,7 +26,7 @@ from data.prepare.encode import Encoder
 from data.prepare.plan import Plan, read_plan, tokenizer_of
 from data.prepare.shards import ShardWriter
 from data.prepare.text.corpus import SPLITS, Split
-from data.prepare.text.read_report import ReadReport
+from data.prepare.text.text_records import ReadReport
 from data.prepare.text.utf8 import utf8_len
 from data.tokenizers.train_tokenizer import lines_of
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.check import require
+from configs.require import require
 from data.atomic_files import atomic_write, explain_full_disk, write_json
 from data.prepare.engine import Workers
 from data.prepare.plan import PLAN, TOKENIZER, Plan, plan_content

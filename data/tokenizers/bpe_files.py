@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from configs.check import require
 from configs.data import PrepareConfig
+from configs.require import require
 from data.tokenizers.special_tokens import END_OF_TEXT
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -91,7 +91,7 @@ def from_vocab(path: Path, config: PrepareConfig) -> bytes:
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"{merges_path} must have two tokens on each line")
     if not isinstance(vocab, dict) or not set(bytes_to_unicode()) <= vocab.keys():
-        raise ValueError(f"{vocab_path} has no token for each byte")
+        raise ValueError(f"{vocab_path} lacks tokens of some bytes: it is not a byte-level BPE")
     merges = [(left, right) for left, right in pairs]
     return _tokenizer_json(vocab, merges, config.split_pattern or "gpt2", whole_words=False)
 

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from configs.check import require
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
+from configs.require import require
 from data.prepare.text.utf8 import utf8
 from data.tokenizers.special_tokens import END_OF_TEXT, SEPARATOR, special_token_ids
-from data.tokenizers.subword_models import SPACE_MARK, SubwordModel
+from data.tokenizers.subword_backends import SPACE_MARK, SubwordModel
 
 _WORD_MARKS = (SPACE_MARK, "\u0120", "\u010a", " ", "\n")
 """How SentencePiece and byte-level vocabularies spell spaces and newlines in pieces."""

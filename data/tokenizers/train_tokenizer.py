@@ -9,7 +9,7 @@ import sentencepiece
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from data.tokenizers.special_tokens import special_token_ids
-from data.tokenizers.subword_models import SentencePieceModel
+from data.tokenizers.subword_backends import SentencePieceModel
 from data.tokenizers.subword_tokenizer import SubwordTokenizer
 from data.tokenizers.tokenizer import CharacterTokenizer
 

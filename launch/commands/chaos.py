@@ -18,8 +18,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from configs.check import require, require_at_least
 from configs.errors import CheckFailed, Stopped
+from configs.require import require, require_at_least
 from launch.absolute_paths import RUNS
 from launch.arguments import did_you_mean, parse_arguments
 from launch.faults.disks import (

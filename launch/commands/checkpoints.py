@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from configs.check import require
+from configs.require import require
 from launch.arguments import RunPath, parse_arguments
 from launch.reading.checkpoint_list import SavedCheckpoint, list_checkpoints
 from train.checkpoints.folders import checkpoint_folders, other_names, pin

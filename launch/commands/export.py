@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from configs.check import require
-from configs.command_line import seen
+from configs.require import require
+from configs.suggested_commands import seen
 from launch.absolute_paths import RUNS
 from launch.arguments import RunPath, parse_arguments
-from launch.devices import prepare_jax
+from launch.jax_setup import prepare_jax
 from launch.malloc import return_freed_memory
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}

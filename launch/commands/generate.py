@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from configs.check import require
+from configs.require import require
 from launch.absolute_paths import RUNS
-from launch.devices import prepare_jax
-from launch.saved_arguments import SavedRunArguments, parse_saved_run
+from launch.jax_setup import prepare_jax
+from launch.saved_run_arguments import SavedRunArguments, parse_saved_run
 
 
 @dataclass(frozen=True, kw_only=True)

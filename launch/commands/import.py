@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from configs.command_line import seen, tessera
+from configs.suggested_commands import seen, tessera
 from launch.arguments import parse_arguments
-from launch.devices import describe_environment, prepare_jax
-from launch.hints import generate_hint
+from launch.jax_setup import describe_environment, prepare_jax
 from launch.malloc import return_freed_memory
+from launch.next_commands import generate_hint
 from train.record.run_folder import RunFolder
 
 

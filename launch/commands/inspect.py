@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from configs.check import require, require_at_least
+from configs.require import require, require_at_least
 from data.atomic_files import atomic_write
 from data.batch_report import StepReport
 from data.object_store import is_remote

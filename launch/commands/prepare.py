@@ -11,16 +11,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from configs.check import require, require_at_least
-from configs.command_line import tessera
 from configs.data import PrepareConfig
 from configs.errors import SettingsError, Stopped
+from configs.require import require, require_at_least
+from configs.suggested_commands import tessera
 from data.atomic_files import explain_full_disk, locked
 from data.object_store import is_remote
 from data.open_data import given_tokenizer, local_path
+from data.prepare.corpus_preparation import Preparation
 from data.prepare.engine import Engine, Workers
-from data.prepare.preparation import Preparation
-from data.prepare.prepare import Log, prepare
+from data.prepare.prepare_corpora import Log, prepare
 from data.prepare.text.corpus import open_corpus
 from data.prepare.work_folder import remove_work
 from data.remote_folders import is_prepared, push_folder

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.check import require
 from configs.errors import SettingsError
+from configs.require import require
 from data.atomic_files import atomic_write
 from launch.arguments import RunPath, parse_arguments
 from launch.pages.run_page import run_page

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from launch.arguments import parse_arguments
-from launch.devices import ROOT
+from launch.jax_setup import ROOT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from configs.check import require
-from configs.command_line import tessera
 from configs.errors import Hung, SettingsError, Stopped
+from configs.flat_settings import flatten
+from configs.require import require
 from configs.run import RunConfig
-from configs.settings import flatten
+from configs.suggested_commands import tessera
 from data.atomic_files import BYTES_MOVED
 from launch.absolute_paths import RUNS
 from launch.cli import guarded
 from launch.config_file import to_toml
-from launch.devices import (
+from launch.jax_setup import (
     describe_devices,
     describe_environment,
     describe_software,
     environment_changes,
     prepare_jax,
 )
-from launch.heartbeat import start_heartbeat
-from launch.hints import new_run_hint
+from launch.next_commands import new_run_hint
 from launch.progress_bar import Progress
 from launch.supervise import RestartPolicy, supervise
+from launch.supervisor_pipe import start_heartbeat
 from launch.train_settings import (
     TrainArguments,
     default_run_dir,
@@ -46,7 +46,7 @@ from train.record.spans import Spans
 if TYPE_CHECKING:
     from data.mixture import Data
     from sharding.distributed.processes import Processes
-    from train.checkpoints.durable import DurableTier
+    from train.checkpoints.durable_storage import DurableTier
     from train.checkpoints.init_from import InitFrom
     from train.health.signals import Signals
 
@@ -266,7 +266,7 @@ def _open_durable(
         return None
     durable = None
     if processes.is_first:
-        from train.checkpoints.durable import DurableTier
+        from train.checkpoints.durable_storage import DurableTier
 
         durable = DurableTier(config.checkpoint.durable_dir)
         durable.check_writable()
@@ -293,7 +293,7 @@ def _checked(
     """
     import jax
 
-    from sharding.fit import check_fit, check_platform
+    from sharding.layout_check import check_fit, check_platform
     from sharding.mesh import make_mesh
     from train.checkpoints.folders import newest_progress
     from train.health.replay import check_can_replay

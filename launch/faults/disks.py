@@ -64,7 +64,7 @@ def _damage(trial: Trial, damage: Callable[[Path], object]) -> Result:
     trial.expect_event("quarantined", step=newest)
     trial.expect_event("resumed", step=newest - SAVE_STEPS)
     if not (trial.run.checkpoints / f"{newest}.bad").is_dir():
-        raise Broken(f"checkpoint {newest} is not kept as N.bad for a diagnosis")
+        raise Broken(f"checkpoint {newest} was not renamed to {newest}.bad")
     return trial.exact()
 
 

@@ -106,7 +106,7 @@ def flip_a_bit_in_a_device(trial: Trial) -> Result:
     started = trial.start(*more, fault=f"flipped_bit {call} {call}")
     started.expect(1)
     if not trial.expect_event("corrupted", step=step)["devices"]:
-        raise Broken(f"no device is named: {started.last_output()}")
+        raise Broken(f"the event names no device: {started.last_output()}")
     trial.finish(*more)
     return trial.exact()
 

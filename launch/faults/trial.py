@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import IntegrityError
-from launch.devices import ROOT
+from launch.jax_setup import ROOT
 from launch.reading.event_messages import name_of
 from train.checkpoints.folders import checkpoint_steps
 from train.checkpoints.manifest import read_progress
@@ -206,12 +206,14 @@ class Trial:
 
         Args:
             more: arguments beside those of every trial.
-            fault: "NAME FIRST LAST", which `launch.faults.worker` injects.
+            fault: "NAME FIRST LAST", which `launch.faults.run_with_fault` injects.
             prefix: a command that starts the process.
             late_sec: how much later than the first process the others start.
         """
         self._num_starts += 1
-        module = ["launch"] if fault is None else ["launch.faults.worker", *fault.split(), "--"]
+        module = (
+            ["launch"] if fault is None else ["launch.faults.run_with_fault", *fault.split(), "--"]
+        )
         wait = ("sh", "-c", f'sleep {late_sec:g}; exec "$@"', "late") if late_sec else ()
         arguments = [*prefix, sys.executable, "-m", *module]
         arguments += self.place.command(Path(self.name), *more)

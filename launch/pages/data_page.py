@@ -10,7 +10,7 @@ from launch.reading.dataset_report import (
     made_with,
     token_label,
 )
-from launch.reading.excluded import Section, excluded_sections
+from launch.reading.exclusion_tables import Section, excluded_sections
 
 
 def data_page(report: DataReport) -> Html:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from configs.command_line import tessera
+from configs.suggested_commands import tessera
 from data.step_ranges import merge_intervals
 from launch.printable import shortened
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from configs.errors import Diverged
 from configs.run import RunConfig
-from launch.hints import generate_hint, new_run_hint, resume_hint, started_with
+from launch.next_commands import generate_hint, new_run_hint, resume_hint, started_with
 from train.checkpoints.folders import checkpoint_steps
 from train.record.eta import eta_sec, periods
 from train.record.run_folder import Record, RunFolder, read_metrics

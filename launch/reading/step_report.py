@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from configs.check import require
+from configs.flat_settings import decides_batches, differences, flatten
+from configs.require import require
 from configs.run import RunConfig
-from configs.settings import decides_batches, differences, flatten
 from data.batch_report import RowReport, StepReport, report_step
 from data.batches import continue_ranges
 from data.mixture import Data

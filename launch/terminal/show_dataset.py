@@ -19,7 +19,7 @@ from launch.reading.dataset_report import (
     made_with,
     token_label,
 )
-from launch.reading.excluded import excluded_sections
+from launch.reading.exclusion_tables import excluded_sections
 
 _BAR_CHARACTERS = 32
 _NUM_SPECIAL = 8

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from model.attention.block_pairs import (
+from model.attention.block_attention import (
     LOWEST,
     BackwardQueries,
     Keys,

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from configs.check import require
 from configs.errors import SettingsError
 from configs.model import ModelConfig
+from configs.require import require
 from model.hf.tensors import HFTensor
 
 HFConfig = Mapping[str, Any]

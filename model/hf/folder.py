@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.check import require
 from configs.errors import SettingsError
 from configs.model import ModelConfig
+from configs.require import require
 from model.hf.family import Family, HFConfig
 from model.hf.registry import read_hf_config
 from model.hf.safetensors import StoredTensor, stored_tensors

@@ -16,9 +16,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from configs.check import require
 from configs.errors import IntegrityError
-from sharding.piecewise import PIECE_BYTES
+from configs.require import require
+from sharding.fill_sharded import PIECE_BYTES
 
 _DTYPES: Mapping[str, Any] = {
     "F64": np.float64,

@@ -11,7 +11,7 @@ from configs.model import ModelConfig
 from model.hf.family import Family
 from model.hf.safetensors import StoredTensor, in_disk_order
 from model.hf.tensors import HFTensor, ParamSlice
-from sharding.piecewise import fill, zeros
+from sharding.fill_sharded import fill, zeros
 from sharding.tree_paths import by_path, nested
 
 Tree = Mapping[str, Any]

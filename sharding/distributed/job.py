@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from configs.check import require
 from configs.errors import SettingsError
+from configs.require import require
 
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 

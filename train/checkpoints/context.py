@@ -10,7 +10,7 @@ from typing import Any
 from configs.errors import TesseraError
 from configs.run import CheckpointConfig
 from sharding.distributed.processes import ALONE, Processes
-from train.checkpoints.durable import DurableTier
+from train.checkpoints.durable_storage import DurableTier
 
 Emit = Callable[..., None]
 """Records an event: its kind in events.jsonl, and its details by name."""

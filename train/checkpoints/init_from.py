@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.check import require
 from configs.errors import SettingsError
+from configs.require import require
 from configs.run import RunConfig
 from data.mixture import Data
 from data.step_ranges import steps_from
@@ -126,9 +126,9 @@ def check_hf_model(source: InitFrom, config: RunConfig) -> HFModel:
     wrong = {name: hf[name] for name in names if hf[name] != tessera[name]}
     require(
         not wrong,
-        f"--init-from={source.run} is another model: "
+        f"--init-from={source.run} has another architecture: "
         + "; ".join(f"{name}={value} there, {tessera[name]} here" for name, value in wrong.items())
-        + "; to begin with it add "
+        + "; to match it, add "
         + " ".join(f"--{name} {_typed(value)}" for name, value in wrong.items()),
     )
     return hf_model

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from configs.check import require
 from configs.data import DataConfig
 from configs.errors import IntegrityError, SettingsError
+from configs.flat_settings import classify, differences, flatten, unflatten, up_to_date
+from configs.require import require
 from configs.run import RunConfig
-from configs.settings import classify, differences, flatten, unflatten, up_to_date
 from data.atomic_files import atomic_write, stays_inside, with_retries
 from data.step_ranges import StepRange, steps_from
 
@@ -159,7 +159,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise IntegrityError(f"{where} is not a manifest: {error!r}") from None
     for name in files:
         if not (stays_inside(name) and name.startswith(f"{STATE}/")):
-            raise IntegrityError(f"{where} must not list the file {name!r}, which is not below it")
+            raise IntegrityError(f"{where} lists {name!r}, which is outside {STATE}/")
     return Manifest(progress=progress, settings=fields["settings"], files=files)
 
 

@@ -6,10 +6,10 @@ import jax
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from sharding.piecewise import fill, zeros
+from sharding.fill_sharded import fill, zeros
 from sharding.tree_paths import by_path, nested
-from train.checkpoints.array_names import earlier_names, inverse, renamed
 from train.checkpoints.manifest import STATE
+from train.checkpoints.renamed_arrays import earlier_names, inverse, renamed
 from train.optimizer import Params
 from train.state import TrainState
 

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from configs.errors import TesseraError, Unavailable
 from sharding.distributed.processes import EndedElsewhere
-from sharding.piecewise import PIECE_BYTES
+from sharding.fill_sharded import PIECE_BYTES
 from train.checkpoints.context import CheckpointContext, error_line
 from train.checkpoints.folders import (
     begin_save,

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from configs.check import require
 from configs.errors import Corrupted
+from configs.require import require
 from configs.run import RunConfig
 from data.batch import Batch
 from sharding.distributed.processes import Processes

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from configs.command_line import seen, tessera
 from configs.errors import Diverged
+from configs.suggested_commands import seen, tessera
 from data.batches import is_one_sequence
 from data.step_ranges import StepRange, merge_intervals, range_of
 from train.checkpoints.context import CheckpointContext

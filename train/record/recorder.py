@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from configs.counts import count
-from configs.hardware import peak_flops
+from configs.peak_flops import peak_flops
 from train.checkpoints.manifest import RunProgress
 from train.health.divergence import Divergence, Guard
 from train.health.stragglers import StragglerProbe

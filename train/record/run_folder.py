@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from configs.check import require
 from configs.errors import SettingsError
-from configs.run import RunConfig
-from configs.settings import (
+from configs.flat_settings import (
     REPLACED,
     classify_change,
     differences,
@@ -22,6 +20,8 @@ from configs.settings import (
     unflatten,
     up_to_date,
 )
+from configs.require import require
+from configs.run import RunConfig
 from data.atomic_files import NO_LOCKS, lock_error, write_json
 from train.checkpoints.folders import checkpoint_folders, checkpoint_steps, has_set_aside
 

@@ -3,10 +3,10 @@
 import functools
 from typing import Any
 
-from configs.check import require
-from configs.command_line import pip_install
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
+from configs.require import require
+from configs.suggested_commands import pip_install
 from data.prepare.cleaning.cleaning_step import CleaningStep, Dropped
 
 SAMPLE_CHARACTERS = 20_000

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from configs.check import require
 from configs.data import STDLIB, PrepareConfig
+from configs.require import require
 from data.atomic_files import digest_file
 from data.prepare.text.parquet_arrow import has_token_rows
 from data.prepare.text.readers import topic_names
@@ -178,7 +178,9 @@ def _stdlib_files() -> tuple[Path, list[SourceFile]]:
         for path in root.rglob("*.py")
         if not _STDLIB_EXCLUDED.intersection(path.relative_to(root).parts)
     )
-    require(bool(paths), f"data.path={STDLIB}: no Python sources in {root}; give another text")
+    require(
+        bool(paths), f"data.path={STDLIB}: no .py files in {root}; set data.path to another text"
+    )
     names = [path.relative_to(root).as_posix() for path in paths]
     return root, [
         source_file(path, name, "topics" if name == _TOPICS else "python")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import ReadReport, TextRecord
 from data.prepare.text.source_files import ByteRange, SourceFile
 from data.prepare.text.streams import open_stream
 from data.prepare.text.text_fields import field_names, field_of
+from data.prepare.text.text_records import ReadReport, TextRecord
 
 _RECORD_CHARACTERS = 64 * 2**20
 """The longest array element, CSV line or CSV field; it bounds memory."""
@@ -52,7 +52,9 @@ def _elements(stream: IO[str]) -> Iterator[Any]:
             while not rest.strip() and (rest := stream.read(_BLOCK_CHARACTERS)):
                 pass
             if rest.strip():
-                raise ValueError(f"text follows the closing ] of the array, element {number - 1}")
+                raise ValueError(
+                    f"text follows the closing ] of the array (last element: {number - 1})"
+                )
             return
         try:
             record, end = parse(buffer, index)

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import ReadReport, TextRecord, decode
 from data.prepare.text.source_files import ByteRange, SourceFile
 from data.prepare.text.text_fields import field_names, field_of
+from data.prepare.text.text_records import ReadReport, TextRecord, decode
 
 _TABLE_ROWS = 64  # rows may be whole books
 

@@ -10,9 +10,9 @@ from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from data.prepare.text.json_csv import read_csv, read_json
 from data.prepare.text.parquet_arrow import read_arrayrecord, read_table
-from data.prepare.text.read_report import ReadReport, TextRecord
 from data.prepare.text.source_files import ByteRange, SourceFile
 from data.prepare.text.streams import other_encoding
+from data.prepare.text.text_records import ReadReport, TextRecord
 from data.prepare.text.token_files import read_tokens
 from data.prepare.text.txt_jsonl import read_jsonl, read_text
 

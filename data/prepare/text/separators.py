@@ -3,7 +3,7 @@
 from typing import IO
 
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import ReadReport
+from data.prepare.text.text_records import ReadReport
 
 _USUAL = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 _LOOK_BACK_BYTES = 2**16  # more than the blank lines between documents

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from configs.check import require
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
+from configs.require import require
 from data.prepare.text.streams import COMPRESSIONS, json_layout
 
 Split = Literal["train", "validation"]
@@ -160,8 +160,8 @@ def find_files(config: PrepareConfig) -> tuple[Path, list[SourceFile], dict[str,
         require(kind_of(root) is not None, f"data.path={config.path} must end in {_READABLE}")
         require(
             _kind_on_disk(root, is_named=True) is not None,
-            f"data.path={config.path} must hold a JSON array, [...], or one record on each line; "
-            "rewrite the file so",
+            f"data.path={config.path} must hold a JSON array, [...], or JSON Lines "
+            "(one record on each line); convert the file",
         )
         return root, *_kinds_of(config.path, root.parent, [root])
     require(

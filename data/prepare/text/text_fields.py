@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.data import PrepareConfig, template_parts
-from data.prepare.text.read_report import ReadReport, decode
 from data.prepare.text.source_files import SourceFile
+from data.prepare.text.text_records import ReadReport, decode
 
 
 @functools.lru_cache

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from configs.check import require
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import ReadReport, TextRecord
+from configs.require import require
 from data.prepare.text.source_files import ByteRange, SourceFile
+from data.prepare.text.text_records import ReadReport, TextRecord
 
 _LLM_C = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}  # magic number: dtype
 _LLM_C_HEADER_BYTES = 1024

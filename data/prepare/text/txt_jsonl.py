@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import IO
 
 from configs.data import PrepareConfig
-from data.prepare.text.read_report import ReadReport, TextRecord, decode
 from data.prepare.text.separators import (
     after_separator,
     before_separator,
@@ -18,6 +17,7 @@ from data.prepare.text.separators import (
 from data.prepare.text.source_files import RANGE_BYTES, ByteRange, SourceFile
 from data.prepare.text.streams import BYTE_ORDER_MARK, open_stream
 from data.prepare.text.text_fields import field_of, text_of
+from data.prepare.text.text_records import ReadReport, TextRecord, decode
 
 _LINE_SEARCH_BYTES = 2**20  # how far to search for a line end to cut a text at
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Set
 from typing import Any
 
-from configs.check import require
 from configs.model import ModelConfig
+from configs.require import require
 from model.hf.families.encoders import layer_norm, linear
 from model.hf.family import UNGATED_MLPS, Family, HFConfig, read_mlp, require_values, write_mlp
 from model.hf.tensors import HFTensor, ParamSlice, padded, reshaped, transposed

@@ -3,7 +3,7 @@
 import math
 
 from configs.attention_backends import ATTENTION_BACKENDS
-from configs.check import require
+from configs.require import require
 from configs.run import RunConfig
 from sharding.rules import mesh_axes
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.command_line import of_environment, tessera
 from configs.data import STDLIB
 from configs.run import RunConfig
+from configs.suggested_commands import of_environment, tessera
 
 _PROMPTS = {"masked": "The [MASK]", "span": "The <extra_id_0>"}
 """A prompt for an encoder and an encoder-decoder, by the special tokens of the objective."""

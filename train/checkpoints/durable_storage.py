@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from configs.check import require
 from configs.errors import IntegrityError, TesseraError
+from configs.require import require
 from configs.run import CheckpointConfig
 from data.atomic_files import atomic_write
 from data.object_store import ObjectStore, in_parallel
@@ -189,8 +189,8 @@ class DurableTier:
         own = folder.events.read_bytes()
         require(
             own.partition(b"\n")[0] == copied.partition(b"\n")[0],
-            f"checkpoint.durable_dir={self.url} holds the copies of another run than --run-dir "
-            f"{folder.path}: give another of the two",
+            f"checkpoint.durable_dir={self.url} holds the checkpoints of another run than "
+            f"--run-dir {folder.path}: change --run-dir or checkpoint.durable_dir",
         )
 
     def _check_lease(self) -> None:

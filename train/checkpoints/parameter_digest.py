@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sharding.tree_paths import by_path
-from train.checkpoints.array_names import RENAMED_ARRAYS, inverse, renamed
+from train.checkpoints.renamed_arrays import RENAMED_ARRAYS, inverse, renamed
 
 DIGEST_VERSION = 2
 """Version 1 has the names of arrays before RENAMED_ARRAYS; other models have one digest in both."""

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.check import require_at_least
+from configs.require import require_at_least
 
 if TYPE_CHECKING:
     from sharding.distributed.processes import Processes

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from configs.check import require
 from configs.data import PrepareConfig
+from configs.require import require
 from data.atomic_files import file_entry, write_json
 from data.hf_hub import is_hub
 from data.object_store import is_remote
@@ -25,7 +25,7 @@ from data.prepare.plan import Plan
 from data.prepare.shards import BLOCK_LEN, FORMAT_VERSION
 from data.prepare.tasks import sample, scan, write
 from data.prepare.text.corpus import SPLITS, Corpus, open_corpus
-from data.prepare.text.read_report import NUM_EXAMPLES
+from data.prepare.text.text_records import NUM_EXAMPLES
 from data.prepare.validation_split import ValidationSplit, choose_split
 from data.prepare.work_folder import WORK, OnProgress, WorkFolder, remove_work
 from data.token_store import FILES, MANIFEST, REPORT

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from configs.errors import SettingsError
-from data.prepare.preparation import Preparation
+from data.prepare.corpus_preparation import Preparation
 from data.tokenizers.tokenizer import Tokenizer, lossy_texts
 from data.tokenizers.train_tokenizer import (
     SAMPLE_CHARACTERS,
