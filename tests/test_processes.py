@@ -303,7 +303,7 @@ def test_an_error_of_ours_in_one_process_ends_all(folder):
         ("--coordinator localhost:1 --num-processes 2 --process-id 2", ("must be below",)),
         ("--coordinator localhost:1 --num-processes two --process-id 0", ("two", "an integer")),
         ("--coordinator localhost --num-processes 2 --process-id 0", ("HOST:PORT",)),
-        ("--start-limit-sec 5", ("--start-limit-sec", "give --rendezvous-timeout-sec")),
+        ("--start-limit-sec 5", ("--start-limit-sec", "use --rendezvous-timeout-sec")),
     ],
 )
 def test_flags_that_name_no_job_are_refused(flags: str, said: tuple[str, ...]):
