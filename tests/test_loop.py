@@ -90,10 +90,10 @@ def test_settings_of_an_earlier_version_are_read_and_named_and_go(run):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("--guard.step_limit_sec", "--guard.hang_limit_sec"),
-        ("--guard.min-limit-sec", "--guard.hang_limit_sec"),
-        ("--model.num-future-tokens", "--model.mtp_depth"),
-        ("--model.norm_place", "--model.norm_placement"),
+        ("--guard.step_limit_sec", "--guard.hang-limit-sec"),
+        ("--guard.min-limit-sec", "--guard.hang-limit-sec"),
+        ("--model.num-future-tokens", "--model.mtp-depth"),
+        ("--model.norm_place", "--model.norm-placement"),
         ("--start-limit-sec", "--rendezvous-timeout-sec"),
     ],
 )

@@ -38,7 +38,7 @@ def test_files_that_are_not_read_are_told_and_counted(tmp_path):
         (folder / name).write_text("{}")
     said: list[str] = []
     data = open_data(data_config(folder), tmp_path / "cache", said.append)
-    assert said[0].endswith("not read: 1 .bz2, 2 .json, 1 no suffix"), said
+    assert said[0].endswith("files are ignored: 1 .bz2, 2 .json, 1 no suffix"), said
     report = json.loads((data.sources[0].store.folder / REPORT).read_text())
     assert report["not_read"] == {".bz2": 1, ".json": 2, "no suffix": 1}
 
