@@ -96,7 +96,7 @@ def test_a_second_interrupt_ends_a_run_at_once(tmp_path, run):
     assert checkpoint_steps(run.checkpoints) == [5, 10]
     output = process.communicate()[0]
     assert "SIGINT: saving the state after this step" in output
-    assert "ended by another Ctrl-C, without a save" in output
+    assert "ended by a second Ctrl-C, without a save" in output
 
 
 def test_one_interrupt_that_comes_twice_is_one(tmp_path, run):
