@@ -182,15 +182,16 @@ def _keeps_rates(old: RunConfig, new: RunConfig, step: int) -> bool:
 
 def flatten(config: RunConfig) -> dict[str, Any]:
     """Returns {"group.field": value} for every setting, values as JSON has them."""
-    return dict(_leaves(dataclasses.asdict(config), ""))
+    return {name: _json(value) for name, value in flat_items(dataclasses.asdict(config))}
 
 
-def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def flat_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ("group.field", value) of nested dicts; a name may itself be flat already."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from flat_items(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", _json(value)
+            yield f"{prefix}{name}", value
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -224,11 +225,17 @@ def _json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def unflatten(flat: dict[str, Any]) -> RunConfig:
-    """Returns the RunConfig that was flattened; raises SettingsError on values that cannot be."""
+def grouped(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns {group: {field: value}} of settings by flat name; ValueError for another name."""
     groups: dict[str, dict[str, Any]] = {}
     for name, value in flat.items():
         group, field = name.split(".")
-        groups.setdefault(group, {})[field] = tuple(value) if isinstance(value, list) else value
+        groups.setdefault(group, {})[field] = value
+    return groups
+
+
+def unflatten(flat: dict[str, Any]) -> RunConfig:
+    """Returns the RunConfig that was flattened; raises SettingsError on values that cannot be."""
+    values = {name: tuple(x) if isinstance(x, list) else x for name, x in flat.items()}
     classes = {field.name: field.type for field in dataclasses.fields(RunConfig)}
-    return RunConfig(**{group: classes[group](**fields) for group, fields in groups.items()})  # type: ignore[operator]
+    return RunConfig(**{group: classes[group](**own) for group, own in grouped(values).items()})  # type: ignore[operator]

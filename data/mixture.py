@@ -55,11 +55,6 @@ class Data:
         """{source name: absolute path of its folder}."""
         return {source.name: str(source.store.folder.absolute()) for source in self.sources}
 
-    @property
-    def num_train_tokens(self) -> int:
-        """Tokens of one epoch of all sources."""
-        return sum(source.store.train.num_tokens for source in self.sources)
-
     def validation_sets(self) -> dict[str, TokenStream]:
         """Returns the validation sets by name: those of the sources, then the further ones."""
         own = {

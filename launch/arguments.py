@@ -5,7 +5,7 @@ import difflib
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar, cast
 
@@ -47,7 +47,7 @@ def parse_arguments(
     *,
     command: str,
     default: Arguments | None = None,
-    description: str | None = None,
+    describe: Callable[[], str] | None = None,
     names: Sequence[str] | None = None,
 ) -> Arguments:
     """Returns the dataclass that the arguments ask for; hyphens and underscores are the same.
@@ -55,7 +55,7 @@ def parse_arguments(
     Args:
         command: what was typed before them, such as "./tessera eval".
         default: what is changed by them; None where the dataclass has all defaults.
-        description: heads the help; None takes the docstring of the dataclass.
+        describe: returns what heads the help; None takes the docstring of the dataclass.
         names: the settings that --help shows, one line each; None shows all.
 
     Raises:
@@ -67,7 +67,7 @@ def parse_arguments(
             kind,
             default,
             command=command,
-            description=description,
+            description=describe and describe(),
             names=names,
             whole="--help-all" in wanted,
         )

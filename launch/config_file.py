@@ -4,13 +4,20 @@ import dataclasses
 import json
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from configs.errors import SettingsError
-from configs.flat_settings import RENAMED, REPLACED, flatten, up_to_date
+from configs.flat_settings import (
+    RENAMED,
+    REPLACED,
+    flat_items,
+    flatten,
+    grouped,
+    up_to_date,
+)
 from configs.require import require
 from configs.run import RunConfig
 from launch.arguments import did_you_mean
@@ -46,26 +53,18 @@ def apply_config_file(path: Path, config: RunConfig | None) -> RunConfig:
         f"{path} lacks {', '.join(missing)}: add them, or give a preset that has them: "
         f"./tessera train PRESET --config {path}",
     )
-    groups = {}
-    for group in dataclasses.fields(RunConfig):
-        prefix = f"{group.name}."
-        own = {
-            name.removeprefix(prefix): values[name] for name in values if name.startswith(prefix)
-        }
-        groups[group.name] = _unchecked(group.type, own)
+    classes = {field.name: field.type for field in dataclasses.fields(RunConfig)}
+    groups = {group: _unchecked(classes[group], own) for group, own in grouped(values).items()}
     return _unchecked(RunConfig, groups)
 
 
 def to_toml(config: RunConfig) -> str:
     """Returns all settings as a TOML file, which gives them back exactly."""
-    lines, current = [], ""
-    for name, value in flatten(config).items():
-        group, field = name.split(".")
-        if group != current:
-            lines += [f"\n[{group}]" if lines else f"[{group}]"]
-            current = group
-        lines.append(f"{field} = {_toml(value)}")
-    return "\n".join(lines)
+    groups = grouped(flatten(config)).items()
+    return "\n\n".join(
+        "\n".join((f"[{group}]", *(f"{name} = {_toml(value)}" for name, value in own.items())))
+        for group, own in groups
+    )
 
 
 def _toml(value: Any) -> str:
@@ -88,7 +87,7 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         is_toml = path.suffix == ".toml"
         tree = tomllib.loads(text) if is_toml else json.loads(text, object_pairs_hook=_once)
-        flat = _once((RENAMED.get(name, name), value) for name, value in _leaves(tree))
+        flat = _once((RENAMED.get(name, name), value) for name, value in flat_items(tree))
     except SettingsError as error:
         raise SettingsError(f"--config={path}: {error}") from None
     except OSError as error:
@@ -105,14 +104,6 @@ def _read(path: Path) -> dict[str, Any]:
         message = f"{path}: settings of an earlier version are ignored: {', '.join(replaced)}"
         print(f"tessera: {message}", file=sys.stderr)
     return up_to_date(flat)
-
-
-def _leaves(tree: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{group}{name}.")
-        else:
-            yield f"{group}{name}", value
 
 
 def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

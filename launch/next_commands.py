@@ -11,6 +11,7 @@ from typing import Any
 from configs.data import STDLIB
 from configs.run import RunConfig
 from configs.suggested_commands import of_environment, tessera
+from train.record.run_folder import last_start
 
 _PROMPTS = {"masked": "The [MASK]", "span": "The <extra_id_0>"}
 """A prompt for an encoder and an encoder-decoder, by the special tokens of the objective."""
@@ -45,7 +46,7 @@ def look_hints(run: Path, config: RunConfig, preset: str) -> list[str]:
 
 def resume_hint(events: Sequence[dict[str, Any]]) -> str | None:
     """Returns the command that a run was last started with; None before its first start."""
-    start = _last_start(events)
+    start = last_start(events)
     command, folder = start.get("command"), start.get("cwd")
     if command is None or not isinstance(folder, str) or folder == os.getcwd():
         return command
@@ -55,13 +56,9 @@ def resume_hint(events: Sequence[dict[str, Any]]) -> str | None:
 def started_with(events: Sequence[dict[str, Any]]) -> list[str]:
     """Returns the words after `train` of the command that a run was last started with."""
     try:
-        return shlex.split(_last_start(events)["command"])[2:]
+        return shlex.split(last_start(events)["command"])[2:]
     except (KeyError, ValueError, AttributeError):  # it was not kept, or the line is damaged
         return ["PRESET"]
-
-
-def _last_start(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return next((e for e in reversed(events) if e.get("event") == "started"), {})
 
 
 def new_run_hint(words: Sequence[str], run: Path, *more: str) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import re
 import textwrap
@@ -90,11 +91,11 @@ def parse(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
     """
     path, rest = _config_file(arguments)
     name = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    command, description, config = "./tessera train", None, None
+    command, describe, config = "./tessera train", None, None
     if name is not None:
         require_preset(name)
         command, config = f"{command} {name}", PRESETS[name]()
-        description = f"{inspect.getdoc(PRESETS[name])}\n\n{_set_apart(config)}"
+        describe = functools.partial(_description, name, config)
     if path is not None:
         name = name or _name_of(path)
         command, config = f"{command} --config {path}", apply_config_file(path, config)
@@ -106,7 +107,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
         rest,
         command=command,
         default=TrainArguments(config=config, config_file=path),
-        description=description,
+        describe=describe,
         names=_SHORT_HELP,
     )
     config = _with_whole_durable_dir(parsed.config)
@@ -125,8 +126,8 @@ def _config_file(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     return (Path(found.config[0]).expanduser() if found.config else None), rest
 
 
-def _set_apart(config: RunConfig) -> str:
-    """Returns, in words, the settings of a preset that differ from the defaults of their fields.
+def _description(preset: str, config: RunConfig) -> str:
+    """Returns the docstring of a preset, and the settings that differ from their defaults.
 
     Those that the short help shows in any case are left out.
     """
@@ -136,7 +137,7 @@ def _set_apart(config: RunConfig) -> str:
         for each, default in pairs
         if each.value != default.value and each.name not in _SHORT_HELP
     ]
-    return f"It also sets {', '.join(apart)}."
+    return f"{inspect.getdoc(PRESETS[preset])}\n\nIt also sets {', '.join(apart)}."
 
 
 def _name_of(path: Path) -> str:

@@ -6,7 +6,7 @@ import jax
 import optax
 
 from configs.run import OptimConfig
-from train.checkpoints.renamed_arrays import RENAMED_ARRAYS, inverse, renamed
+from train.checkpoints.renamed_arrays import RENAMED_ARRAYS, renamed, with_first_names
 
 Params: TypeAlias = dict[str, Any]
 """Arrays by module path, nested."""
@@ -41,10 +41,10 @@ def _clip(max_norm: float) -> optax.GradientTransformation:
 
     So a run from before a rename of arrays resumes bit for bit.
     """
-    clip, first_names = optax.clip_by_global_norm(max_norm), inverse(RENAMED_ARRAYS)
+    clip = optax.clip_by_global_norm(max_norm)
 
     def update(grads: Any, params: Any) -> Any:
-        clipped, _ = clip.update(renamed(grads, first_names), optax.EmptyState(), params)
+        clipped, _ = clip.update(with_first_names(grads), optax.EmptyState(), params)
         return renamed(clipped, RENAMED_ARRAYS)
 
     return optax.stateless(update)

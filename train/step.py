@@ -14,8 +14,8 @@ from model.moe.moe import RouterSums
 from model.transformer import balance_experts
 from sharding.pipeline import pipeline_of
 from sharding.rules import constrain
-from sharding.tree_paths import by_path
-from train.checkpoints.renamed_arrays import first_path
+from sharding.tree_paths import by_path, nested
+from train.checkpoints.renamed_arrays import with_first_names
 from train.loss import Sums, aux_weights, batch_sums
 from train.optimizer import Params, make_optimizer
 from train.schedule import make_schedule
@@ -96,8 +96,7 @@ def make_train_step(config: RunConfig, mesh: jax.sharding.Mesh) -> TrainStep:
         sums, grads = _accumulate(sums_and_grads, (batch, rng_B), config.train.num_microbatches)
         loss = sums.loss_sum / weight
         layer_norms = _layer_norms(grads, is_stacked, model_order_L)
-        # In a lasting order, so that a run from before a rename of arrays resumes bit for bit.
-        norms = [layer_norms[path] for path in sorted(layer_norms, key=first_path)]
+        norms = jax.tree.leaves(with_first_names(nested(layer_norms)))  # in their lasting order
         grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(norm)) for norm in norms))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 

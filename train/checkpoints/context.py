@@ -33,7 +33,7 @@ class CheckpointContext:
     emit: Emit = emit_nothing
     """Receives events, in process 0 only."""
     span: Callable[[str], AbstractContextManager] = lambda name: contextlib.nullcontext()
-    """Names the span of time in which work is done (`train.health.spans`)."""
+    """Names the span of time in which work is done (`train.record.spans`)."""
 
 
 def error_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sharding.tree_paths import by_path
-from train.checkpoints.renamed_arrays import RENAMED_ARRAYS, inverse, renamed
+from train.checkpoints.renamed_arrays import with_first_names
 
 DIGEST_VERSION = 2
 """Version 1 has the names of arrays before RENAMED_ARRAYS; other models have one digest in both."""
@@ -24,9 +24,10 @@ def params_digest(params: Mapping[str, Any], version: int = DIGEST_VERSION) -> s
     Args:
         version: of the digest to compare with; one that does not name its version is of version 1.
     """
-    names = inverse(RENAMED_ARRAYS) if version == 1 else {}
+    if version == 1:
+        params = with_first_names(params)
     total = hashlib.sha256()
-    for name, array in sorted(by_path(renamed(params, names)).items()):
+    for name, array in sorted(by_path(params).items()):
         total.update(f"{name}\0{array.shape}\0{array.dtype.name}\0".encode())
         for piece in on_host(array):
             total.update(piece.astype(piece.dtype.newbyteorder("<")).tobytes())

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -215,8 +215,7 @@ class RunFolder:
 
     def last_environment(self) -> dict[str, Any] | None:
         """Returns the environment of the last start, None before the first."""
-        starts = [event for event in self.read_events() if event.get("event") == "started"]
-        return starts[-1].get("environment") if starts else None
+        return last_start(self.read_events()).get("environment")
 
     def has_had_checkpoints(self) -> bool:
         """Returns whether there is or was a valid checkpoint, by its files and events."""
@@ -315,6 +314,11 @@ def close_torn_line(path: Path) -> None:
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":
             file.write(b"\n")
+
+
+def last_start(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the event of the last start of a run; {} before the first."""
+    return next((e for e in reversed(events) if e.get("event") == "started"), {})
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
