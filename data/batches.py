@@ -43,7 +43,7 @@ class TrainRows:
 
     The rows of an epoch of a source are shuffled, each epoch in another order, and its epochs
     follow one another without a gap. Sources alternate by data.weights. The order is an
-    interface: `tests/test_batches.py` compares it to a golden.
+    interface: `tests/data/test_batches.py` compares it to a golden.
     """
 
     def __init__(self, data: Data, config: DataConfig, steps: StepRange):

@@ -2,11 +2,11 @@
 
 import os
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from commands import ENVIRONMENT
 
 from configs.run import MeshConfig
 from launch.jax_setup import prepare_jax
@@ -15,8 +15,6 @@ from sharding.mesh import make_mesh
 os.environ.pop("TESSERA_COMMAND", None)  # or messages offer what it says
 prepare_jax(virtual_devices=8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -35,4 +33,4 @@ def mesh():
 @pytest.fixture
 def environment() -> dict[str, str]:
     """What a process of ours needs to run `python -m launch` from any folder."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "TESSERA_PYTHON": sys.executable}
+    return {**ENVIRONMENT, "TESSERA_PYTHON": sys.executable}
