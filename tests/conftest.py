@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from commands import ENVIRONMENT
+from parts import part_of
 
 from configs.run import MeshConfig
 from launch.jax_setup import prepare_jax
@@ -15,6 +16,16 @@ from sharding.mesh import make_mesh
 os.environ.pop("TESSERA_COMMAND", None)  # or messages offer what it says
 prepare_jax(virtual_devices=8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", default="1/1", help="K/N: every N-th test, beginning with the K-th")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept = part_of(items, config.getoption("--part"))
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
 
 
 @pytest.fixture

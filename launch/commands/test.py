@@ -1,6 +1,7 @@
 """`./tessera test`: lint, types and tests of this checkout."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,16 +10,25 @@ from typing import Annotated
 
 import tyro
 
+from configs.require import require
 from launch.arguments import parse_arguments
 from launch.jax_setup import ROOT
+
+_LINT = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["basedpyright"])
+_MINUTES = {"quick": "a minute and a half", "default": "8 minutes", "all": "two hours"}
+"""How long each takes on two CPU cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestArguments:
-    """Runs lint, types and tests; exit code 1 where one of them fails."""
+    """Runs lint, types and tests; exit code 1 if one of them fails."""
 
+    quick: bool = False
+    """Only lint, types and the tests that find most: what one runs before a commit."""
     all: bool = False
-    """Run the slow proofs too."""
+    """Run the slow proofs too: 100 kills, SLURM, programs for TPU pods, whole tables."""
+    part: str | None = None
+    """K/N: only the K-th of N parts of the tests, to spread them over machines or sittings."""
     select: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEST")] = ()
     """Files or names of tests, as pytest takes them; none is all of the suite."""
 
@@ -26,14 +36,25 @@ class TestArguments:
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     parsed = parse_arguments(TestArguments, arguments, command="./tessera test")
-    tests = ["pytest", "-q", "-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile"]
+    require(not (parsed.quick and parsed.all), "--quick: not together with --all, which is more")
+    if parsed.part is not None:
+        found = re.fullmatch(r"(\d+)/(\d+)", parsed.part)
+        require(
+            found is not None and 1 <= int(found[1]) <= int(found[2]),
+            f"--part={parsed.part} must be K/N, such as 1/4: part K of N parts",
+        )
+    tests = ["pytest", "-q", "--durations=10", "-n", str(min(os.cpu_count() or 1, 8))]
+    tests += ["--dist", "loadfile"]
     if not parsed.all:
-        tests += ["-m", "not slow"]
-    commands = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["basedpyright"]]
-    if parsed.select:
-        commands = []
+        tests += ["-m", "quick" if parsed.quick else "not slow"]
+    if parsed.part is not None:
+        tests += ["--part", parsed.part]
+    if not parsed.select:
+        name = "quick" if parsed.quick else "all" if parsed.all else "default"
+        part = "" if parsed.part is None else f", of which this is part {parsed.part}"
+        print(f"lint, types and tests: about {_MINUTES[name]} on 2 cores{part}", flush=True)
     failed = []
-    for command in (*commands, [*tests, *parsed.select]):
+    for command in (*(() if parsed.select else _LINT), [*tests, *parsed.select]):
         print(f"$ {' '.join(command)}", flush=True)
         if subprocess.run([sys.executable, "-m", *command], cwd=ROOT).returncode:
             failed.append(command[0])
