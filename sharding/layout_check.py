@@ -9,15 +9,10 @@ from sharding.rules import mesh_axes
 
 
 def check_fit(config: RunConfig, sizes: dict[str, int]) -> None:
-    """Refuses settings whose batch or shapes the mesh cannot shard evenly.
+    """Refuses settings whose batch or shapes a mesh of these sizes cannot shard evenly.
 
-    The vocabulary is checked where it is known.
-
-    Args:
-        sizes: {mesh axis: its size}.
-
-    Raises:
-        SettingsError: names the field, both values and what would do.
+    The vocabulary is checked where it is known. Each SettingsError names the field, both values
+    and what would do.
     """
     _check_batch(config, sizes)
     _check_rows(config, sizes)
@@ -89,7 +84,6 @@ def _check_rows(config: RunConfig, sizes: dict[str, int]) -> None:
 
 
 def _check_kind(config: RunConfig, sizes: dict[str, int]) -> None:
-    """Refuses axes that cannot shard this kind of model."""
     model = config.model
     kind = f"model.architecture={model.architecture}"
     if model.architecture == "encoder_decoder" or model.is_recurrent:
