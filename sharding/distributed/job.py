@@ -68,11 +68,12 @@ def find_job(arguments: Sequence[str]) -> Job | None:
     found = {flag: value if given[flag] is None else given[flag] for flag, value in known}
     missing = [flag for flag, value in found.items() if value is None]
     parts = [f"{flag} {value}" for flag, value in found.items() if value is not None]
+    if task.cluster is not None:
+        parts.append(f"(of {task.cluster})")
     require(
         not missing,
-        f"{' '.join(parts)}{f' (of {task.cluster})' if task.cluster else ''} also needs "
-        f"{' and '.join(missing)}: a run over several processes needs --coordinator HOST:PORT, "
-        "--num-processes N and, in each of them, --process-id I",
+        f"{' '.join(parts)} also needs {' and '.join(missing)}: a run over several processes needs "
+        "--coordinator HOST:PORT, --num-processes N and, in each of them, --process-id I",
     )
     num_processes = _number("--num-processes", found["--num-processes"], least=1)
     process_id = _number("--process-id", found["--process-id"], least=0)
