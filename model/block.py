@@ -49,13 +49,7 @@ class Block(nnx.Module):
         has_first_norm: bool = True,
         rngs: nnx.Rngs,
     ):
-        """Makes a block.
-
-        Args:
-            mask_kind: of its own attention.
-            has_cross_attention: before the MLP there is attention to the encoder's output.
-            has_first_norm: False leaves out the norm of its attention's input.
-        """
+        """Makes a block, whose own attention has the mask_kind; cross-attention comes after it."""
         is_before = config.norm_placement in ("pre", "sandwich")
         is_after = config.norm_placement != "pre"
 
@@ -85,12 +79,7 @@ class Block(nnx.Module):
         row_index_T: jax.Array | None = None,
         is_local: bool = False,
     ) -> tuple[jax.Array, RouterRecord | None]:
-        """Returns the residual stream after the block, [B, T, D], and what its router did.
-
-        Args:
-            row_index_T: index in its row of each column; None is in order.
-            is_local: whether its attention has the window.
-        """
+        """Returns the residual stream after the block, [B, T, D], and what its router did."""
         config, record = self.config, None
         positions_BT, segments_BT, rng_BT = inputs.positions_BT, inputs.segments_BT, inputs.rng_BT
         mask = Mask(

@@ -34,8 +34,7 @@ def kept(rng_BT: jax.Array, rate: float, shape: Sequence[int]) -> jax.Array:
 def dropout(x: jax.Array, rate: float, rng_BT: jax.Array | None) -> jax.Array:
     """Zeroes each element of x[B, T, ...] with probability rate and divides the rest by 1 - rate.
 
-    Args:
-        rng_BT: a PRNG key for each token, or None for evaluation, which returns x.
+    rng_BT is a PRNG key for each token; None is evaluation, which returns x.
     """
     if rng_BT is None or rate == 0:
         return x

@@ -44,10 +44,7 @@ class LanguageModel(nnx.Module):
             self.next_sentence_bias = zeros((2,), "norm")
 
     def run(
-        self,
-        inputs: Inputs,
-        rng_B: jax.Array | None = None,
-        row_index_T: jax.Array | None = None,
+        self, inputs: Inputs, rng_B: jax.Array | None = None, row_index_T: jax.Array | None = None
     ) -> tuple[jax.Array, RouterRecord | None]:
         """Returns hidden states [B, T, D] in config.dtype, and what routers did, if there are any.
 
@@ -57,14 +54,9 @@ class LanguageModel(nnx.Module):
         """
         raise NotImplementedError
 
-    def __call__(
-        self,
-        inputs: Inputs,
-        rng_B: jax.Array | None = None,
-        row_index_T: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns the hidden states alone."""
-        return self.run(inputs, rng_B, row_index_T)[0]
+    def __call__(self, inputs: Inputs) -> jax.Array:
+        """Returns the hidden states alone, without dropout."""
+        return self.run(inputs)[0]
 
     def embed_tokens(self, tokens_BT: jax.Array) -> jax.Array:
         """Returns the embedding of each token, [B, T, D]."""
@@ -80,10 +72,8 @@ class LanguageModel(nnx.Module):
         config = self.config
         if config.head_transform:
             bias = value_of(self.transform_bias)
-            x_BTD = jax.nn.gelu(
-                project(x_BTD, self.transform[...], bias, axes=(None,)), approximate=False
-            )
-            x_BTD = self.transform_norm(x_BTD)
+            x_BTD = project(x_BTD, self.transform[...], bias, axes=(None,))
+            x_BTD = self.transform_norm(jax.nn.gelu(x_BTD, approximate=False))
         head_DV = self.embedding[...].T if config.tied_embeddings else self.head[...]
         logits_BTV = project(x_BTD, head_DV, axes=("act_vocab",), out_dtype=jnp.float32)
         if self.head_bias is not None:

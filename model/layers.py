@@ -6,7 +6,7 @@ and parameters; whether a layer is local is known at compile time and repeats wi
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,36 +23,15 @@ ApplyLayer = Callable[[Any, Any, jax.Array, Any], Any]
 """From (carry, inputs, the layer's number in model order, its parameters) to the next carry."""
 
 
-class Layer(Protocol):
-    """A layer, or a stack of them."""
-
-    config: ModelConfig
-
-    def __call__(
-        self,
-        x_BTD: jax.Array,
-        inputs: LayerInputs,
-        *,
-        row_index_T: jax.Array | None = None,
-        is_local: bool = False,
-    ) -> tuple[jax.Array, RouterRecord | None]:
-        """Returns the residual stream after the layer, and what its router did."""
-        ...
-
-
 def make_blocks(
     config: ModelConfig, num: int, *, axis: str = "layers", rngs: nnx.Rngs, **settings: Any
 ) -> Block:
-    """Returns num blocks as one whose parameters are stacked, [L, ...], under a logical axis.
-
-    Args:
-        settings: of Block.
-    """
+    """Returns num blocks as one whose parameters are stacked, [L, ...], under a logical axis."""
     return stacked(lambda rngs: Block(config, rngs=rngs, **settings), num, axis, rngs)
 
 
 def run_layers(
-    layers: Layer,
+    layers: Any,
     x_BTD: jax.Array,
     inputs: LayerInputs,
     record: RouterRecord | None = None,
@@ -64,8 +43,8 @@ def run_layers(
     """Returns the residual stream after all layers of a stack, and the sum of what routers did.
 
     Args:
+        layers: a Block or a Cell whose parameters are stacked.
         record: what routers did before.
-        row_index_T: index in its row of each column; None is in order.
         first: number in the model of the first layer.
     """
     config, pipeline = layers.config, pipeline or Pipeline()
@@ -75,7 +54,7 @@ def run_layers(
         is_local: bool, carry: Any, inputs: LayerInputs, number: jax.Array, params: Any
     ) -> Any:
         x_BTD, record = carry
-        layer: Layer = nnx.merge(graph, params)
+        layer = nnx.merge(graph, params)
         inputs = inputs._replace(rng_BT=fold(inputs.rng_BT, first + number))
         x_BTD, more = layer(x_BTD, inputs, row_index_T=row_index_T, is_local=is_local)
         if more is not None:
@@ -88,10 +67,10 @@ def run_layers(
         for i in range(config.period)
     ]
     num_layers, num_unrolled = len(jax.tree.leaves(params_L)[0]), config.num_unrolled_layers
-    if num_unrolled == "auto":
-        num_unrolled = num_layers if pipeline.unrolls else 1
     if config.is_recurrent:
         num_unrolled = 1
+    elif num_unrolled == "auto":
+        num_unrolled = num_layers if pipeline.unrolls else 1
     run = partial(scan_layers, period, num_unrolled=num_unrolled)
     layers_L = (jnp.asarray(pipeline.layer_order(num_layers)), params_L)
     if pipeline.num_stages == 1:
@@ -106,7 +85,6 @@ def scan_layers(
 
     Args:
         period: how the first layers are applied; those after them repeat it.
-        carry, inputs: trees of arrays.
         layers_L: numbers and parameters of the layers, in the order they are applied in.
         num_unrolled: layers in an iteration of the scan, of which the largest divisor is taken.
     """
@@ -139,8 +117,7 @@ def _take(tree_L: Any, i: int) -> Any:
 def _with_remat(apply_layer: ApplyLayer, config: ModelConfig) -> ApplyLayer:
     """Returns a layer with what its backward pass computes again."""
     policies = jax.checkpoint_policies
-    remat = "none" if config.is_recurrent else config.remat
-    match remat:
+    match "none" if config.is_recurrent else config.remat:
         case "none":
             return apply_layer
         case "dots":

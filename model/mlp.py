@@ -1,5 +1,7 @@
 """The feed-forward half of a block."""
 
+from functools import partial
+
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -8,11 +10,7 @@ from configs.model import ModelConfig
 from model.dropout import dropout
 from model.parameters import normal, project, value_of, zeros
 
-
-def _exact_gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
-
-
+_exact_gelu = partial(jax.nn.gelu, approximate=False)
 _FUNCTIONS = {
     "swiglu": jax.nn.silu,
     "geglu": _exact_gelu,
@@ -56,7 +54,7 @@ class MLP(nnx.Module):
         self.down_bias = zeros((D,), "norm") if config.bias else None
 
     def __call__(self, x_BTD: jax.Array, rng_BT: jax.Array | None = None) -> jax.Array:
-        """Returns [B, T, D]; rng_BT: a PRNG key for each token, for dropout; None in evaluation."""
+        """Returns [B, T, D]."""
         hidden = ("act_mlp",)
         up_BTF = project(x_BTD, self.up[...], value_of(self.up_bias), axes=hidden)
         gate_BTF = None

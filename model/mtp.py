@@ -1,4 +1,4 @@
-"""Multi-token prediction (MTP): tokens beyond the next, one block for each of them."""
+"""Multi-token prediction (MTP): tokens beyond the next, one module for each of them."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from flax import nnx
 from configs.model import ModelConfig
 from model.block import Block, LayerInputs
 from model.norm import make_norm
-from model.parameters import normal, project, stacked
+from model.parameters import normal, project
 
 
 class MTPModule(nnx.Module):
@@ -30,18 +30,7 @@ class MTPModule(nnx.Module):
         inputs: LayerInputs,
         row_index_T: jax.Array | None,
     ) -> jax.Array:
-        """Returns hidden states [B, T, D] that predict one token further than x.
-
-        Args:
-            tokens_BTD: embedding of the token that x predicts.
-            row_index_T: index in its row of each column; None is in order.
-        """
+        """Returns the hidden states that predict one token further; tokens: what x predicts."""
         both = jnp.concatenate((self.hidden_norm(x_BTD), self.token_norm(tokens_BTD)), axis=-1)
         x_BTD = project(both, self.project[...], axes=(None,))
         return self.block(x_BTD, inputs, row_index_T=row_index_T)[0]
-
-
-def make_mtp(config: ModelConfig, *, rngs: nnx.Rngs) -> MTPModule:
-    """Returns the modules of all tokens beyond the next, stacked."""
-    num = config.mtp_depth
-    return stacked(lambda rngs: MTPModule(config, rngs=rngs), num, "leading_layers", rngs)

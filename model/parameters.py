@@ -24,12 +24,10 @@ def normal(rngs: nnx.Rngs, shape: Sequence[int], *axes: str, std: float) -> nnx.
 
 
 def zeros(shape: Sequence[int], *axes: str) -> nnx.Param[jax.Array]:
-    """Returns a parameter of zeros, with a logical axis for each dim."""
     return _param(jnp.zeros(tuple(shape), jnp.float32), axes)
 
 
 def ones(shape: Sequence[int], *axes: str) -> nnx.Param[jax.Array]:
-    """Returns a parameter of ones, with a logical axis for each dim."""
     return _param(jnp.ones(tuple(shape), jnp.float32), axes)
 
 
@@ -40,13 +38,8 @@ def _param(value: jax.Array, axes: tuple[str, ...]) -> nnx.Param[jax.Array]:
 
 def stacked(make: Callable[[nnx.Rngs], Module], num: int, axis: str, rngs: nnx.Rngs) -> Module:
     """Returns num modules as one whose parameters have a further first dim, of a logical axis."""
-    stack = nnx.vmap(
-        make,
-        in_axes=0,
-        out_axes=0,
-        transform_metadata={nnx.PARTITION_NAME: axis, "axes": axis},
-    )
-    return stack(rngs.split(num))
+    metadata = {nnx.PARTITION_NAME: axis, "axes": axis}
+    return nnx.vmap(make, transform_metadata=metadata)(rngs.split(num))
 
 
 def value_of(param: nnx.Param[jax.Array] | None) -> jax.Array | None:
@@ -109,15 +102,7 @@ def _gathered(kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     return constrain(kernel, *axes)
 
 
-def _gathered_forward(kernel: jax.Array, axes: tuple[str | None, ...]) -> tuple[jax.Array, None]:
-    return constrain(kernel, *axes), None
-
-
-def _gathered_backward(
-    axes: tuple[str | None, ...], saved: None, gradient: jax.Array
-) -> tuple[jax.Array]:
-    del axes, saved
-    return (gradient,)
-
-
-_gathered.defvjp(_gathered_forward, _gathered_backward)
+_gathered.defvjp(
+    lambda kernel, axes: (constrain(kernel, *axes), None),
+    lambda axes, saved, gradient: (gradient,),
+)

@@ -97,18 +97,13 @@ class Recurrent(LanguageModel):
         super().__init__(config)
         self.pipeline = pipeline or Pipeline()
         self.make_embedding(rngs)
-        self.layers = stacked(
-            lambda rngs: Cell(config, rngs=rngs), config.num_layers, "layers", rngs
-        )
+        num = config.num_layers
+        self.layers = stacked(lambda rngs: Cell(config, rngs=rngs), num, "layers", rngs)
         self.make_head(rngs)
 
     def run(
-        self,
-        inputs: Inputs,
-        rng_B: jax.Array | None = None,
-        row_index_T: jax.Array | None = None,
+        self, inputs: Inputs, rng_B: jax.Array | None = None, row_index_T: jax.Array | None = None
     ) -> tuple[jax.Array, RouterRecord | None]:
-        """Returns the hidden states of the last layer; see LanguageModel.run."""
         config, length = self.config, inputs.tokens_BT.shape[1]
         rng_BT = token_rng(rng_B, jnp.arange(length))
         x_BTD = constrain(self.embed_tokens(inputs.tokens_BT), "act_batch", None, "act_embed")

@@ -10,7 +10,7 @@ from flax import nnx
 
 from configs.model import ModelConfig
 from model.attention.attention import EncoderOutput
-from model.attention.relative_bias import relative_bias
+from model.attention.positions import relative_bias
 from model.block import LayerInputs
 from model.dropout import dropout, fold, token_rng
 from model.embedding import sinusoids
@@ -18,9 +18,9 @@ from model.inputs import Inputs
 from model.language_model import LanguageModel
 from model.layers import make_blocks, run_layers
 from model.moe.moe import RouterRecord
-from model.mtp import MTPModule, make_mtp
-from model.norm import make_norm
-from model.parameters import normal
+from model.mtp import MTPModule
+from model.norm import LayerNorm, RMSNorm, make_norm
+from model.parameters import normal, stacked
 from sharding.pipeline import Pipeline
 from sharding.rules import constrain
 
@@ -49,10 +49,10 @@ class Transformer(LanguageModel):
             self.types = normal(rngs, shape, "positions", "embed", std=std)
         self.embed_norm = make_norm(config) if config.embed_norm else None
         kind = "full" if config.architecture == "encoder" else "causal"
-        if config.num_leading_layers:
+        if num := config.num_leading_layers:
             self.leading_layers = make_blocks(
                 config.leading(),
-                config.num_leading_layers,
+                num,
                 axis="leading_layers",
                 mask_kind=kind,
                 has_first_norm=config.first_norm,
@@ -80,16 +80,14 @@ class Transformer(LanguageModel):
             if has_encoder:
                 self.encoder_relative_bias = normal(rngs, shape, *axes, std=std)
         if config.mtp_depth:
-            self.mtp = make_mtp(config, rngs=rngs)
+            self.mtp = stacked(
+                lambda rngs: MTPModule(config, rngs=rngs), config.mtp_depth, "leading_layers", rngs
+            )
         self.make_head(rngs)
 
     def run(
-        self,
-        inputs: Inputs,
-        rng_B: jax.Array | None = None,
-        row_index_T: jax.Array | None = None,
+        self, inputs: Inputs, rng_B: jax.Array | None = None, row_index_T: jax.Array | None = None
     ) -> tuple[jax.Array, RouterRecord | None]:
-        """Returns the hidden states, and what the routers of all layers did where there are any."""
         encoder_output = None if inputs.encoder is None else self.encode(inputs.encoder, rng_B)
         return self.decode(inputs, encoder_output, rng_B, row_index_T)
 
@@ -170,8 +168,8 @@ class Transformer(LanguageModel):
             x_BTD = x_BTD + self.types[...].astype(dtype)[types_BT]
         return constrain(x_BTD, "act_batch", "act_block_len", "act_embed")
 
-    def _end(self, x_BTD: jax.Array, norm: nnx.Module | None) -> jax.Array:
-        y_BTD = x_BTD if norm is None else norm(x_BTD)  # pyright: ignore[reportCallIssue]
+    def _end(self, x_BTD: jax.Array, norm: RMSNorm | LayerNorm | None) -> jax.Array:
+        y_BTD = x_BTD if norm is None else norm(x_BTD)
         return constrain(y_BTD, "act_batch", "act_len", "act_embed")
 
     def run_mtp(
@@ -181,12 +179,10 @@ class Transformer(LanguageModel):
         next_tokens: Sequence[jax.Array],
         row_index_T: jax.Array | None = None,
     ) -> list[jax.Array]:
-        """Returns the hidden states that predict one token further, two tokens further, ...
+        """Returns the hidden states that predict one token further than x, two tokens further, ...
 
         Args:
-            x_BTD: the hidden states that predict the next token.
             next_tokens: the next token of each position, the one after it, ...; each [B, T].
-            row_index_T: index in its row of each column; None is in order.
         """
         layer_inputs = LayerInputs(inputs.positions_BT, inputs.segments_BT, inputs.prefix_BT)
         graph, params = nnx.split(self.mtp)

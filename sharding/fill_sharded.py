@@ -26,7 +26,6 @@ def fill(
     Args:
         source: of the part's shape, in memory or on disk: its slices become NumPy arrays.
             It is read in slices along the first axis that is not sharded, or whole.
-        where: the layout of the array.
         index: of the part, along the first axes of the array.
     """
     inner = NamedSharding(where.mesh, PartitionSpec(*tuple(where.spec)[len(index) :]))

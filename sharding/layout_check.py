@@ -9,15 +9,10 @@ from sharding.rules import mesh_axes
 
 
 def check_fit(config: RunConfig, sizes: dict[str, int]) -> None:
-    """Refuses settings whose batch or shapes the mesh cannot shard evenly.
+    """Refuses settings whose batch or shapes a mesh of these sizes cannot shard evenly.
 
-    The vocabulary is checked where it is known.
-
-    Args:
-        sizes: {mesh axis: its size}.
-
-    Raises:
-        SettingsError: names the field, both values and what would do.
+    The vocabulary is checked where it is known. Each SettingsError names the field, both values
+    and what would do.
     """
     _check_batch(config, sizes)
     _check_rows(config, sizes)
@@ -32,14 +27,7 @@ def check_fit(config: RunConfig, sizes: dict[str, int]) -> None:
 
 
 def check_platform(config: RunConfig, platform: str) -> None:
-    """Refuses settings that this platform does not support.
-
-    Args:
-        platform: as JAX names it: cpu, gpu, tpu.
-
-    Raises:
-        SettingsError: names the field, its value, the platform and what would do.
-    """
+    """Refuses settings that this platform (JAX's name: cpu, gpu, tpu) does not support."""
     backend = config.model.attention_backend
     here = [name for name, entry in ATTENTION_BACKENDS.items() if platform in entry.platforms]
     require(
@@ -47,14 +35,11 @@ def check_platform(config: RunConfig, platform: str) -> None:
         f"model.attention_backend={backend} does not run on {platform}; "
         f"model.attention_backend may be {', '.join(('auto', *here))}",
     )
-    offloaded = {
-        "mesh.offload_optimizer": (config.mesh.offload_optimizer, "False"),
-        "model.remat_offloaded": (
-            " ".join(config.model.remat_offloaded),
-            "nothing, and name them in model.remat_saved",
-        ),
-    }
-    for field, (value, other) in offloaded.items():
+    remat = " ".join(config.model.remat_offloaded)
+    for field, value, other in (
+        ("mesh.offload_optimizer", config.mesh.offload_optimizer, "False"),
+        ("model.remat_offloaded", remat, "nothing, and name them in model.remat_saved"),
+    ):
         require(
             not value or platform != "cpu",
             f"{field}={value} needs devices with memory of their own, but on {platform} it is "
@@ -76,17 +61,15 @@ def _check_batch(config: RunConfig, sizes: dict[str, int]) -> None:
     )
     factors = {f"mesh.{axis}": sizes[axis] for axis in mesh_axes("act_batch")}
     factors["mesh.num_stage_microbatches"] = parts
-    for name, size, extra in (
-        ("train.batch_size", train.batch_size, {"train.num_microbatches": train.num_microbatches}),
-        ("eval.batch_size", config.eval.batch_size or train.batch_size, {}),
+    for name, size, cuts in (
+        (
+            "train.batch_size",
+            train.batch_size,
+            {**factors, "train.num_microbatches": train.num_microbatches},
+        ),
+        ("eval.batch_size", config.eval.batch_size or train.batch_size, factors),
     ):
-        cuts = {**factors, **extra}
-        share = math.prod(cuts.values())
-        require(
-            size % share == 0,
-            f"{name}={size} must be a multiple of {share}: {_product(cuts)}; {name} may be "
-            f"{_multiples(size, share)}",
-        )
+        _require_multiple(name, size, math.prod(cuts.values()), _product(cuts))
 
 
 def _check_rows(config: RunConfig, sizes: dict[str, int]) -> None:
@@ -96,15 +79,11 @@ def _check_rows(config: RunConfig, sizes: dict[str, int]) -> None:
     halves = ", in two halves each" if context > 1 else ""
     for name in ("sequence_len", "target_len"):
         length = getattr(config.data, name)
-        require(
-            length is None or length % cuts == 0,
-            f"data.{name}={length} must be a multiple of {cuts}: {named}{halves}; "
-            f"data.{name} may be {_multiples(length or 1, cuts)}",
-        )
+        if length is not None:
+            _require_multiple(f"data.{name}", length, cuts, named + halves)
 
 
 def _check_kind(config: RunConfig, sizes: dict[str, int]) -> None:
-    """Refuses axes that cannot shard this kind of model."""
     model = config.model
     kind = f"model.architecture={model.architecture}"
     if model.architecture == "encoder_decoder" or model.is_recurrent:
@@ -124,12 +103,12 @@ def _check_kind(config: RunConfig, sizes: dict[str, int]) -> None:
         "attends to the encoder output: use mesh.fsdp",
     )
     gathers = sizes["context"] == 1 or model.context_attention == "all_gather"
-    for name, value, other in (
-        ("attention", model.attention, "mha"),
-        ("position", "relative" if model.position == "relative" else "other", "other"),
+    for name, value, has_ring in (
+        ("attention", model.attention, model.attention == "mha"),
+        ("position", model.position, model.position != "relative"),
     ):
         require(
-            gathers or value == other,
+            gathers or has_ring,
             f"model.context_attention={model.context_attention} must be all_gather with "
             f"model.{name}={value} and mesh.context={sizes['context']}: ring attention does "
             "not support it",
@@ -150,18 +129,14 @@ def _check_layers(config: RunConfig, sizes: dict[str, int]) -> None:
         groups == 1 or stage > 1,
         f"mesh.num_stage_groups={groups} must be 1 with mesh.stage={stage}",
     )
-    named = _product({"mesh.stage": stage, "mesh.num_stage_groups": groups})
+    factors = {"mesh.stage": stage, "mesh.num_stage_groups": groups}
     without = f" without the {n} leading layers" if (n := model.num_leading_layers) else ""
-    require(
-        layers % (stage * groups) == 0,
-        f"model.num_layers={model.num_layers}{without} must be a multiple of {named}; "
-        f"{'their product' if groups > 1 else 'mesh.stage'} may be "
-        f"{_divisors(layers, at_most=layers)}",
-    )
+    field = f"model.num_layers={model.num_layers}{without}"
+    _require_divisible(field, layers, factors, at_most=layers)
     require(
         stage == 1 or layers // (stage * groups) % period == 0,
         f"model.attention_pattern={' '.join(model.attention_pattern)} must repeat within the "
-        f"{layers // (stage * groups)} layers per group of {named}; "
+        f"{layers // (stage * groups)} layers per group of {_product(factors)}; "
         f"{'their product' if groups > 1 else 'mesh.stage'} may be "
         f"{_divisors(layers // period, at_most=layers) if layers % period == 0 else 1}",
     )
@@ -176,10 +151,10 @@ def _check_shapes(config: RunConfig, sizes: dict[str, int]) -> None:
             ("num_kv_heads", model.num_kv_heads, "kv_heads"),
             ("mlp_dim", model.mlp_dim, "mlp"),
         ]
-    for name in ("query_latent_dim", "kv_latent_dim"):
-        width = getattr(model, name)
-        if width is not None:
-            cuts.append((name, width, "embed"))
+    if model.query_latent_dim is not None:
+        cuts.append(("query_latent_dim", model.query_latent_dim, "embed"))
+    if model.kv_latent_dim is not None:
+        cuts.append(("kv_latent_dim", model.kv_latent_dim, "embed"))
     if model.num_experts is not None:
         cuts.append(("num_experts", model.num_experts, "experts"))
         cuts.append(("expert_dim", model.expert_width, "mlp"))
@@ -193,24 +168,33 @@ def _check_shapes(config: RunConfig, sizes: dict[str, int]) -> None:
         cuts.append(("vocab_size (padded)", model.num_padded_tokens, "vocab"))
     for name, value, axis in cuts:
         factors = {f"mesh.{axis}": sizes[axis] for axis in mesh_axes(axis)}
-        named = _product(factors)
-        what = "their product" if " x " in named else named.partition("=")[0]
-        require(
-            value % math.prod(factors.values()) == 0,
-            f"model.{name}={value} must be a multiple of {named}; {what} may be "
-            f"{_divisors(value, at_most=math.prod(sizes.values()))}",
-        )
+        num_devices = math.prod(sizes.values())
+        _require_divisible(f"model.{name}={value}", value, factors, at_most=num_devices)
+
+
+def _require_multiple(field: str, value: int, factor: int, why: str) -> None:
+    """Refuses a value that is no multiple, with the two nearest that are."""
+    below, above = value // factor * factor, -(-value // factor) * factor
+    require(
+        value % factor == 0,
+        f"{field}={value} must be a multiple of {factor}: {why}; {field} may be "
+        f"{f'{below} or {above}' if below else above}",
+    )
+
+
+def _require_divisible(field: str, value: int, factors: dict[str, int], *, at_most: int) -> None:
+    """Refuses factors whose product does not divide a value, with products that do."""
+    named = _product(factors)
+    what = "their product" if " x " in named else named.partition("=")[0]
+    require(
+        value % math.prod(factors.values()) == 0,
+        f"{field} must be a multiple of {named}; {what} may be {_divisors(value, at_most=at_most)}",
+    )
 
 
 def _product(factors: dict[str, int]) -> str:
     """Returns the fields of a product and their sizes, without those of size 1."""
     return " x ".join(f"{field}={size}" for field, size in factors.items() if size > 1)
-
-
-def _multiples(value: int, factor: int) -> str:
-    """Returns the nearest multiples of a value that is not one."""
-    below, above = value // factor * factor, -(-value // factor) * factor
-    return f"{below} or {above}" if below else str(above)
 
 
 def _divisors(value: int, *, at_most: int) -> str:

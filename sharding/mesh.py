@@ -22,21 +22,18 @@ def mesh_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
     Raises:
         SettingsError: the sizes do not multiply to the number of devices.
     """
-    sizes_given: dict[str, int | str] = {axis: getattr(config, axis) for axis in AXES}
-    given = {axis: size for axis, size in sizes_given.items() if isinstance(size, int)}
-    product = math.prod(given.values())
-    text = (
-        " x ".join(f"mesh.{axis}={size}" for axis, size in sizes_given.items() if size != 1) or "1"
-    )
+    asked = {axis: getattr(config, axis) for axis in AXES}
+    product = math.prod(size for size in asked.values() if size != "rest")
+    text = " x ".join(f"mesh.{axis}={size}" for axis, size in asked.items() if size != 1) or "1"
     way_out = f"there are {num_devices} devices (--virtual-devices N splits a CPU into N)"
-    if len(given) == len(sizes_given):
+    if "rest" not in asked.values():
         require(product == num_devices, f"{text} is a mesh of {product}, but {way_out}")
     require(
         num_devices % product == 0,
         f"{text}: {product} must divide the number of devices, but {way_out}",
     )
     rest = num_devices // product
-    return {axis: size if isinstance(size, int) else rest for axis, size in sizes_given.items()}
+    return {axis: rest if size == "rest" else size for axis, size in asked.items()}
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
@@ -50,21 +47,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(config, len(devices))
-    types = (AxisType.Auto,) * len(sizes)
     across = slices_along(sizes, config.num_slices)
     within = [sizes[axis] // across[axis] for axis in AXES]
-    slices = _slices(devices, config.num_slices)
-    grids = np.stack(
-        [
-            mesh_utils.create_device_mesh(within, part, allow_split_physical_axes=True)
-            for part in slices
-        ]
-    )
+    grids = [
+        mesh_utils.create_device_mesh(within, part, allow_split_physical_axes=True)
+        for part in _slices(devices, config.num_slices)
+    ]
     # [slices...] x [within...] to one dim an axis, the slices the outer part of it.
     n = len(AXES)
-    grid = grids.reshape(*across.values(), *within)
+    grid = np.stack(grids).reshape(*across.values(), *within)
     grid = grid.transpose([dim for i in range(n) for dim in (i, n + i)])
-    return jax.sharding.Mesh(grid.reshape(*sizes.values()), tuple(sizes), axis_types=types)
+    grid = grid.reshape(*sizes.values())
+    return jax.sharding.Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * n)
 
 
 def slices_along(sizes: dict[str, int], num_slices: int) -> dict[str, int]:

@@ -72,10 +72,7 @@ def run_stages(run: RunLayers, carry: Any, inputs: Any, layers_L: Any, pipeline:
     turns: it computes microbatch u % M with its group u // M. `waiting` [S, M, ...] is read and
     written at stage 0 alone: a microbatch waits there for its next group, at last for the end.
 
-    Args:
-        run: runs the layers of a group.
-        carry, inputs: trees of arrays [B, ...].
-        layers_L: a tree of arrays [L, ...] in the order of pipeline.layer_order.
+    Carry and inputs are trees of arrays [B, ...]; layers_L are in the order of layer_order.
     """
     S, R, M = pipeline.num_stages, pipeline.num_groups, pipeline.num_microbatches
 
@@ -141,7 +138,6 @@ def _rows(x: jax.Array) -> jax.Array:
 
 
 def _on_stages(x: jax.Array) -> jax.Array:
-    """Pins the first dim to the stages."""
     return _pin(x, RULES["layers"])
 
 

@@ -70,11 +70,7 @@ def spec(*axes: str | None, rules: Rules = RULES) -> PartitionSpec:
 def sharding(
     mesh: jax.sharding.Mesh, *axes: str | None, rules: Rules = RULES, memory: str | None = None
 ) -> NamedSharding:
-    """Returns the sharding of an array with these logical axes on the mesh.
-
-    Args:
-        memory: a memory kind of the devices (pinned_host); None is device memory.
-    """
+    """Returns the sharding of an array with these logical axes, by default in device memory."""
     return NamedSharding(mesh, spec(*axes, rules=rules), memory_kind=memory)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax import traverse_util
 
 
 def by_path(tree: Any) -> dict[str, Any]:
@@ -14,11 +15,4 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the tree of dicts that has these leaves by path."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *rooms, name = path.split("/")
-        room = tree
-        for key in rooms:
-            room = room.setdefault(key, {})
-        room[name] = leaf
-    return tree
+    return traverse_util.unflatten_dict(leaves, sep="/")

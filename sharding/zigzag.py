@@ -17,9 +17,6 @@ def zigzag_order(length: int, num_parts: int) -> np.ndarray:
     The sequence is cut into 2 num_parts chunks; shard i holds chunk i and 2 num_parts - 1 - i, one
     that attends to few keys and one that attends to many. Source: Brandon et al. 2023, Striped
     attention, arXiv:2311.09431, here by halves as in Llama 3, arXiv:2407.21783, 3.3.2.
-
-    Args:
-        length: a multiple of 2 num_parts.
     """
     chunks = np.arange(length).reshape(2 * num_parts, -1)
     order = [chunk for i in range(num_parts) for chunk in (i, 2 * num_parts - 1 - i)]

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from configs.model import ModelConfig
 from model.attention.backends import attend
 from model.attention.mask import Mask
-from model.attention.rope import frequencies, rotate
+from model.attention.positions import frequencies, rotate
 from model.dropout import dropout, fold
 from model.norm import RMSNorm
 from model.parameters import normal, project, value_of, zeros
@@ -63,7 +63,6 @@ class Attention(nnx.Module):
         """Returns the attention output of each position, [B, T, D].
 
         Args:
-            rng_BT: a PRNG key for each token, for dropout in training; None in evaluation.
             encoder_output: where keys and values come from; None is x itself.
             bias_BNTS: added to the scores.
             is_local: whether the layer is a local one, which may rotate by another base.

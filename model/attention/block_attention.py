@@ -134,19 +134,13 @@ def add_block_gradients(
 
 
 def _scores(scoring: Scoring, queries: Queries, keys: Keys) -> jax.Array:
-    """Returns the scores of all queries and keys in float32, without the mask."""
     return scoring(_matmul("BKGTH,BKSH->BKGTS", queries.q_BKGTH, keys.k_BKSH))
 
 
 def _masked(mask: Mask, score_BKGTS: jax.Array, queries: Queries, keys: Keys) -> jax.Array:
     """Returns scores, MASKED where a query does not attend to a key."""
-    allowed_BTS = mask.between(
-        queries.row_index_T,
-        keys.row_index_S,
-        queries.segments_BT,
-        keys.segments_BS,
-        keys.prefix_BS,
-    )
+    between = (queries.row_index_T, keys.row_index_S, queries.segments_BT, keys.segments_BS)
+    allowed_BTS = mask.between(*between, keys.prefix_BS)
     return jnp.where(allowed_BTS[:, None, None], score_BKGTS, MASKED)
 
 

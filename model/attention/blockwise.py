@@ -3,10 +3,10 @@
 Letter: P blocks of a sequence, or of a device's shard of it: an even number where its length is. A
 pair of blocks is computed only where the mask lets some query attend to some key.
 
-To the ring it offers itself as sums that keys are added to hop by hop (`split`, `initial_sums`,
-`add_keys`, `finish`; `with_gradients`, `initial_gradient`, `add_gradients`, `finish_gradients`,
-`sinks_gradient`), and not as `forward` and `backward`, which are made of the same: to merge the
-results of hops by their logsumexp would divide at each hop, and round otherwise.
+The ring uses the same sums, to which it adds keys hop by hop (`split`, `initial_sums`, `add_keys`,
+`finish`; `with_gradients`, `initial_gradient`, `add_gradients`, `finish_gradients`,
+`sinks_gradient`): to merge results of hops by their logsumexp would divide at each hop, and round
+otherwise.
 """
 
 from functools import partial
@@ -39,7 +39,7 @@ def attend(
     v_BTKH: jax.Array,
     mask: Mask,
     *,
-    scoring: Scoring | None = None,
+    scoring: Scoring,
     bias_BNTS: jax.Array | None = None,
     sinks_N: jax.Array | None = None,
     dropout_rng_BT: jax.Array | None = None,
@@ -53,49 +53,7 @@ def attend(
     assert bias_BNTS is None
     assert mask.key_segments_BS is None
     assert dropout_rng_BT is None or dropout_rate == 0
-    scoring = scoring or Scoring(q_BTNH.shape[-1] ** -0.5)
     return _attend(scoring, q_BTNH, k_BTKH, v_BTKH, mask, sinks_N)
-
-
-def forward(
-    q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    mask: Mask,
-    scoring: Scoring,
-    bias_BNTS: None = None,
-    sinks_N: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns y [B, T, N, H] and the logsumexp of the scores of each query, float32 [B, T, N]."""
-    del bias_BNTS
-    queries_P, keys_P = split(q_BTNH, k_BTKH, v_BTKH, mask)
-    sums_P = add_keys(mask, scoring, queries_P, keys_P, initial_sums(queries_P))
-    return finish(q_BTNH, sums_P, sinks_N)
-
-
-def backward(
-    q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    mask: Mask,
-    scoring: Scoring,
-    bias_BNTS: None,
-    sinks_N: jax.Array | None,
-    y_BTNH: jax.Array,
-    logsumexp_BTN: jax.Array,
-    dy_BTNH: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
-    """Returns the gradients of q, k, v, of the bias (None) and of the sinks where there are any.
-
-    The weights are computed again from the logsumexp. Source: Dao 2023, FlashAttention-2,
-    arXiv:2307.08691, algorithm 2.
-    """
-    del bias_BNTS
-    queries_P, keys_P = split(q_BTNH, k_BTKH, v_BTKH, mask)
-    queries_P = with_gradients(queries_P, y_BTNH, logsumexp_BTN, dy_BTNH)
-    dq_P, dkv_P = add_gradients(mask, scoring, queries_P, keys_P, initial_gradient(queries_P))
-    gradients = finish_gradients(q_BTNH, k_BTKH, v_BTKH, dq_P, dkv_P)
-    return *gradients, None, sinks_gradient(sinks_N, y_BTNH, logsumexp_BTN, dy_BTNH)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -103,17 +61,32 @@ def _attend(scoring: Scoring, *inputs: Any) -> jax.Array:
     return _attend_forward(scoring, *inputs)[0]
 
 
-def _attend_forward(scoring: Scoring, *inputs: Any) -> tuple[jax.Array, tuple]:
-    q, k, v, mask, sinks_N = inputs
-    outputs = forward(q, k, v, mask, scoring, None, sinks_N)
+def _attend_forward(
+    scoring: Scoring,
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    mask: Mask,
+    sinks_N: jax.Array | None,
+) -> tuple[jax.Array, tuple]:
+    queries_P, keys_P = split(q_BTNH, k_BTKH, v_BTKH, mask)
+    sums_P = add_keys(mask, scoring, queries_P, keys_P, initial_sums(queries_P))
+    outputs = finish(q_BTNH, sums_P, sinks_N)
     outputs = tuple(checkpoint_name(output, "attention") for output in outputs)
-    return outputs[0], (*inputs, *outputs)
+    return outputs[0], (q_BTNH, k_BTKH, v_BTKH, mask, sinks_N, *outputs)
 
 
 def _attend_backward(scoring: Scoring, saved: tuple, dy_BTNH: jax.Array) -> tuple:
-    q, k, v, mask, sinks_N, y, logsumexp = saved
-    dq, dk, dv, _, dsinks = backward(q, k, v, mask, scoring, None, sinks_N, y, logsumexp, dy_BTNH)
-    return dq, dk, dv, None, dsinks
+    """Computes the weights again from the logsumexp.
+
+    Source: Dao 2023, FlashAttention-2, arXiv:2307.08691, algorithm 2.
+    """
+    q_BTNH, k_BTKH, v_BTKH, mask, sinks_N, y_BTNH, logsumexp_BTN = saved
+    queries_P, keys_P = split(q_BTNH, k_BTKH, v_BTKH, mask)
+    queries_P = with_gradients(queries_P, y_BTNH, logsumexp_BTN, dy_BTNH)
+    dq_P, dkv_P = add_gradients(mask, scoring, queries_P, keys_P, initial_gradient(queries_P))
+    gradients = finish_gradients(q_BTNH, k_BTKH, v_BTKH, dq_P, dkv_P)
+    return *gradients, None, sinks_gradient(sinks_N, y_BTNH, logsumexp_BTN, dy_BTNH)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -145,8 +118,7 @@ def add_keys(
 ) -> Softmax:
     """Returns the softmax of every block of queries over every block of these keys too.
 
-    Args:
-        mask: its arrays are not read.
+    Of the mask only kind and window are read, here and in add_gradients: the blocks have the rest.
     """
 
     def add_all(_: None, block: tuple[Queries, Softmax]) -> tuple[None, Softmax]:
@@ -165,7 +137,7 @@ def add_keys(
 def finish(
     q_BTNH: jax.Array, sums_P: Softmax, sinks_N: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns what forward does, from the sums over all keys."""
+    """Returns y [B, T, N, H] and the logsumexp of the scores of each query, float32 [B, T, N]."""
     if sinks_N is not None:
         sums_P = add_sinks(sums_P, _grouped(sinks_N[None, None], sums_P.max_BKGT.shape[2])[0, 0])
     sum_PBKGT = jnp.where(sums_P.sum_BKGT > 0, sums_P.sum_BKGT, 1)
@@ -197,11 +169,7 @@ def initial_gradient(queries_P: BackwardQueries) -> jax.Array:
 def add_gradients(
     mask: Mask, scoring: Scoring, queries_P: BackwardQueries, keys_P: Keys, dq_PBKGTH: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns d/dq with the part of these keys, and their d/dk beside d/dv [P, 2, ...].
-
-    Args:
-        mask: its arrays are not read.
-    """
+    """Returns d/dq with the part of these keys, and their d/dk beside d/dv [P, 2, ...]."""
 
     def add_all(dq_PBKGTH: jax.Array, keys: Keys) -> tuple[jax.Array, jax.Array]:
         def add(
@@ -235,7 +203,6 @@ def finish_gradients(
 def sinks_gradient(
     sinks_N: jax.Array | None, y_BTNH: jax.Array, logsumexp_BTN: jax.Array, dy_BTNH: jax.Array
 ) -> jax.Array | None:
-    """Returns the gradient of the sinks, None where there are none."""
     if sinks_N is None:
         return None
     weight_BTN = jnp.exp(sinks_N[None, None].astype(jnp.float32) - logsumexp_BTN)

@@ -38,16 +38,12 @@ class Mask:
     row_index_T: jax.Array | None = None
     """Index in its row of each column of the arrays; None is in order."""
 
-    def allowed_BTS(self, length: int, key_length: int | None = None) -> jax.Array:
-        """Returns the mask as booleans [B or 1, T, S], for a backend that needs them.
-
-        Args:
-            key_length: of keys of another sequence; None is the same.
-        """
+    def allowed_BTS(self, length: int, key_length: int) -> jax.Array:
+        """Returns the mask as booleans [B or 1, T, S], for a backend that needs them."""
         row_index_T = jnp.arange(length) if self.row_index_T is None else self.row_index_T
-        row_index_S = row_index_T if key_length is None else jnp.arange(key_length)
-        own = self.key_segments_BS is None
-        key_segments_BS = self.segments_BT if own else self.key_segments_BS
+        row_index_S, key_segments_BS = row_index_T, self.segments_BT
+        if self.key_segments_BS is not None:
+            row_index_S, key_segments_BS = jnp.arange(key_length), self.key_segments_BS
         return self.between(
             row_index_T, row_index_S, self.segments_BT, key_segments_BS, self.prefix_BT
         )
@@ -82,6 +78,5 @@ class Scoring(NamedTuple):
     """Scores become cap * tanh(score / cap)."""
 
     def __call__(self, product: jax.Array) -> jax.Array:
-        """Returns the scores of products."""
         score = product * self.scale
         return score if self.softcap is None else self.softcap * jnp.tanh(score / self.softcap)

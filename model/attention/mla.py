@@ -6,10 +6,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from configs.model import ModelConfig
-from model.attention.attention import EncoderOutput
 from model.attention.backends import attend
 from model.attention.mask import Mask
-from model.attention.rope import frequencies, rotate
+from model.attention.positions import frequencies, rotate
 from model.dropout import dropout, fold
 from model.norm import RMSNorm
 from model.parameters import normal, project
@@ -53,16 +52,12 @@ class LatentAttention(nnx.Module):
         mask: Mask,
         rng_BT: jax.Array | None = None,
         *,
-        encoder_output: EncoderOutput | None = None,
         bias_BNTS: jax.Array | None = None,
         is_local: bool = False,
     ) -> jax.Array:
-        """Returns the attention output of each position, [B, T, D], as Attention does."""
-        assert encoder_output is None
         assert bias_BNTS is None
         config, H = self.config, self.config.head_dim
-        heads, whole = ("act_heads", "act_head_dim"), (None,)
-        x_BTQ = x_BTD
+        heads, whole, x_BTQ = ("act_heads", "act_head_dim"), (None,), x_BTD
         if config.query_latent_dim is not None:
             x_BTQ = self.query_latent_norm(project(x_BTD, self.query_down[...], axes=whole))
         latent_BTC = self.latent_norm(project(x_BTD, self.down[...], axes=whole))

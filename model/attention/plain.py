@@ -14,7 +14,7 @@ def attend(
     v_BSKH: jax.Array,
     mask: Mask,
     *,
-    scoring: Scoring | None = None,
+    scoring: Scoring,
     bias_BNTS: jax.Array | None = None,
     sinks_N: jax.Array | None = None,
     dropout_rng_BT: jax.Array | None = None,
@@ -28,14 +28,11 @@ def attend(
     arXiv:2309.17453 (sinks).
 
     Args:
-        scoring: None scales by one over the root of H.
         bias_BNTS: added to the scores.
         sinks_N: a score of each head that takes part in the softmax and has no value.
-        dropout_rng_BT: a PRNG key for each query, for dropout of its probabilities; None in
-            evaluation.
+        dropout_rng_BT: a PRNG key for each query, for dropout of its probabilities.
     """
     (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
-    scoring = scoring or Scoring(H**-0.5)
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
     product_BKGTS = jnp.einsum(
         "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
@@ -43,8 +40,7 @@ def attend(
     score_BKGTS = scoring(product_BKGTS)
     if bias_BNTS is not None:
         score_BKGTS = score_BKGTS + bias_BNTS.reshape(B, K, N // K, T, S)
-    allowed_BTS = mask.allowed_BTS(T, None if mask.key_segments_BS is None else S)[:, None, None]
-    score_BKGTS = jnp.where(allowed_BTS, score_BKGTS, MASKED)
+    score_BKGTS = jnp.where(mask.allowed_BTS(T, S)[:, None, None], score_BKGTS, MASKED)
     if sinks_N is None:
         probability_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1)
     else:

@@ -39,7 +39,7 @@ def ring_attend(
     v_BTKH: jax.Array,
     mask: Mask,
     *,
-    scoring: Scoring | None = None,
+    scoring: Scoring,
     sinks_N: jax.Array | None = None,
 ) -> jax.Array:
     """Returns what the backend's attend does, of a sequence that is sharded over the context axis.
@@ -48,19 +48,13 @@ def ring_attend(
     beside it, a float32 for each query and head.
 
     Needs a mesh set by jax.set_mesh. Its context axis shards T, a multiple of twice its size; batch
-    and heads are sharded as the rules say.
-
-    Args:
-        backend: the module of an entry of the table that has ring=True.
-        scoring: None scales by one over the root of H.
-        sinks_N: a score of each head that takes part in the softmax and has no value.
+    and heads are sharded as the rules say. The backend is one that has ring=True in the table.
     """
     if mask.row_index_T is None:
         mask = replace(mask, row_index_T=jnp.arange(q_BTNH.shape[1]))
     # Tied to the queries, or else JAX would find the mask to be the same in every layer, compute
     # all of it before the first, with a ring of its own, and keep it for the backward pass.
     q_BTNH, mask = jax.lax.optimization_barrier((q_BTNH, mask))
-    scoring = scoring or Scoring(q_BTNH.shape[-1] ** -0.5)
     return _attend(backend, scoring, q_BTNH, k_BTKH, v_BTKH, mask, sinks_N)
 
 

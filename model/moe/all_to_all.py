@@ -74,17 +74,12 @@ exchange = jax.custom_vjp(_send, nondiff_argnums=(3, 4))
 
 def _forward(
     rows: jax.Array, there: Itinerary, back: Itinerary, num_rows: int, most: int
-) -> tuple[jax.Array, tuple[jax.Array, Itinerary, Itinerary]]:
+) -> tuple[jax.Array, tuple]:
     no_columns = rows[:, :0]  # how many rows there are, and nothing else
     return _send(rows, there, back, num_rows, most), (no_columns, there, back)
 
 
-def _backward(
-    num_rows: int,
-    most: int,
-    saved: tuple[jax.Array, Itinerary, Itinerary],
-    gradient: jax.Array,
-) -> tuple[jax.Array, None, None]:
+def _backward(num_rows: int, most: int, saved: tuple, gradient: jax.Array) -> tuple:
     del num_rows
     no_columns, there, back = saved
     return exchange(gradient, back, there, len(no_columns), most), None, None

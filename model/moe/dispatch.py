@@ -48,9 +48,6 @@ def compute_experts(
 
     A device has its own experts and its shard of each, never another's: tokens are sent and weights
     are not, but for their sharding over the width of the model, which is gathered here.
-
-    Args:
-        row_index_T: index in its row of each column; None is in order.
     """
     has_capacity = config.expert_dispatch == "capacity"
     compute = functools.partial(_with_capacity if has_capacity else _dropless, config)
@@ -168,9 +165,8 @@ def _swap_devices(rows_XMD: jax.Array) -> jax.Array:
         return rows_XMD
     X, _, D = rows_XMD.shape
     rows_PXMD = rows_XMD.reshape(X, P, -1, D).swapaxes(0, 1)
-    return jax.lax.all_to_all(rows_PXMD, mesh_axes("experts"), 0, 0, tiled=True).reshape(
-        X * P, -1, D
-    )
+    rows_PXMD = jax.lax.all_to_all(rows_PXMD, mesh_axes("experts"), 0, 0, tiled=True)
+    return rows_PXMD.reshape(X * P, -1, D)
 
 
 def _num_experts(config: ModelConfig) -> tuple[int, int]:
@@ -218,21 +214,18 @@ def _inverse(row_IA: jax.Array, num_rows: int) -> jax.Array:
 def _take(x: jax.Array, source_M: jax.Array, readers: jax.Array) -> jax.Array:
     """Returns x[source_M], zeros where there is no such row.
 
-    Args:
-        readers: [rows of x, any]: which rows of the result are copies of each row of x, so that the
-            gradient gathers too: a scatter would add in an order of its own.
+    readers [rows of x, any] are the rows of the result that are copies of each row of x, so that
+    the gradient gathers too: a scatter would add in an order of its own.
     """
     del readers
     return x.at[source_M].get(mode="fill", fill_value=0)
 
 
-def _take_forward(
-    x: jax.Array, source_M: jax.Array, readers: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _take_forward(x: jax.Array, source_M: jax.Array, readers: jax.Array) -> tuple:
     return _take(x, source_M, readers), readers
 
 
-def _take_backward(readers: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None, None]:
+def _take_backward(readers: jax.Array, gradient: jax.Array) -> tuple:
     return jnp.sum(gradient.at[readers].get(mode="fill", fill_value=0), axis=1), None, None
 
 

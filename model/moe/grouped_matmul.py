@@ -9,9 +9,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-_Update = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""From (group, first row of a block, state) to the next state."""
-
 _BLOCK = 128
 """Rows of a group in a step on CPU [R]: few, or small groups are padded; many, or else reading the
 matrix costs more than multiplying by it."""
@@ -30,19 +27,15 @@ def _multiply(x_MD: jax.Array, weights_XDF: jax.Array, sizes_X: jax.Array) -> ja
 grouped_matmul = jax.custom_vjp(_multiply)
 
 
-def _forward(
-    x_MD: jax.Array, weights_XDF: jax.Array, sizes_X: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    return _multiply(x_MD, weights_XDF, sizes_X), (x_MD, weights_XDF, sizes_X)
+def _forward(*inputs: jax.Array) -> tuple[jax.Array, tuple]:
+    return _multiply(*inputs), inputs
 
 
-def _backward(
-    saved: tuple[jax.Array, jax.Array, jax.Array], gradient_MF: jax.Array
-) -> tuple[jax.Array, jax.Array, None]:
-    dx_MD, dweights_XDF = jax.lax.platform_dependent(
+def _backward(saved: tuple, gradient_MF: jax.Array) -> tuple:
+    gradients = jax.lax.platform_dependent(
         *saved, gradient_MF, cpu=_gradients_by_blocks, default=_gradients
     )
-    return dx_MD, dweights_XDF, None
+    return *gradients, None
 
 
 grouped_matmul.defvjp(_forward, _backward)
@@ -93,8 +86,8 @@ def _by_blocks(
     return y_MF[:num_rows]
 
 
-def _for_each_block(sizes_X: jax.Array, update: _Update, state: jax.Array) -> jax.Array:
-    """Returns the state after the update with every block of rows, in order."""
+def _for_each_block(sizes_X: jax.Array, update: Callable, state: jax.Array) -> jax.Array:
+    """Returns the state after update(group, first row, state) for every block of rows, in order."""
     starts_X = jnp.cumsum(sizes_X) - sizes_X
     num_blocks_X = -(-sizes_X // _BLOCK)
     last_X = jnp.cumsum(num_blocks_X)

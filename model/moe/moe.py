@@ -92,19 +92,12 @@ class MoE(nnx.Module):
         row_index_T: jax.Array | None = None,
         rng_BT: jax.Array | None = None,
     ) -> tuple[jax.Array, RouterRecord]:
-        """Returns [B, T, D], zero where there is no token, and what the router did.
-
-        Args:
-            is_token_BT: False for padding, which is routed nowhere and counts nowhere.
-            row_index_T: index in its row of each column; None is in order.
-            rng_BT: a PRNG key for each token, for dropout in training; None in evaluation.
-        """
+        """Returns [B, T, D] and what the router did; padding is zero, and routed nowhere."""
         config = self.config
         chosen, record = self._route(x_BTD, is_token_BT)
         gate_EDF = None if self.gate is None else self.gate[...].astype(x_BTD.dtype)
-        experts = Experts(
-            gate_EDF, self.up[...].astype(x_BTD.dtype), self.down[...].astype(x_BTD.dtype)
-        )
+        up_EDF, down_EFD = (w[...].astype(x_BTD.dtype) for w in (self.up, self.down))
+        experts = Experts(gate_EDF, up_EDF, down_EFD)
         y_BTD, dropped_B = compute_experts(config, experts, x_BTD, chosen, row_index_T)
         y_BTD = constrain(y_BTD, "act_batch", "act_block_len", "act_embed")
         y_BTD = dropout(checkpoint_name(y_BTD, "mlp_out"), config.dropout, rng_BT)
@@ -154,14 +147,13 @@ class MoE(nnx.Module):
         Letter: G groups of experts. Source: DeepSeek-AI 2024, DeepSeek-V3, arXiv:2412.19437,
         section 2.1.2, its code for groups.
         """
-        config = self.config
-        choice_BTE = logits_BTE
+        config, choice_BTE = self.config, logits_BTE
         if self.router_bias is not None:
             bias = broadcast(self.router_bias[...], logits_BTE)
             choice_BTE = _probabilities(config, logits_BTE) + bias
+        elif config.num_expert_groups > 1:
+            choice_BTE = _probabilities(config, logits_BTE)
         if config.num_expert_groups > 1:
-            if self.router_bias is None:
-                choice_BTE = _probabilities(config, logits_BTE)
             groups = choice_BTE.reshape(*choice_BTE.shape[:2], config.num_expert_groups, -1)
             best_BTG2 = jnp.sort(groups, axis=-1)[..., -2:]
             chosen = likeliest(jnp.sum(best_BTG2, axis=-1), config.num_active_groups)

@@ -75,8 +75,6 @@ class Program:
     alias_bytes: int
     """Bytes of arguments whose memory becomes that of results."""
     temp_bytes: int
-    host_argument_bytes: int
-    """Arguments that wait in the memory of the host."""
     matmul_flops: int
     """Multiplications and additions of all matmuls, as if every branch were taken."""
     collectives: tuple[Collective, ...]
@@ -101,7 +99,6 @@ def describe(compiled: jax.stages.Compiled, mesh: jax.sharding.Mesh) -> Program:
         output_bytes=memory.output_size_in_bytes,
         alias_bytes=memory.alias_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
-        host_argument_bytes=memory.host_argument_size_in_bytes,
         matmul_flops=flops,
         collectives=collectives,
         arrays=arrays,

@@ -1,12 +1,10 @@
 """The processes of a run and the index of this one, from flags, environment or cluster."""
 
 import argparse
-import contextlib
 import glob
-import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,44 +34,47 @@ class Job:
         return host.strip("[]"), int(port)
 
 
-class _ClusterTask(NamedTuple):
-    """This process according to its cluster manager."""
+class _Task(NamedTuple):
+    """What a cluster manager says of this process; None where it does not."""
 
-    cluster: str
-    coordinator: str | None
-    num_processes: int
-    process_id: int
-    gpus: tuple[int, ...] | None = None
+    cluster: str | None = None
+    coordinator: str | None = None
+    num_processes: str | int | None = None
+    process_id: str | int | None = None
+    local_id: int = 0
+    num_local: int = 1
+    """Processes on this machine."""
 
 
 def find_job(arguments: Sequence[str]) -> Job | None:
     """Returns the job this process belongs to, None for a single process.
 
     In this order: the flags --coordinator, --num-processes and --process-id; the variables
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (or JOB_COMPLETION_INDEX, of an
-    indexed Kubernetes job); a SLURM step, Open MPI, a TPU pod.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; a SLURM step, Open MPI, a TPU
+    pod, the index of an indexed Kubernetes job.
 
     Raises:
         SettingsError: only a part of it is known, or a number is invalid.
     """
-    flags = _flags(arguments)
-    task = _slurm() or _open_mpi() or _tpu_pod()
-    found: dict[str, str | int | None] = {
-        "--coordinator": flags.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
-        "--num-processes": flags.num_processes or os.environ.get("JAX_NUM_PROCESSES"),
-        "--process-id": flags.process_id or os.environ.get("JAX_PROCESS_ID"),
+    flags, task, environment = _flags(arguments), _find_task(), os.environ
+    given = {
+        "--coordinator": flags.coordinator or environment.get("JAX_COORDINATOR_ADDRESS"),
+        "--num-processes": flags.num_processes or environment.get("JAX_NUM_PROCESSES"),
+        "--process-id": flags.process_id or environment.get("JAX_PROCESS_ID"),
     }
-    if task is None and not any(found.values()):
+    if task.num_processes is None and not any(given.values()):
         return None
-    if task is not None:
-        known = (task.coordinator, task.num_processes, task.process_id)
-        found = {
-            flag: own if own is not None else said
-            for (flag, own), said in zip(found.items(), known, strict=True)
-        }
-    elif found["--process-id"] is None:
-        found["--process-id"] = os.environ.get("JOB_COMPLETION_INDEX")
-    _check_all_given(found, task)
+    known = zip(given, (task.coordinator, task.num_processes, task.process_id), strict=True)
+    found = {flag: value if given[flag] is None else given[flag] for flag, value in known}
+    missing = [flag for flag, value in found.items() if value is None]
+    parts = [f"{flag} {value}" for flag, value in found.items() if value is not None]
+    if task.cluster is not None:
+        parts.append(f"(of {task.cluster})")
+    require(
+        not missing,
+        f"{' '.join(parts)} also needs {' and '.join(missing)}: a run over several processes needs "
+        "--coordinator HOST:PORT, --num-processes N and, in each of them, --process-id I",
+    )
     num_processes = _number("--num-processes", found["--num-processes"], least=1)
     process_id = _number("--process-id", found["--process-id"], least=0)
     coordinator = str(found["--coordinator"])
@@ -93,35 +94,22 @@ def find_job(arguments: Sequence[str]) -> Job | None:
         coordinator=coordinator,
         num_processes=num_processes,
         process_id=process_id,
-        gpus=task and task.gpus,
+        gpus=gpus_of(task.local_id, task.num_local, _num_gpus()),
         rendezvous_timeout_sec=flags.rendezvous_timeout_sec,
     )
 
 
 def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns the flags of a job, even if other arguments are wrong: all processes report that."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("coordinator", "num_processes", "process_id"):
         parser.add_argument(f"--{name.replace('_', '-')}", f"--{name}", dest=name)
     timeout = ("--rendezvous-timeout-sec", "--rendezvous_timeout_sec")
     parser.add_argument(*timeout, type=float, default=Job.rendezvous_timeout_sec)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return parser.parse_known_args(arguments)[0]
-    except SystemExit:  # a flag without its value, which the parser of all settings reports
+        return parser.parse_known_args(arguments)[0]
+    except argparse.ArgumentError:  # a flag without its value, which the parser of all reports
         return parser.parse_known_args([])[0]
-
-
-def _check_all_given(found: Mapping[str, object], task: _ClusterTask | None) -> None:
-    missing = [flag for flag, value in found.items() if value is None]
-    given = " ".join(f"{flag} {value}" for flag, value in found.items() if value is not None)
-    if task is not None:
-        given += f" (of {task.cluster})"
-    require(
-        not missing,
-        f"{given} also needs {' and '.join(missing)}: a run over several processes needs "
-        "--coordinator HOST:PORT, --num-processes N and, in each of them, --process-id I",
-    )
 
 
 def _number(flag: str, value: str | int | None, *, least: int) -> int:
@@ -133,73 +121,52 @@ def _number(flag: str, value: str | int | None, *, least: int) -> int:
     return number
 
 
-def _slurm() -> _ClusterTask | None:
-    """Returns this process's task in a step started by srun with several tasks."""
-    num_processes = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-    if num_processes == 1 or "SLURM_PROCID" not in os.environ:
-        return None
-    from jax._src.clusters import SlurmCluster
+def _find_task() -> _Task:
+    """Returns this process's task of a cluster; a task that is alone says nothing.
 
-    port = os.environ.get("JAX_COORDINATOR_PORT")
-    tasks = _expand(os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
-    return _ClusterTask(
-        "SLURM",
-        SlurmCluster.get_coordinator_address(None, port),
-        num_processes,
-        int(os.environ["SLURM_PROCID"]),
-        gpus_of(
-            int(os.environ.get("SLURM_LOCALID", 0)),
-            tasks[int(os.environ.get("SLURM_NODEID", 0))],
-            _num_gpus(),
-        ),
-    )
+    JAX's readers of a cluster's environment are imported only where there is a cluster.
+    """
+    environment, port = os.environ, os.environ.get("JAX_COORDINATOR_PORT")
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in environment:
+        from jax._src.clusters import SlurmCluster
+
+        tasks_per_node = _expand(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+        return _Task(
+            cluster="SLURM",
+            coordinator=SlurmCluster.get_coordinator_address(None, port),
+            num_processes=environment["SLURM_STEP_NUM_TASKS"],
+            process_id=environment["SLURM_PROCID"],
+            local_id=int(environment.get("SLURM_LOCALID", 0)),
+            num_local=tasks_per_node[int(environment.get("SLURM_NODEID", 0))],
+        )
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        from jax._src.clusters import OmpiCluster
+
+        knows_host = OmpiCluster.is_env_present()  # not from version 5 on
+        return _Task(
+            cluster="Open MPI",
+            coordinator=OmpiCluster.get_coordinator_address(None, port) if knows_host else None,
+            num_processes=environment["OMPI_COMM_WORLD_SIZE"],
+            process_id=environment["OMPI_COMM_WORLD_RANK"],
+            local_id=int(environment["OMPI_COMM_WORLD_LOCAL_RANK"]),
+            num_local=int(environment["OMPI_COMM_WORLD_LOCAL_SIZE"]),
+        )
+    if any(map(os.path.exists, _TPU_DEVICES)):
+        import jax  # finds out whether this is a cloud TPU
+        from jax._src.clusters import GceTpuCluster, GkeTpuCluster
+
+        del jax
+        for pod in (GkeTpuCluster, GceTpuCluster):
+            if pod.is_env_present() and (num_processes := pod.get_process_count()) > 1:
+                address = pod.get_coordinator_address(60, port)
+                return _Task("a TPU pod", address, num_processes, pod.get_process_id())
+    return _Task(process_id=environment.get("JOB_COMPLETION_INDEX"))  # an indexed Kubernetes job
 
 
 def _expand(counts: str) -> list[int]:
     """Returns tasks per node from SLURM's short form: "2(x3),1" is 2, 2, 2, 1."""
     found = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
     return [int(count) for count, times in found for _ in range(int(times or 1))]
-
-
-def _open_mpi() -> _ClusterTask | None:
-    """Returns this process's rank among those started by Open MPI's mpirun."""
-    num_processes = int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1))
-    if num_processes == 1:
-        return None
-    from jax._src.clusters import OmpiCluster
-
-    port = os.environ.get("JAX_COORDINATOR_PORT")
-    knows_host = "OMPI_MCA_orte_hnp_uri" in os.environ  # unset from version 5 on
-    return _ClusterTask(
-        "Open MPI",
-        OmpiCluster.get_coordinator_address(None, port) if knows_host else None,
-        num_processes,
-        int(os.environ["OMPI_COMM_WORLD_RANK"]),
-        gpus_of(
-            int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"]),
-            int(os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"]),
-            _num_gpus(),
-        ),
-    )
-
-
-def _tpu_pod() -> _ClusterTask | None:
-    """Returns this process's task in a TPU pod of several hosts."""
-    if not any(map(os.path.exists, _TPU_DEVICES)):
-        return None
-    import jax  # finds out whether this is a cloud TPU
-    from jax._src.clusters import GceTpuCluster, GkeTpuCluster
-
-    del jax
-    for cluster in (GkeTpuCluster, GceTpuCluster):
-        if cluster.is_env_present() and cluster.get_process_count() > 1:
-            return _ClusterTask(
-                "a TPU pod",
-                cluster.get_coordinator_address(60, os.environ.get("JAX_COORDINATOR_PORT")),
-                cluster.get_process_count(),
-                cluster.get_process_id(),
-            )
-    return None
 
 
 def _num_gpus() -> int:

@@ -19,13 +19,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from configs.errors import (
-    SettingsError,
-    TesseraError,
-    Unavailable,
-    closing_line,
-    exit_code_of,
-)
+from configs.errors import SettingsError, TesseraError, Unavailable, closing_line, exit_code_of
 from sharding.distributed.job import Job
 from sharding.distributed.rendezvous import meet
 
@@ -135,8 +129,8 @@ class Processes:
             Disagreement: names the fields, the processes and both values, in every process.
             Unanswered, EndedElsewhere: as `gather`.
         """
-        contents = self.gather(name, dict(content), limit_sec=limit_sec)
-        if len(contents) > 1 and (lines := _differences(contents)):
+        lines = _differences(self.gather(name, dict(content), limit_sec=limit_sec))
+        if lines:
             more = len(lines) - _SHOWN_DIFFERENCES
             raise Disagreement(
                 "the processes of a run must be started alike, but:\n"
@@ -206,8 +200,8 @@ class Processes:
                 self._client.blocking_key_value_get("all leave", int(_LEAVE_SEC * 1000))
                 _exit(exit_code)
             deadline = time.monotonic() + _LEAVE_SEC
-            while len(self._client.key_value_dir_get("leaving/")) < self.num:
-                if time.monotonic() > deadline:
+            while time.monotonic() < deadline:
+                if len(self._client.key_value_dir_get("leaving/")) == self.num:
                     break
                 time.sleep(0.05)
             self._client.key_value_set("all leave", "")
@@ -224,7 +218,8 @@ class Processes:
             except jax.errors.JaxRuntimeError as error:
                 if _TIMED_OUT not in str(error):
                     raise
-            self._raise_if_ended_elsewhere()
+            if ended := self._ended_elsewhere():
+                raise ended
             if deadline is not None and time.monotonic() > deadline:
                 raise Unanswered(
                     f"process {owner} of {self.num} did not answer within "
@@ -241,18 +236,13 @@ class Processes:
 
     def _ended_elsewhere(self) -> EndedElsewhere | None:
         """Returns the error of the first process that ended with one, None without any."""
-        ended = sorted(self._client.key_value_dir_get("ended/"))
-        for key, content in ended:
+        for key, content in sorted(self._client.key_value_dir_get("ended/")):
             index = int(key.rpartition("/")[2])
             if index != self.index:
                 code, message, is_common = json.loads(content)
                 text = message if is_common else f"process {index} has ended: {message}"
                 return EndedElsewhere(text, code)
         return None
-
-    def _raise_if_ended_elsewhere(self) -> None:
-        if ended := self._ended_elsewhere():
-            raise ended
 
     def _wait_for_cause(self, error: BaseException) -> None:
         """Waits for the error of another process; the service may abort this one meanwhile."""
@@ -286,11 +276,7 @@ ALONE = Processes()
 
 
 def join(job: Job) -> Processes:
-    """Connects all processes of a job; must be called before JAX looks for devices.
-
-    Raises:
-        Unavailable, SettingsError: as `meet`.
-    """
+    """Connects all processes of a job, or raises as `meet`; before JAX looks for devices."""
     meet(job)
     # Its handler of SIGTERM would take the place of ours.
     jax.config.update("jax_enable_preemption_service", False)
@@ -311,18 +297,16 @@ def join(job: Job) -> Processes:
 
 def _differences(contents: list[dict[str, Value]]) -> list[str]:
     """Returns a line for each field and value that is not that of process 0."""
-    first, *others = contents
-    lines = []
+    first = contents[0]
+    who: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in dict.fromkeys(itertools.chain(*contents)):
-        by_value: dict[str, list[str]] = {}
-        for i, content in enumerate(others, start=1):
+        for i, content in enumerate(contents):
             if content.get(name) != first.get(name):
-                by_value.setdefault(str(content.get(name)), []).append(str(i))
-        lines += [
-            f"  {name}: process 0 has {first.get(name)}, process {', '.join(found)} has {value}"
-            for value, found in by_value.items()
-        ]
-    return lines
+                who[name, str(content.get(name))].append(str(i))
+    return [
+        f"  {name}: process 0 has {first.get(name)}, process {', '.join(found)} has {value}"
+        for (name, value), found in who.items()
+    ]
 
 
 def _may_be_an_echo(error: BaseException | None) -> bool:

@@ -63,14 +63,15 @@ def _host(job: Job, deadline: float) -> None:
 
 def _listen(job: Job, deadline: float) -> socket.socket:
     """Returns the socket of process 0; a port in use may still belong to the job's last start."""
-    port, backlog = job.address[1], job.num_processes
+    port, has_ipv6 = job.address[1], socket.has_dualstack_ipv6()
     while True:
         try:
-            if socket.has_dualstack_ipv6():
-                return socket.create_server(
-                    ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog
-                )
-            return socket.create_server(("", port), backlog=backlog)
+            return socket.create_server(
+                ("", port),
+                family=socket.AF_INET6 if has_ipv6 else socket.AF_INET,
+                dualstack_ipv6=has_ipv6,
+                backlog=job.num_processes,
+            )
         except OSError as error:
             _raise_if_out_of_files(error, job)
             kind = Unavailable if error.errno == errno.EADDRINUSE else SettingsError
@@ -79,9 +80,8 @@ def _listen(job: Job, deadline: float) -> socket.socket:
                     f"--coordinator={job.coordinator}: process 0 cannot listen at port {port} "
                     f"({error.strerror}); give a port that is free on its machine"
                 ) from None
-        _handshake(
-            job, ("localhost", port), deadline, _ANSWER_SEC
-        )  # another process 0 refuses this one
+        # If another process 0 listens there, it refuses this one, and both say why.
+        _handshake(job, ("localhost", port), deadline, _ANSWER_SEC)
         time.sleep(_RETRY_SEC)
 
 
@@ -107,9 +107,8 @@ def _accept_peer(
     except OSError as error:
         _raise_if_out_of_files(error, job)
         raise
-    hello = re.fullmatch(
-        r"tessera (\d+) (\d+)", _read_line(connections[-1], time.monotonic() + _ANSWER_SEC)
-    )
+    line = _read_line(connections[-1], time.monotonic() + _ANSWER_SEC)
+    hello = re.fullmatch(r"tessera (\d+) (\d+)", line)
     if hello is None:
         connections.pop().close()
         return
@@ -181,10 +180,9 @@ def _handshake(job: Job, address: tuple[str, int], deadline: float, answer_sec: 
     Raises:
         SettingsError, Unavailable: the error that process 0 sends to all.
     """
+    limit_sec = max(deadline - time.monotonic(), 0.01)
     try:
-        with socket.create_connection(
-            address, timeout=max(deadline - time.monotonic(), 0.01)
-        ) as host:
+        with socket.create_connection(address, timeout=limit_sec) as host:
             _send_line(host, f"tessera {job.process_id} {job.num_processes}")
             while (line := _read_line(host, time.monotonic() + answer_sec)) == _STILL_THERE:
                 _send_line(host, _HERE)
@@ -218,28 +216,25 @@ def _read_line(peer: socket.socket, deadline: float) -> str:
     return text.decode(errors="replace").strip()
 
 
-def _num_files(job: Job) -> int:
-    return job.num_processes + _OWN_FILES
-
-
 def _raise_file_limit(job: Job) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = _num_files(job)
+    needed = job.num_processes + _OWN_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
         allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _raise_if_out_of_files(error: OSError, job: Job) -> None:
+    needed = job.num_processes + _OWN_FILES
     if error.errno == errno.EMFILE:
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         raise SettingsError(
             f"process {job.process_id} may open no more files: ulimit -n allows {allowed}, and a "
-            f"job of {job.num_processes} processes needs about {_num_files(job)}; allow "
-            f"more on its machine (ulimit -Hn {_num_files(job)}, or nofile in limits.conf)"
+            f"job of {job.num_processes} processes needs about {needed}; allow more on its machine "
+            f"(ulimit -Hn {needed}, or nofile in limits.conf)"
         ) from None
     if error.errno == errno.ENFILE:
         raise Unavailable(
             f"the machine of process {job.process_id} has no file handles left (fs.file-max), of "
-            f"which a job of {job.num_processes} processes needs about {_num_files(job)}"
+            f"which a job of {job.num_processes} processes needs about {needed}"
         ) from None

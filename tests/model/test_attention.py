@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from typing import get_args
 
 import jax
@@ -12,8 +13,8 @@ import model.attention.blockwise
 from configs.attention_backends import ATTENTION_BACKENDS, AttentionBackend
 from model.attention.backends import load
 from model.attention.mask import Mask, Scoring
-from model.attention.plain import attend
-from model.attention.rope import rotate
+from model.attention.plain import attend as plain_attend
+from model.attention.positions import rotate
 from model.norm import LayerNorm, RMSNorm, make_norm
 from train.loss import batch_sums, inputs_of
 from train.state import shape_of
@@ -22,6 +23,7 @@ B, T, N, H = 3, 10, 4, 8
 FREQUENCY_J = 100.0 ** (-2 * jnp.arange(H // 2) / H)
 SEGMENTS_BT = np.array([[1] * 4 + [2] * 6, [1] * 10, [1] * 3 + [2] * 3 + [0] * 4], np.int32)
 
+attend = functools.partial(plain_attend, scoring=Scoring(H**-0.5))
 NO_PREFIX_BT, NO_SINKS_N = np.zeros((B, T), bool), np.full(N, -np.inf)
 
 
@@ -69,12 +71,13 @@ by_backend = pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
 def test_attend_is_the_formula_over_the_keys_that_a_query_attends_to(
     rng, backend, num_kv_heads, kind, segmented
 ):
-    attend = load(backend).attend
+    scoring = Scoring(H**-0.5)
     qkv = random_qkv(rng, num_kv_heads=num_kv_heads)
     mask = Mask(kind=kind, segments_BT=jnp.asarray(SEGMENTS_BT) if segmented else None)
     segments_BT = SEGMENTS_BT if segmented else np.ones((B, T))
     expected = reference(*qkv, causal=kind == "causal", segments_BT=segments_BT)
-    gathered = quick_jit(lambda q, k, v: attend(q, k, v, mask))(*qkv)
+    attend = functools.partial(load(backend).attend, mask=mask, scoring=scoring)
+    gathered = quick_jit(attend)(*qkv)
     # float32 sums of at most ten terms of size one: a few units in the last place.
     np.testing.assert_allclose(gathered, expected, rtol=0, atol=2e-6)
 
@@ -138,29 +141,20 @@ def test_the_gradients_of_blockwise_are_those_that_jax_finds_of_plain(
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 
-def test_forward_and_backward_of_blockwise_are_attend_and_its_gradients(rng):
-    backend, scoring = load("blockwise"), Scoring(0.7)
-    mask = Mask(kind="causal", segments_BT=jnp.asarray(SEGMENTS_BT[:, :9]))  # of an odd length
+def test_blockwise_of_an_odd_length_is_plain(rng):
+    mask = Mask(kind="causal", segments_BT=jnp.asarray(SEGMENTS_BT[:, :9]))
     qkv = [jnp.asarray(x[:, :9]) for x in random_qkv(rng)]
     sinks_N = jnp.arange(N, dtype=jnp.float32)
 
-    def attend(q, k, v, sinks_N):
-        return backend.attend(q, k, v, mask, scoring=scoring, sinks_N=sinks_N)
+    def value_and_gradients(backend):
+        def attend(q, k, v, sinks_N):
+            return load(backend).attend(q, k, v, mask, scoring=Scoring(0.7), sinks_N=sinks_N)
 
-    expected, pull = jax.vjp(attend, *qkv, sinks_N)
-    y, logsumexp_BTN = backend.forward(*qkv, mask, scoring, None, sinks_N)
-    np.testing.assert_array_equal(y, expected)
-    q, k, _ = qkv
-    score_BTNS = jnp.einsum("BTNH,BSNH->BTNS", q, jnp.repeat(k, 2, axis=2)) * 0.7
-    score_BTNS = jnp.where(mask.allowed_BTS(9)[:, :, None], score_BTNS, -jnp.inf)
-    exp_BTN = jnp.sum(jnp.exp(score_BTNS), axis=-1) + jnp.exp(sinks_N)[None, None]
-    np.testing.assert_allclose(logsumexp_BTN, jnp.log(exp_BTN), rtol=2e-6)
-    *found, dbias, dsinks_N = backend.backward(
-        *qkv, mask, scoring, None, sinks_N, y, logsumexp_BTN, jnp.ones_like(y)
-    )
-    assert dbias is None
-    for array, wanted in zip((*found, dsinks_N), pull(jnp.ones_like(y)), strict=True):
-        np.testing.assert_array_equal(array, wanted)
+        y, pull = jax.vjp(attend, *qkv, sinks_N)
+        return y, *pull(jnp.ones_like(y))
+
+    for found, expected in zip(*map(value_and_gradients, ("blockwise", "plain")), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)  # as above
 
 
 def test_a_model_of_another_backend_is_the_same_model(rng):
@@ -186,7 +180,7 @@ def test_every_backend_of_the_table_can_be_chosen_and_has_what_the_table_says():
     for name, entry in ATTENTION_BACKENDS.items():
         backend = load(name)
         assert callable(backend.attend)
-        assert hasattr(backend, "forward") == hasattr(backend, "backward") == entry.ring
+        assert hasattr(backend, "add_keys") == hasattr(backend, "add_gradients") == entry.ring
 
 
 @pytest.mark.parametrize(
@@ -261,7 +255,7 @@ def test_the_softmax_of_bfloat16_is_float32():
     q_BTNH = jnp.zeros((1, 2, 1, 4), jnp.bfloat16).at[..., :2].set(1)
     k_BSKH = jnp.zeros((1, 2, 1, 4), jnp.bfloat16).at[..., 0].set(512).at[0, 1, 0, 1].set(2)
     v_BSKH = jnp.zeros((1, 2, 1, 4), jnp.bfloat16).at[0, 1].set(1)
-    y_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, Mask(kind="causal"))
+    y_BTNH = plain_attend(q_BTNH, k_BSKH, v_BSKH, Mask(kind="causal"), scoring=Scoring(0.5))
     assert y_BTNH.dtype == jnp.bfloat16
     expected = np.e / (1 + np.e)
     # The probability itself is rounded to the 8 bits of bfloat16.

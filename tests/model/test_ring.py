@@ -13,14 +13,16 @@ from small_model import mesh_of, quick_jit, small_model
 import model.attention.blockwise
 from model.attention.attention import Attention
 from model.attention.block_attention import any_allowed
-from model.attention.mask import Mask
-from model.attention.plain import attend
+from model.attention.mask import Mask, Scoring
+from model.attention.plain import attend as plain_attend
 from model.attention.ring import ring_attend
 from sharding.rules import sharding
 from sharding.zigzag import zigzag_order
 
 B, T, N, H = 2, 32, 4, 8
-blockwise_ring = functools.partial(ring_attend, model.attention.blockwise)
+SCORING = Scoring(H**-0.5)
+blockwise_ring = functools.partial(ring_attend, model.attention.blockwise, scoring=SCORING)
+attend = functools.partial(plain_attend, scoring=SCORING)
 ATTENTION_SAVED = jax.checkpoint_policies.save_only_these_names("attention")
 
 
