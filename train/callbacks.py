@@ -162,7 +162,7 @@ class Callbacks:
 
     def _complete_save(self, ordered: TrainState, progress: RunProgress) -> None:
         """Waits until the checkpoint is valid; saves again if that fails."""
-        spans = self._run.spans
+        spans, cause = self._run.spans, None
         for wait_sec in (*_RETRIES_SEC, None):
             with spans("save"):
                 cause = self._checkpoints.wait()

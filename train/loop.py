@@ -84,7 +84,7 @@ def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
     # Train. Each rollback starts another attempt; signals are handled between two steps.
     with signals.deferred(), contextlib.closing(checkpoints), run.processes.together():
         with (
-            open_metrics(folder) as writer,
+            contextlib.closing(open_metrics(folder)) as writer,
             Display(console, config, spans, first_step=start.step) as display,
             spans("loop"),
         ):

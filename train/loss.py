@@ -42,7 +42,6 @@ class Sums(NamedTuple):
 
 
 def inputs_of(batch: Batch) -> Inputs:
-    """Returns the model inputs of a batch."""
     encoded = batch.encoder
     encoder = encoded and Inputs(encoded.tokens_BS, encoded.positions_BS, encoded.segments_BS)
     return Inputs(

@@ -60,7 +60,6 @@ class RunContext:
         return train_batches(self.data, self.config.data, steps, rows=rows)[start.step :]
 
     def next_batch_digest(self, start: RunProgress) -> str:
-        """Returns the SHA-256 of the batch of the step after `start`."""
         batch = self.batches(start)[0]
         assert batch is not None  # the dataset is endless
         return batch_digest(batch)

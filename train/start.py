@@ -105,7 +105,6 @@ def _init_from_hf(
 
 
 def init(run: RunContext) -> tuple[TrainState, RunProgress]:
-    """Returns a newly initialized state at step 0."""
     key = jax.random.fold_in(jax.random.key(run.config.train.seed), 0)
     progress = RunProgress(
         step=0,
@@ -118,7 +117,6 @@ def init(run: RunContext) -> tuple[TrainState, RunProgress]:
 
 
 def restore(run: RunContext, step: int) -> TrainState:
-    """Returns the state of a verified checkpoint of the run."""
     folder, like = run.folder.checkpoints, abstract_state(run.config, run.mesh)
     with run.spans("restore"):
         return in_stage_order(restore_state(folder, step, like), run.config, run.mesh)

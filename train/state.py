@@ -49,11 +49,9 @@ class ModelShape(NamedTuple):
 
     @property
     def params(self) -> Params:
-        """The shape of every parameter."""
         return nnx.to_pure_dict(self.state)
 
     def axes(self) -> Params:
-        """Returns the logical axes of every parameter."""
         return nested(
             {"/".join(map(str, path)): tuple(x.axes) for path, x in nnx.to_flat_state(self.state)}
         )

@@ -11,12 +11,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from configs.errors import IntegrityError, TesseraError
+from configs.errors import IntegrityError
 from configs.require import require
 from configs.run import CheckpointConfig
 from data.atomic_files import atomic_write
 from data.object_store import ObjectStore, in_parallel
-from train.checkpoints.folders import ASIDE, FETCHING, finish_save, kept_steps
+from train.checkpoints.folders import ASIDE, FETCHING, finish_save, surplus
 from train.checkpoints.lease import Lease
 from train.checkpoints.manifest import MANIFEST, Manifest, manifest_content, parse_manifest
 from train.checkpoints.verify import check_file, verify
@@ -34,6 +34,13 @@ class DurableTier:
         self._store = ObjectStore(url)
         self._lease: Lease | None = None
 
+    @property
+    def _leased(self) -> ObjectStore:
+        """The storage to write to; SettingsError if another run writes there now."""
+        if self._lease is not None:
+            self._lease.check()
+        return self._store
+
     def check_writable(self) -> None:
         """Raises SettingsError unless files can be written here."""
         self._store.write(_PROBE, b"")
@@ -49,7 +56,6 @@ class DurableTier:
         )
 
     def read_manifest(self, step: int) -> Manifest:
-        """Returns the manifest of a checkpoint; raises as `parse_manifest` does."""
         name = _file(step, MANIFEST)
         return parse_manifest(self._store.read(name), self._store.address(name))
 
@@ -60,21 +66,16 @@ class DurableTier:
             IntegrityError: it is damaged, and nothing is copied, or a copy is damaged.
             SettingsError: the storage refuses it, or another run writes here now.
         """
-        self._check_lease()
         step = int(checkpoint.name)
         manifest = verify(checkpoint.parent, step)
         content = (checkpoint / MANIFEST).read_bytes()
-        if self._store.read_if_exists(_file(step, MANIFEST)) == content:
+        if self._leased.read_if_exists(_file(step, MANIFEST)) == content:
             return
-
-        def put(name: str) -> None:
-            self._check_lease()
-            self._store.put(_file(step, name), checkpoint / name)
-
         self.remove(step)
-        in_parallel(put, manifest.files)
-        self._check_lease()
-        self._store.write(_file(step, MANIFEST), content)
+        in_parallel(
+            lambda name: self._leased.put(_file(step, name), checkpoint / name), manifest.files
+        )
+        self._leased.write(_file(step, MANIFEST), content)
 
     def rollback(self, manifest: Manifest) -> None:
         """Sets the checkpoints of later steps aside, and writes an amended manifest.
@@ -85,26 +86,23 @@ class DurableTier:
         step = manifest.progress.step
         self.check_writable()  # an unmounted disk looks like one without checkpoints
         for later in reversed([later for later in self.steps() if later > step]):
-            self._check_lease()
-            names = self._store.names(f"checkpoints/{later}")
+            names = self._leased.names(f"checkpoints/{later}")
             for name in sorted(names, key=lambda name: not name.endswith(f"/{MANIFEST}")):
                 rest = name.removeprefix(f"checkpoints/{later}/")
                 self._store.move(name, f"checkpoints/{later}{ASIDE}/{rest}")
         if step in self.steps():
-            self._check_lease()
-            self._store.write(_file(step, MANIFEST), manifest_content(manifest))
+            self._leased.write(_file(step, MANIFEST), manifest_content(manifest))
 
     def remove_aside(self) -> None:
         """Removes what rollbacks have set aside, after a later copy."""
         names = [n for n in self._store.names("checkpoints") if Path(n).parts[1].endswith(ASIDE)]
-        in_parallel(self._remove, names)
+        in_parallel(lambda name: self._leased.remove(name), names)
 
     def copy_small(self, folder: RunFolder) -> None:
         """Copies the small files of a run as they are now; raises SettingsError as `copy`."""
-        self._check_lease()
         for path in folder.small_files:
             if path.exists():
-                self._store.write(path.name, path.read_bytes())
+                self._leased.write(path.name, path.read_bytes())
 
     def fetch(self, step: int, folder: Path) -> None:
         """Copies a checkpoint from here to folder/N.
@@ -154,20 +152,13 @@ class DurableTier:
 
     def remove(self, step: int) -> None:
         """Removes a checkpoint, or the remains of one; its manifest first."""
-        self._remove(_file(step, MANIFEST))
-        in_parallel(self._remove, self._store.names(f"checkpoints/{step}"))
-
-    def _remove(self, name: str) -> None:
-        self._check_lease()
-        self._store.remove(name)
+        self._leased.remove(_file(step, MANIFEST))
+        names = self._store.names(f"checkpoints/{step}")
+        in_parallel(lambda name: self._leased.remove(name), names)
 
     def remove_surplus(self, config: CheckpointConfig) -> None:
         """Removes the checkpoints that the settings do not keep."""
-        losses = {}
-        for step in self.steps():
-            with contextlib.suppress(TesseraError):  # not judged here: it stays
-                losses[step] = self.read_manifest(step).progress.eval_loss
-        for step in set(losses) - kept_steps(losses, config):
+        for step in surplus(self.steps(), self.read_manifest, config):
             self.remove(step)
 
     @contextlib.contextmanager
@@ -177,25 +168,16 @@ class DurableTier:
         Raises:
             SettingsError: another process has locked it, or it has the copies of another run.
         """
-        self._check_same_run(folder)
+        copied = self._store.read_if_exists(folder.events.name)
+        if copied is not None and folder.events.exists():
+            own = folder.events.read_bytes()
+            require(
+                own.partition(b"\n")[0] == copied.partition(b"\n")[0],  # its first start
+                f"checkpoint.durable_dir={self.url} holds the checkpoints of another run than "
+                f"--run-dir {folder.path}: change --run-dir or checkpoint.durable_dir",
+            )
         with Lease(self._store, folder) as self._lease:
             yield
-
-    def _check_same_run(self, folder: RunFolder) -> None:
-        """Raises SettingsError unless the first event here is that of the run."""
-        copied = self._store.read_if_exists(folder.events.name)
-        if copied is None or not folder.events.exists():
-            return
-        own = folder.events.read_bytes()
-        require(
-            own.partition(b"\n")[0] == copied.partition(b"\n")[0],
-            f"checkpoint.durable_dir={self.url} holds the checkpoints of another run than "
-            f"--run-dir {folder.path}: change --run-dir or checkpoint.durable_dir",
-        )
-
-    def _check_lease(self) -> None:
-        if self._lease is not None:
-            self._lease.check()
 
 
 def _file(step: int, name: str) -> str:

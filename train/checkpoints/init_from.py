@@ -29,12 +29,10 @@ class InitFrom:
 
     @property
     def folder(self) -> RunFolder:
-        """The run folder."""
         return RunFolder(self.run)
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of its checkpoints."""
         return self.folder.checkpoints.absolute()
 
     def described(self) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Locks a folder in shared storage, where no file can be locked, by a lease that is renewed."""
 
+import contextlib
 import json
 import os
 import socket
 import threading
 import time
-from types import TracebackType
 from typing import Any, Self
 
 from configs.errors import SettingsError, TesseraError
@@ -33,7 +33,7 @@ class Lease:
         self._owner = {"host": socket.gethostname(), "run_dir": str(folder.path.absolute())}
         self._token = f"{os.getpid()} {time.time_ns()}"
         self._number = 0
-        self._loss: str | None = None
+        self._loss: SettingsError | None = None
         self._seen_at = 0.0
         """When the lease was last read, and held."""
         self._ended = threading.Event()
@@ -54,19 +54,12 @@ class Lease:
         self._renewing.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._renewing.join()
-        try:
+        with contextlib.suppress(TesseraError):  # it expires
             self.check()
             self._store.remove(_NAME)
-        except TesseraError:  # it expires
-            pass
 
     def check(self) -> None:
         """Raises SettingsError if another process has taken over.
@@ -77,12 +70,12 @@ class Lease:
         if self._loss is None and time.monotonic() - self._seen_at > _EXPIRES_SEC:
             self._reread()
         if self._loss is not None:
-            raise SettingsError(self._loss)
+            raise self._loss
 
     def _reread(self) -> None:
         found = self._read()
         if found is not None and found.get("token") != self._token:
-            self._loss = str(self._held_elsewhere(found))
+            self._loss = self._held_elsewhere(found)
         else:
             self._seen_at = time.monotonic()
 
@@ -99,20 +92,16 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(_RENEWED_SEC):
-            try:
+            with contextlib.suppress(TesseraError):  # out of reach: the next copy fails too
                 self._reread()
                 if self._loss is not None:
                     return
                 self._write()
-            except TesseraError:  # the storage is out of reach: the next copy fails too
-                continue
 
     def _read(self) -> dict[str, Any] | None:
         content = self._store.read_if_exists(_NAME)
-        if content is None:
-            return None
         try:
-            return dict(json.loads(content))
+            return None if content is None else dict(json.loads(content))
         except (ValueError, TypeError):
             return {}
 

@@ -112,7 +112,6 @@ class Manifest:
 
 
 def read_progress(folder: Path, step: int) -> RunProgress:
-    """Returns where the run was at a checkpoint; raises as read_manifest does."""
     return read_manifest(folder, step).progress
 
 
@@ -175,13 +174,11 @@ def _ranges_of_batches(
 
 
 def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
-    """Writes the manifest of a checkpoint, whole or not at all."""
     with atomic_write(checkpoint / MANIFEST) as temporary:
         temporary.write_bytes(manifest_content(manifest))
 
 
 def manifest_content(manifest: Manifest) -> bytes:
-    """Returns the bytes of a manifest."""
     content = {
         "format_version": FORMAT_VERSION,
         "progress": asdict(manifest.progress),

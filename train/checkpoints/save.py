@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from configs.errors import TesseraError, Unavailable
-from sharding.distributed.processes import EndedElsewhere
 from sharding.fill_sharded import PIECE_BYTES
 from train.checkpoints.context import CheckpointContext, error_line
 from train.checkpoints.folders import (
@@ -98,22 +97,21 @@ class Checkpoints:
         """
         began = time.perf_counter()
         self.wait()
-        saving, cause = None, None
-        if self._processes.is_first:
-            try:
-                before()
-                _check_space(self._context.folder, state)
-                saving = begin_save(self._context.folder, progress.step)
-            except OSError as error:
-                cause = error_line(error)
-        saving, cause = self._processes.from_first("save", [saving and str(saving), cause])
+
+        def begin() -> str:
+            before()
+            _check_space(self._context.folder, state)
+            return str(begin_save(self._context.folder, progress.step))
+
+        cause, saving = self._context.in_first("save", begin)
         if cause is None:
             try:
+                copied = state
                 if jax.default_backend() == "cpu" and not self._is_frugal:
                     # Orbax writes from a CPU's arrays themselves, which the next step would reuse.
-                    state = jax.tree.map(jnp.copy, state)
+                    copied = jax.tree.map(jnp.copy, state)
                 self._saver.save(
-                    Path(saving) / STATE, args=_save_args(state, frugal=self._is_frugal)
+                    Path(saving) / STATE, args=_save_args(copied, frugal=self._is_frugal)
                 )
             except (OSError, ValueError) as error:
                 cause = error_line(error)
@@ -134,7 +132,9 @@ class Checkpoints:
         began = time.perf_counter()
         cause, files = self._describe(saving, cause)
         if self._processes.is_first:
-            cause = cause or self._complete(saving, progress, files)
+            if cause is None:
+                assert saving is not None
+                cause = self._complete(saving, progress, files)
             if cause is None:
                 self._context.emit(
                     "saved",
@@ -153,48 +153,41 @@ class Checkpoints:
     def _describe(
         self, saving: Path | None, cause: str | None
     ) -> tuple[str | None, dict[str, FileEntry]]:
-        """Returns, in the first process, why a save failed, or the entries of all its files.
+        """Returns why a save failed in any process, or in the first the entries of all its files.
 
         Each process lists the files that it sees, since on a shared file system none may see all of
         them at once; a file that any of them sees is in the checkpoint, and one process checksums
         it.
         """
-        seen: list[str] = []
-        if cause is None:
-            assert saving is not None
-            try:
-                self._saver.wait_until_finished()  # in every process: all parts are on disk
-                seen = sorted(list_files(saving))
-            except EndedElsewhere:
-                raise
-            except Exception as error:  # of anything between Orbax and the disk
-                cause = error_line(error)
-        lists = self._processes.gather("saved files", [cause, seen])
-        names = sorted({name for _, seen in lists for name in seen})
-        cause = next((cause for cause, _ in lists if cause), None)
-        cause, names = self._processes.from_first("files of the save", [cause, names])
-        entries: dict[str, FileEntry] = {}
-        if cause is None:
-            assert saving is not None
-            try:
-                part = names[self._processes.index :: self._processes.num]
-                entries = _describe_once_seen(saving, part)
-            except (OSError, TesseraError) as error:
-                cause = error_line(error)
-        parts = self._processes.gather("saved parts", [cause, entries])
-        cause = next((cause for cause, _ in parts if cause), None)
-        files = {name: FileEntry(*entry) for _, part in parts for name, entry in part.items()}
-        return cause, files
+
+        def list_seen() -> list[str]:
+            if cause is not None or saving is None:
+                raise OSError(cause)
+            self._saver.wait_until_finished()  # in every process: all parts are on disk
+            return sorted(list_files(saving))
+
+        # Any error may come from between Orbax and the disk.
+        failed, lists = self._context.everywhere("saved files", list_seen, (Exception,))
+        if failed is not None:
+            return failed, {}
+        assert saving is not None
+        names = sorted({name for seen in lists for name in seen})
+        names = self._processes.from_first("files of the save", names)
+        part = names[self._processes.index :: self._processes.num]
+        failed, parts = self._context.everywhere(
+            "saved parts", lambda: _describe_once_seen(saving, part)
+        )
+        if failed is not None:
+            return failed, {}
+        return None, {name: FileEntry(*entry) for own in parts for name, entry in own.items()}
 
     def _complete(
-        self, saving: Path | None, progress: RunProgress, files: Mapping[str, FileEntry]
+        self, saving: Path, progress: RunProgress, files: dict[str, FileEntry]
     ) -> str | None:
         """Writes the manifest of a checkpoint and renames its folder; returns why that failed."""
-        assert saving is not None
         try:
             progress = replace(progress, next_batch_sha256=self._next_batch(progress))
-            manifest = Manifest(progress=progress, settings=self._settings, files=dict(files))
-            finish_save(saving, manifest)
+            finish_save(saving, Manifest(progress=progress, settings=self._settings, files=files))
         except (OSError, TesseraError) as error:
             return error_line(error)
         return None
@@ -223,19 +216,13 @@ class Checkpoints:
             Unavailable: the disk or storage does not answer; the run may be started again.
         """
         self.wait()
-        cause = None
-        if self._processes.is_first:
-            try:
-                progress = replace(progress, next_batch_sha256=self._next_batch(progress))
-                self._rollback(progress)
-            except (OSError, TesseraError) as error:
-                cause = error_line(error)
-        cause = self._processes.from_first("rollback", cause)
+        cause, _ = self._context.in_first("rollback", lambda: self._rollback(progress))
         if cause is not None:
             raise Unavailable(f"rollback to step {progress.step} failed: {cause}; start again")
 
     def _rollback(self, progress: RunProgress) -> None:
         folder, step = self._context.folder, progress.step
+        progress = replace(progress, next_batch_sha256=self._next_batch(progress))
         manifest = replace(read_manifest(folder, step), progress=progress)
         # Storage first: a restart would fetch a copy that is newer than all local checkpoints.
         self._mirror.rollback(manifest)
@@ -258,7 +245,6 @@ class Checkpoints:
         return self._processes.from_first("copied", cause)
 
     def close(self) -> None:
-        """Waits for saves and copies, then ends the background threads."""
         try:
             self.wait()
         finally:
@@ -304,7 +290,6 @@ def _largest_gb(tree: Any) -> Any:
 
 
 def _check_space(folder: Path, state: TrainState) -> None:
-    """Raises OSError unless the disk has room for a state, before any of it is written."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free

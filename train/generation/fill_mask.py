@@ -66,7 +66,6 @@ def make_fill_mask(
 
 
 def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Returns [CLS], the prompt and [SEP]."""
     special = tokenizer.special
     text = encode_with_special(tokenizer, prompt if MASK in prompt else prompt + MASK, {MASK})
     return [special["[CLS]"], *text, special["[SEP]"]]

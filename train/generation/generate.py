@@ -121,7 +121,6 @@ class Sampler:
         )
 
     def __call__(self, params: Params, step: int) -> str:
-        """Returns the texts of all prompts, separated by rules."""
         texts = self._generate(params, self._prompts, self._seed + step)
         rule = "-" * 72
         return f"\n{rule}\n".join(texts) + "\n"

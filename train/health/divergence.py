@@ -27,7 +27,6 @@ class Divergence:
     """The largest or nonfinite gradient norms, by array and layer."""
 
     def message(self) -> str:
-        """Returns the cause and the steps."""
         first, last = self.first_step, self.last_step
         where = f"step {first}" if first == last else f"steps {first} to {last}"
         return f"{self.cause} ({where})"

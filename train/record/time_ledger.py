@@ -40,7 +40,6 @@ class TimeLedger:
         self._lock = threading.Lock()
 
     def add(self, category: ProcessCategory, seconds: float) -> None:
-        """Adds seconds to a category."""
         with self._lock:
             self._seconds[category] += seconds
 
@@ -78,7 +77,6 @@ class TimeLedger:
                 self._seconds["lost_work"] += lost
 
     def snapshot(self) -> dict[str, float]:
-        """Returns the seconds of each category."""
         with self._lock:
             return {category: round(seconds, 3) for category, seconds in self._seconds.items()}
 
