@@ -63,7 +63,7 @@ def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
         span=spans,
     )
     checkpoints = Checkpoints(context, flatten(config), run.next_batch_digest)
-    state, start = restore_or_init(run, context, checkpoints)
+    state, start = restore_or_init(run, checkpoints)
     if start.step == config.train.num_steps:
         logger.info(f"nothing is left to do: the run has reached train.num_steps={start.step}")
         with contextlib.closing(checkpoints):
@@ -100,7 +100,7 @@ def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
                     break
                 del state  # before another is made: there may be no memory for two
                 with spans("rollback"):
-                    state, start = rollback(run, recorder.divergence, start, context, checkpoints)
+                    state, start = rollback(run, recorder.divergence, start, checkpoints)
         return _finish(run, state, recorder.tokens, checkpoints)
 
 

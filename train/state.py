@@ -16,7 +16,7 @@ from model.language_model import LanguageModel
 from sharding.pipeline import Pipeline, pipeline_of
 from sharding.rules import RULES, WHOLE_PARAMETERS, Rules, sharding
 from sharding.tree_paths import nested
-from train.optimizer import Params, make_optimizer
+from train.optimizer import Params, make_optimizer, per_axes
 
 Leaf = TypeVar("Leaf")
 State = TypeVar("State")
@@ -58,21 +58,13 @@ class ModelShape(NamedTuple):
 
     def is_stacked(self) -> Params:
         """Returns for every parameter whether it is stacked over "layers"."""
-        return jax.tree.map(
-            lambda axes: axes[0] == "layers",
-            self.axes(),
-            is_leaf=lambda node: isinstance(node, tuple),
-        )
+        return per_axes(lambda axes: axes[0] == "layers", self.axes())
 
     def layout(
         self, mesh: jax.sharding.Mesh, rules: Rules = RULES, *, memory: str | None = None
     ) -> Params:
         """Returns the sharding of every parameter under a table of rules."""
-        return jax.tree.map(
-            lambda axes: sharding(mesh, *axes, rules=rules, memory=memory),
-            self.axes(),
-            is_leaf=lambda node: isinstance(node, tuple),
-        )
+        return per_axes(lambda axes: sharding(mesh, *axes, rules=rules, memory=memory), self.axes())
 
 
 def shape_of(config: ModelConfig, pipeline: Pipeline | None = None) -> ModelShape:

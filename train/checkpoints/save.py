@@ -66,7 +66,7 @@ class Checkpoints:
                 more bytes than the largest has are in flight at once; None is faster, and takes
                 more memory.
         """
-        self._context, self._processes = context, context.processes
+        self.context, self._processes = context, context.processes
         self._settings = dict(settings)
         self._next_batch = next_batch
         self._is_frugal = one_at_a_time is not None
@@ -100,10 +100,10 @@ class Checkpoints:
 
         def begin() -> str:
             before()
-            _check_space(self._context.folder, state)
-            return str(begin_save(self._context.folder, progress.step))
+            _check_space(self.context.folder, state)
+            return str(begin_save(self.context.folder, progress.step))
 
-        cause, saving = self._context.in_first("save", begin)
+        cause, saving = self.context.in_first("save", begin)
         if cause is None:
             try:
                 copied = state
@@ -136,7 +136,7 @@ class Checkpoints:
                 assert saving is not None
                 cause = self._complete(saving, progress, files)
             if cause is None:
-                self._context.emit(
+                self.context.emit(
                     "saved",
                     step=progress.step,
                     bytes=sum(entry.bytes for entry in files.values()),
@@ -147,7 +147,7 @@ class Checkpoints:
             else:
                 if saving is not None:
                     shutil.rmtree(saving, ignore_errors=True)
-                self._context.emit("save_failed", step=progress.step, cause=cause)
+                self.context.emit("save_failed", step=progress.step, cause=cause)
         return self._processes.from_first("saved", cause)
 
     def _describe(
@@ -167,14 +167,14 @@ class Checkpoints:
             return sorted(list_files(saving))
 
         # Any error may come from between Orbax and the disk.
-        failed, lists = self._context.everywhere("saved files", list_seen, (Exception,))
+        failed, lists = self.context.everywhere("saved files", list_seen, (Exception,))
         if failed is not None:
             return failed, {}
         assert saving is not None
         names = sorted({name for seen in lists for name in seen})
         names = self._processes.from_first("files of the save", names)
         part = names[self._processes.index :: self._processes.num]
-        failed, parts = self._context.everywhere(
+        failed, parts = self.context.everywhere(
             "saved parts", lambda: _describe_once_seen(saving, part)
         )
         if failed is not None:
@@ -197,15 +197,15 @@ class Checkpoints:
 
         A failure here is an event, and does not make the save fail.
         """
-        folder = self._context.folder
+        folder = self.context.folder
         if not keep_all:
             remove_aside(folder)
         self._mirror.begin(folder / str(step))
         try:
             if not keep_all:
-                remove_surplus(folder, self._context.config, spared=self._mirror.in_progress)
+                remove_surplus(folder, self.context.config, spared=self._mirror.in_progress)
         except (OSError, TesseraError) as error:
-            self._context.emit("not_removed", step=step, cause=error_line(error))
+            self.context.emit("not_removed", step=step, cause=error_line(error))
 
     def rollback(self, progress: RunProgress) -> None:
         """Makes a checkpoint the newest one of the run, here and in durable storage.
@@ -216,12 +216,12 @@ class Checkpoints:
             Unavailable: the disk or storage does not answer; the run may be started again.
         """
         self.wait()
-        cause, _ = self._context.in_first("rollback", lambda: self._rollback(progress))
+        cause, _ = self.context.in_first("rollback", lambda: self._rollback(progress))
         if cause is not None:
             raise Unavailable(f"rollback to step {progress.step} failed: {cause}; start again")
 
     def _rollback(self, progress: RunProgress) -> None:
-        folder, step = self._context.folder, progress.step
+        folder, step = self.context.folder, progress.step
         progress = replace(progress, next_batch_sha256=self._next_batch(progress))
         manifest = replace(read_manifest(folder, step), progress=progress)
         # Storage first: a restart would fetch a copy that is newer than all local checkpoints.
