@@ -12,14 +12,13 @@ from data.tokenizers.tokenizer import Tokenizer
 from model.inputs import Inputs
 from sharding.pipeline import Pipeline, pipeline_of
 from sharding.rules import constrain
-from train.generation.fill_mask import make_fill_mask
+from train.generation.fill_and_answer import make_fill_mask, make_text_to_text
 from train.generation.sampling import (
     Generate,
     before_separator,
     num_padding_rows,
     sample_tokens,
 )
-from train.generation.text_to_text import make_text_to_text
 from train.optimizer import Params
 from train.state import shape_of
 
