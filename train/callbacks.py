@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from configs.errors import Stopped
+from sharding.pipeline import pipeline_of
 from train.checkpoints.manifest import RunProgress
 from train.checkpoints.save import Checkpoints
 from train.evaluate import Evaluation, Evaluator
-from train.generation.generate import Sampler
+from train.generation.generate import make_generate
 from train.health.divergence import Divergence
 from train.health.signals import StopRequest
 from train.health.stragglers import find_stragglers
@@ -52,7 +53,14 @@ class Callbacks:
         self._run, self._config, self._checkpoints = run, run.config, checkpoints
         self._recorder, self._writer = recorder, writer
         self._evaluator = Evaluator(run.config, run.data, run.mesh)
-        self._sampler = Sampler(run.config, run.data.tokenizer, run.mesh)
+        self._generate = make_generate(
+            run.config.model,
+            run.config.sample,
+            run.data.tokenizer,
+            run.config.data.sequence_len,
+            run.config.data.target_len,
+            pipeline_of(run.config, run.mesh),
+        )
         self._stragglers: dict[int, str] = {}
         self._warn_if_evaluation_is_costly()
 
@@ -114,7 +122,9 @@ class Callbacks:
         self._stragglers = stragglers
 
     def _sample(self, end: StepEnd) -> None:
-        text = self._sampler(end.state.params, end.step)
+        prompts, seed = self._config.sample.prompts, self._config.train.seed + end.step
+        texts = self._generate(end.state.params, prompts, seed)
+        text = f"\n{'-' * 72}\n".join(texts) + "\n"
         if not self._run.folder.write_sample(end.step, text):
             logger.warning(f"the sample of step {end.step} could not be written")
         self._writer.write_text("sample", text, end.step, time.time())

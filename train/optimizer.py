@@ -23,9 +23,6 @@ def make_optimizer(config: OptimConfig, axes: Params) -> optax.GradientTransform
     The learning rate stays outside because it advances with every step, while the optimizer does
     not advance in a nonfinite step.
     Source: Loshchilov and Hutter 2017, Decoupled weight decay, arXiv:1711.05101, algorithm 2.
-
-    Args:
-        axes: the logical axes of every parameter.
     """
     if config.optimizer == "adamw":
         direction = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)

@@ -57,11 +57,7 @@ class EventMessage:
 
 
 def event_messages(events: Iterable[Event], run: str) -> list[EventMessage]:
-    """Returns what happened, oldest first.
-
-    Args:
-        run: its folder, as a command names it.
-    """
+    """Returns what happened, oldest first; `run` is its folder as a command names it."""
     groups: list[list[Event]] = []
     open_groups: dict[str, list[Event]] = {}
     for event in events:

@@ -45,9 +45,7 @@ class CheckpointContext:
     ) -> tuple[str | None, list[Any]]:
         """Does work in every process; returns why it failed in one, and the results in process 0.
 
-        Args:
-            work: returns what JSON can hold.
-            expected: errors that are returned and not raised.
+        Results are what JSON can hold; other errors than the expected ones are raised.
         """
         outcome = _outcome(work, expected)
         outcomes = self.processes.gather(what, outcome)

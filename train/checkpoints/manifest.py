@@ -98,11 +98,7 @@ class Manifest:
         groups: tuple[str, ...] = ("",),
         way_out: str = "put the checkpoints of this run there, or remove that one",
     ) -> None:
-        """Raises SettingsError if the checkpoint is of another model; the message names fields.
-
-        Args:
-            groups: the settings to compare, by the start of their names.
-        """
+        """Raises SettingsError, which names fields of `groups`, if it is of another model."""
         wrong = [
             f"{name}={old} there, {new} here"
             for name, (old, new) in differences(self.settings, flatten(config)).items()

@@ -12,10 +12,8 @@ from train.checkpoints.verify import verify
 def newest_valid(context: CheckpointContext, *, at_most: int | None = None) -> Manifest | None:
     """Returns the manifest of the newest valid checkpoint, local by then; None without any.
 
-    Newer ones that are damaged are quarantined, with an event each. Every process calls it.
-
-    Args:
-        at_most: the latest step to consider.
+    Newer ones that are damaged are quarantined, with an event each. Those of steps after `at_most`
+    are left alone. Every process calls it.
 
     Raises:
         IntegrityError: there are checkpoints, but none is valid; they stay where they are.

@@ -266,13 +266,9 @@ def _describe_once_seen(saving: Path, names: Sequence[str]) -> dict[str, FileEnt
 
 
 def _save_args(state: TrainState, *, frugal: bool) -> ocp.args.PyTreeSave:
-    """Returns what Orbax saves, large arrays in chunks that can be read one by one.
-
-    Args:
-        frugal: write small files, because the content of a file is in memory until it is full.
-    """
+    """Returns what Orbax saves, large arrays in chunks that can be read one by one."""
     chunks = jax.tree.map(lambda leaf: ocp.SaveArgs(**_chunks(leaf)), state)
-    file_bytes = PIECE_BYTES if frugal else None
+    file_bytes = PIECE_BYTES if frugal else None  # a file is in memory until it is full
     return ocp.args.PyTreeSave(state, save_args=chunks, ocdbt_target_data_file_size=file_bytes)
 
 

@@ -17,7 +17,6 @@ from train.generation.sampling import (
     Generate,
     before_separator,
     encode_with_special,
-    num_padding_rows,
     pad_rows,
     sample_tokens,
 )
@@ -57,13 +56,12 @@ def make_fill_mask(
 
     def fill_mask(params: Params, prompts: Sequence[str], seed: int) -> list[str]:
         rows = [_with_masks(tokenizer, prompt)[:sequence_len] for prompt in prompts]
-        rows += rows[:1] * num_padding_rows(len(rows), pipeline)
         tokens_BT, segments_BT = pad_rows(rows, sequence_len)
         filled_BT = np.asarray(fill(params, tokens_BT, segments_BT, jax.random.key(seed)))
         return [
             tokenizer.decode(filled[: len(row)])
             for filled, row in zip(filled_BT, rows, strict=True)
-        ][: len(prompts)]
+        ]
 
     return fill_mask
 
@@ -114,7 +112,6 @@ def make_text_to_text(
 
     def answer(params: Params, prompts: Sequence[str], seed: int) -> list[str]:
         rows = [_with_sentinel(tokenizer, prompt, sentinels, sequence_len) for prompt in prompts]
-        rows += rows[:1] * num_padding_rows(len(rows), None)
         tokens_BS, segments_BS = pad_rows(rows, sequence_len)
         positions_BS = np.broadcast_to(np.arange(sequence_len, dtype=np.int32), tokens_BS.shape)
         arrays = tokens_BS, positions_BS, segments_BS
@@ -127,7 +124,7 @@ def make_text_to_text(
                 )
             )
             for row, decoded in zip(rows, decoded_BT, strict=True)
-        ][: len(prompts)]
+        ]
 
     return answer
 

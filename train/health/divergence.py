@@ -69,8 +69,7 @@ class Guard:
     ) -> Divergence | None:
         """Takes the loss of the next step in nats; returns the divergence that it completes.
 
-        Args:
-            weights: of the sources in its batch; when they change the losses may jump.
+        When the weights of the sources in its batch change, the losses may jump.
         """
         if self._weights not in (None, list(weights)):
             self._window.clear()

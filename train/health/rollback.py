@@ -25,10 +25,7 @@ def rollback(
     """Returns an older state, and its progress without the rows of the diverged steps.
 
     Checkpoints of later steps are set aside. A run that never had a checkpoint is initialized
-    again; one that had is not.
-
-    Args:
-        start: where the attempt that diverged started.
+    again; one that had is not. `start` is where the attempt that diverged started.
 
     Raises:
         Diverged: guard.max_rollbacks rollbacks were made already, or no checkpoint is older.

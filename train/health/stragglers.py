@@ -14,12 +14,7 @@ _MIN_WAIT_SEC = 0.005
 
 
 def find_stragglers(waits_sec: Sequence[float], step_sec: float) -> dict[int, str]:
-    """Returns {process: cause} of those that wait longer for their data than the others.
-
-    Args:
-        waits_sec: mean wait for a batch of every process, by index.
-        step_sec: how long a step takes.
-    """
+    """Returns {process: cause} of those that wait longer for a batch than the others."""
     stragglers = {}
     for i, own_sec in enumerate(waits_sec):
         others = [*waits_sec[:i], *waits_sec[i + 1 :]]

@@ -61,11 +61,7 @@ class Watchdog:
         self._waited_sec, self._last_poll = 0.0, time.monotonic()
 
     def start(self, on_hang: Callable[[Hang], Any]) -> None:
-        """Starts a thread that polls until the spans are closed.
-
-        Args:
-            on_hang: called once, with the first hang.
-        """
+        """Starts a thread that polls until the spans are closed, or the first hang."""
 
         def watch() -> None:
             while not self._spans.closed.wait(_POLL_SEC):

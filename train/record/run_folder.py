@@ -109,9 +109,6 @@ class RunFolder:
     ) -> dict[str, tuple]:
         """Returns the settings that differ from those the run was made with, {name: (old, new)}.
 
-        Args:
-            new_run: the command that begins a new run with these settings.
-
         Raises:
             SettingsError: one is incompatible with the run, or changes training results and
                 allow_changes is False.

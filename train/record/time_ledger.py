@@ -46,8 +46,7 @@ class TimeLedger:
     def resume(self, path: Path) -> float:
         """Adds the ledger of earlier starts in a file, and writes to that file from then on.
 
-        Returns:
-            By how many seconds the clock was set back since; normally 0.
+        Returns by how many seconds the clock was set back since; normally 0.
         """
         with self._lock:
             self._path = path
@@ -91,11 +90,7 @@ class TimeLedger:
         }
 
     def write(self, ago_sec: float = 0.0) -> None:
-        """Writes the ledger, so that the next start knows when this process was last alive.
-
-        Args:
-            ago_sec: when the last second was added.
-        """
+        """Writes the ledger with its last second `ago_sec` ago: then the process was alive."""
         if self._path is None:
             return
         content = {
