@@ -63,7 +63,6 @@ class ModelShape(NamedTuple):
     def layout(
         self, mesh: jax.sharding.Mesh, rules: Rules = RULES, *, memory: str | None = None
     ) -> Params:
-        """Returns the sharding of every parameter under a table of rules."""
         return per_axes(lambda axes: sharding(mesh, *axes, rules=rules, memory=memory), self.axes())
 
 

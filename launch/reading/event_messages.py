@@ -153,7 +153,6 @@ def _changes(event: Event) -> str:
 
 
 def _group_text(group: Sequence[Event]) -> str:
-    """Returns one text for several successive events of a kind."""
     name, num = name_of(group[0]), len(group)
     last = time_text(group[-1].get("time", "unknown"))
     steps = [event["step"] for event in group if isinstance(event.get("step"), int)]
@@ -165,21 +164,16 @@ def _group_text(group: Sequence[Event]) -> str:
         return f"{num:,} nonfinite steps, {span}, until {last}; their updates were not applied"
     if name == "saved":
         stalls = [e["stall_sec"] for e in group if isinstance(e.get("stall_sec"), int | float)]
-        pause = (
-            f"; training paused for {sum(stalls) / len(stalls):.3g} s on average, "
-            f"{max(stalls):.3g} s at most"
-            if stalls
-            else ""
-        )
-        return f"saved {num:,} checkpoints, {span}, until {last}{pause}"
-    verb = {"copied": "copied", "save_failed": "could not be saved"}.get(
-        name, "could not be copied"
-    )
-    return f"{num:,} checkpoints {verb}, {span}, until {last}"
+        text = f"saved {num:,} checkpoints, {span}, until {last}"
+        if stalls:
+            text += f"; training paused for {sum(stalls) / len(stalls):.3g} s on average, "
+            text += f"{max(stalls):.3g} s at most"
+        return text
+    failed = {"save_failed": "could not be saved", "copy_failed": "could not be copied"}
+    return f"{num:,} checkpoints {failed.get(name, name)}, {span}, until {last}"
 
 
 def _command(event: Event, run: str) -> str | None:
-    """Returns the command that shows the cause of an event; None if there is none."""
     name, rows = name_of(event), event.get("skipped_rows") or event.get("rows")
     if name in ("nonfinite_step", "rolled_back") and rows and _is_rows(rows):
         step = ("--step", str(event["step"])) if isinstance(event.get("step"), int) else ()
@@ -197,12 +191,8 @@ def _sequences(event: Event) -> str:
     if rows is None:
         items, name = event.get("passed_over", event.get("batch")), "batches"
         items = items if isinstance(items, list) else [items]
-        known = [item for item in items if isinstance(item, int)]
-        rows = (
-            merge_intervals((item, item + 1) for item in known)
-            if len(known) == len(items)
-            else None
-        )
+        if all(isinstance(item, int) for item in items):
+            rows = merge_intervals((item, item + 1) for item in items)
     if not _is_rows(rows):
         return f"{name} unknown"
     ends = [(start, stop - 1) for start, stop in rows]

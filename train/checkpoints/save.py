@@ -131,24 +131,29 @@ class Checkpoints:
         """Completes a save; returns why it failed, the same in every process."""
         began = time.perf_counter()
         cause, files = self._describe(saving, cause)
-        if self._processes.is_first:
-            if cause is None:
-                assert saving is not None
-                cause = self._complete(saving, progress, files)
-            if cause is None:
-                self.context.emit(
-                    "saved",
-                    step=progress.step,
-                    bytes=sum(entry.bytes for entry in files.values()),
-                    stall_sec=round(stall_sec, 4),
-                    write_sec=round(time.perf_counter() - began, 4),
-                )
-                self._mirror_and_remove(progress.step, keep_all)
-            else:
-                if saving is not None:
-                    shutil.rmtree(saving, ignore_errors=True)
-                self.context.emit("save_failed", step=progress.step, cause=cause)
-        return self._processes.from_first("saved", cause)
+
+        def complete() -> None:
+            assert saving is not None
+            digest = self._next_batch(progress)
+            whole = replace(progress, next_batch_sha256=digest)
+            finish_save(saving, Manifest(progress=whole, settings=self._settings, files=files))
+
+        if cause is None:
+            cause, _ = self.context.in_first("saved", complete)
+        if self._processes.is_first and cause is None:
+            self.context.emit(
+                "saved",
+                step=progress.step,
+                bytes=sum(entry.bytes for entry in files.values()),
+                stall_sec=round(stall_sec, 4),
+                write_sec=round(time.perf_counter() - began, 4),
+            )
+            self._mirror_and_remove(progress.step, keep_all)
+        elif self._processes.is_first:
+            if saving is not None:
+                shutil.rmtree(saving, ignore_errors=True)
+            self.context.emit("save_failed", step=progress.step, cause=cause)
+        return cause
 
     def _describe(
         self, saving: Path | None, cause: str | None
@@ -180,17 +185,6 @@ class Checkpoints:
         if failed is not None:
             return failed, {}
         return None, {name: FileEntry(*entry) for own in parts for name, entry in own.items()}
-
-    def _complete(
-        self, saving: Path, progress: RunProgress, files: dict[str, FileEntry]
-    ) -> str | None:
-        """Writes the manifest of a checkpoint and renames its folder; returns why that failed."""
-        try:
-            progress = replace(progress, next_batch_sha256=self._next_batch(progress))
-            finish_save(saving, Manifest(progress=progress, settings=self._settings, files=files))
-        except (OSError, TesseraError) as error:
-            return error_line(error)
-        return None
 
     def _mirror_and_remove(self, step: int, keep_all: bool) -> None:
         """Mirrors a completed checkpoint, and removes those that are not kept.

@@ -98,7 +98,6 @@ class Watchdog:
         return max(config.hang_factor * statistics.median(durations), min_sec)
 
     def describe(self, name: str, seconds: float, limit_sec: float) -> Hang:
-        """Returns the hang of a span, with the message for a person."""
         config = self._config
         fixed = f"guard.hang_limit_sec={config.hang_limit_sec:g} allows {limit_sec:.0f} s"
         if SPANS[name].limit == "progress":
