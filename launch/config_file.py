@@ -22,7 +22,7 @@ from configs.require import require
 from configs.run import RunConfig
 from launch.arguments import did_you_mean
 from launch.help import settings_of, type_text
-from train.record.run_folder import FORMAT_VERSION
+from train.record.run_folder import check_format
 
 
 def apply_config_file(path: Path, config: RunConfig | None) -> RunConfig:
@@ -94,12 +94,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise SettingsError(f"--config={path} cannot be read: {error.strerror}") from None
     except (ValueError, AttributeError) as error:
         raise SettingsError(f"--config={path} cannot be read as settings: {error}") from None
-    version = flat.pop("format_version", 1)
-    require(
-        version in range(1, FORMAT_VERSION + 1),
-        f"--config={path}: format_version={version} must be at most {FORMAT_VERSION}; the file is "
-        "of a newer version of Tessera: use that one",
-    )
+    check_format(flat, f"--config={path}")
     if replaced := [f"{name} (now {REPLACED[name]})" for name in flat if name in REPLACED]:
         message = f"{path}: settings of an earlier version are ignored: {', '.join(replaced)}"
         print(f"tessera: {message}", file=sys.stderr)

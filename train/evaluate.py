@@ -37,7 +37,6 @@ class Score:
     """Means of auxiliary losses and counts, such as next_sentence/accuracy."""
 
     def describe(self) -> str:
-        """Returns the score as one line for a person."""
         bits = "" if self.bits_per_byte is None else f"{self.bits_per_byte:.3f} bits per byte, "
         aux = "".join(f", {name} {value:.4f}" for name, value in self.aux_metrics.items())
         return f"{self.loss:.4f} nats per token, {bits}on {self.tokens:,} tokens{aux}"
@@ -116,7 +115,6 @@ class Evaluator:
         )
 
     def _sums(self, params: Params, stream: TokenStream) -> EvalSums:
-        """Returns the sums over a set."""
         config = self._config
         batch_size = config.eval.batch_size or config.train.batch_size
         loader = Loader(
@@ -148,18 +146,8 @@ class Evaluator:
 
 
 def _add(sums: Sequence[EvalSums]) -> EvalSums:
-    names = sums[0].aux if sums else ()
-    return EvalSums(
-        math.fsum(float(each.loss_sum) for each in sums),
-        sum(int(each.tokens) for each in sums),
-        {
-            name: (
-                math.fsum(float(each.aux[name][0]) for each in sums),
-                math.fsum(float(each.aux[name][1]) for each in sums),
-            )
-            for name in names
-        },
-    )
+    loss_sum, tokens, aux = jax.tree.map(lambda *parts: math.fsum(map(float, parts)), *sums)
+    return EvalSums(loss_sum, int(tokens), aux)
 
 
 def make_eval_step(

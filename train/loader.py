@@ -61,12 +61,7 @@ class Loader:
         sharding: NamedSharding,
         batch_size: int,
     ):
-        """Starts to read.
-
-        Args:
-            batches_of: from the rows of the global batch on this process to a dataset of batches of
-                these rows.
-        """
+        """Starts to read the batches of the rows of the global batch on this process."""
         self._shape = (batch_size, config.sequence_len)
         self._sharding = sharding
         self._rows = local_rows(sharding, *self._shape)

@@ -63,7 +63,7 @@ def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
         span=spans,
     )
     checkpoints = Checkpoints(context, flatten(config), run.next_batch_digest)
-    state, start = restore_or_init(run, context, checkpoints)
+    state, start = restore_or_init(run, checkpoints)
     if start.step == config.train.num_steps:
         logger.info(f"nothing is left to do: the run has reached train.num_steps={start.step}")
         with contextlib.closing(checkpoints):
@@ -84,7 +84,7 @@ def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
     # Train. Each rollback starts another attempt; signals are handled between two steps.
     with signals.deferred(), contextlib.closing(checkpoints), run.processes.together():
         with (
-            open_metrics(folder) as writer,
+            contextlib.closing(open_metrics(folder)) as writer,
             Display(console, config, spans, first_step=start.step) as display,
             spans("loop"),
         ):
@@ -100,7 +100,7 @@ def train(run: RunContext, signals: Signals, console: Console) -> Outcome:
                     break
                 del state  # before another is made: there may be no memory for two
                 with spans("rollback"):
-                    state, start = rollback(run, recorder.divergence, start, context, checkpoints)
+                    state, start = rollback(run, recorder.divergence, start, checkpoints)
         return _finish(run, state, recorder.tokens, checkpoints)
 
 

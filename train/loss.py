@@ -42,7 +42,6 @@ class Sums(NamedTuple):
 
 
 def inputs_of(batch: Batch) -> Inputs:
-    """Returns the model inputs of a batch."""
     encoded = batch.encoder
     encoder = encoded and Inputs(encoded.tokens_BS, encoded.positions_BS, encoded.segments_BS)
     return Inputs(
@@ -106,7 +105,6 @@ def _mtp_loss_sum(
     mtp_targets: list[tuple[jax.Array, jax.Array]],
     row_index_T: jax.Array | None,
 ) -> jax.Array:
-    """Returns the sum of the cross entropy of multi-token prediction, over all depths."""
     next_tokens = [batch.targets_BT, *(targets for targets, _ in mtp_targets[:-1])]
     hidden = model.run_mtp(hidden_BTD, inputs, next_tokens, row_index_T)
     loss_sums = [
@@ -121,7 +119,6 @@ def _mtp_loss_sum(
 def _next_sentence_sums(
     model: LanguageModel, hidden_BTD: jax.Array, batch: Batch
 ) -> dict[str, jax.Array]:
-    """Returns the cross entropy of next-sentence prediction, and how often it is right."""
     assert batch.next_BT is not None
     log_p_BT2 = jax.nn.log_softmax(model.next_sentence_logits(hidden_BTD))
     is_target_BT, follows_BT = batch.next_BT > 0, batch.next_BT == 1

@@ -2,8 +2,6 @@
 
 import math
 import os
-from collections.abc import Iterable
-from typing import Any
 
 import jax
 
@@ -40,20 +38,12 @@ def _size(num_bytes: int) -> str:
 def state_bytes_per_device(config: RunConfig, mesh: jax.sharding.Mesh) -> int:
     """Returns the bytes of parameters, optimizer state and one gradient on a device."""
     state, layout = abstract_state(config, mesh), state_layout(config, mesh)
-    on_device = [
-        (leaf, where)
-        for leaf, where in zip(jax.tree.leaves(state), jax.tree.leaves(layout), strict=True)
-        if where.memory_kind == on_devices(where).memory_kind
-    ]
-    gradients = zip(
-        jax.tree.leaves(state.params), jax.tree.leaves(gradient_layout(config, mesh)), strict=True
-    )
-    return _bytes((*on_device, *gradients))
-
-
-def _bytes(leaves: Iterable[tuple[Any, Any]]) -> int:
+    leaves = jax.tree.leaves((state, state.params))
+    layouts = jax.tree.leaves((layout, gradient_layout(config, mesh)))
     return sum(
-        math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in leaves
+        math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, where in zip(leaves, layouts, strict=True)
+        if where.memory_kind == on_devices(where).memory_kind
     )
 
 

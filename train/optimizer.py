@@ -1,5 +1,6 @@
 """The update rule, without its learning rate: the step multiplies by that."""
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -22,9 +23,6 @@ def make_optimizer(config: OptimConfig, axes: Params) -> optax.GradientTransform
     The learning rate stays outside because it advances with every step, while the optimizer does
     not advance in a nonfinite step.
     Source: Loshchilov and Hutter 2017, Decoupled weight decay, arXiv:1711.05101, algorithm 2.
-
-    Args:
-        axes: the logical axes of every parameter.
     """
     if config.optimizer == "adamw":
         direction = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
@@ -52,8 +50,9 @@ def _clip(max_norm: float) -> optax.GradientTransformation:
 
 def is_decayed(axes: Params) -> Params:
     """Returns True for each matrix and embedding, False for norms and biases, by logical axes."""
-    return jax.tree.map(
-        lambda own: not _DECAYED_AXES.isdisjoint(own),
-        axes,
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
+    return per_axes(lambda own: not _DECAYED_AXES.isdisjoint(own), axes)
+
+
+def per_axes(function: Callable[[tuple[str | None, ...]], Any], axes: Params) -> Params:
+    """Returns function(logical axes) for every parameter."""
+    return jax.tree.map(function, axes, is_leaf=lambda node: isinstance(node, tuple))

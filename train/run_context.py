@@ -16,17 +16,9 @@ from train.checkpoints.durable_storage import DurableTier
 from train.checkpoints.init_from import InitFrom
 from train.checkpoints.manifest import RunProgress
 from train.record.console import logger
+from train.record.events import LOGGED, MESSAGES
 from train.record.run_folder import RunFolder
 from train.record.spans import Spans
-
-_WARNINGS = {
-    "save_failed": "step {step} could not be saved, training continues without it: {cause}",
-    "copy_failed": "the checkpoint of step {step} could not be copied: {cause}",
-    "not_removed": "the checkpoint of step {step} is saved, but an older one could not be removed: "
-    "{cause}",
-    "quarantined": "the checkpoint of step {step} is damaged and was moved to {path}: {cause}",
-}
-"""Events that are also logged as warnings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +37,10 @@ class RunContext:
     """What a new run is initialized from; None is random weights."""
 
     def emit(self, event: str, **details: Any) -> None:
-        """Writes an event, and logs a warning if it is one of _WARNINGS."""
+        """Writes an event; one of LOGGED is also logged as a warning."""
         self.folder.add_event(event, **details)
-        if event in _WARNINGS:
-            logger.warning(_WARNINGS[event].format(**details))
+        if event in LOGGED:
+            logger.warning(MESSAGES[event].format(**details))
 
     def has_had_checkpoints(self) -> bool:
         """Returns whether this run ever had a checkpoint: then it is never initialized again."""
@@ -68,7 +60,6 @@ class RunContext:
         return train_batches(self.data, self.config.data, steps, rows=rows)[start.step :]
 
     def next_batch_digest(self, start: RunProgress) -> str:
-        """Returns the SHA-256 of the batch of the step after `start`."""
         batch = self.batches(start)[0]
         assert batch is not None  # the dataset is endless
         return batch_digest(batch)

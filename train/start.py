@@ -7,8 +7,7 @@ import jax
 from configs.errors import IntegrityError
 from data.batches import continue_ranges
 from data.step_ranges import StepRange, steps_from
-from train.checkpoints.context import CheckpointContext
-from train.checkpoints.init_from import InitFrom, check_hf_model, check_source, initial_progress
+from train.checkpoints.init_from import InitFrom, check_hf_model, check_source
 from train.checkpoints.manifest import Manifest, RunProgress
 from train.checkpoints.recovery import newest_valid
 from train.checkpoints.restore import restore_params, restore_state
@@ -20,9 +19,7 @@ from train.run_context import RunContext, describe_rng
 from train.state import TrainState, abstract_state, in_stage_order, init_state, state_layout
 
 
-def restore_or_init(
-    run: RunContext, context: CheckpointContext, checkpoints: Checkpoints
-) -> tuple[TrainState, RunProgress]:
+def restore_or_init(run: RunContext, checkpoints: Checkpoints) -> tuple[TrainState, RunProgress]:
     """Returns the state and progress of the newest valid checkpoint, or those of a new run.
 
     Raises:
@@ -30,13 +27,13 @@ def restore_or_init(
         SettingsError: a checkpoint is of another model or format, or the state would not fit.
     """
     check_memory(run.config, run.mesh)
-    manifest = newest_valid(context)
+    manifest = newest_valid(checkpoints.context)
     if manifest is not None:
-        return _resume(run, manifest, context)
+        return _resume(run, manifest)
     if run.has_had_checkpoints():
         raise IntegrityError(
-            f"{run.folder.events} lists saved checkpoints, but {context.folder} contains none: put "
-            "one back, or give another --run-dir to start at step 0"
+            f"{run.folder.events} lists saved checkpoints, but {run.folder.checkpoints.absolute()} "
+            "contains none: put one back, or give another --run-dir to start at step 0"
         )
     run.spans.ledger.lose_work_since({})
     if run.init_from is None:
@@ -47,11 +44,9 @@ def restore_or_init(
     return _init_from_run(run, run.init_from, checkpoints)
 
 
-def _resume(
-    run: RunContext, manifest: Manifest, context: CheckpointContext
-) -> tuple[TrainState, RunProgress]:
+def _resume(run: RunContext, manifest: Manifest) -> tuple[TrainState, RunProgress]:
     progress = manifest.progress
-    manifest.check_model(context.folder / str(progress.step), run.config)
+    manifest.check_model(run.folder.checkpoints.absolute() / str(progress.step), run.config)
     progress.check_continues(run.config, run.data.digest)
     _check_next_batch(run, progress)
     progress = with_current_data(run, progress)
@@ -74,14 +69,19 @@ def _init_from_run(
     if source.with_optimizer:
         del state  # there may be no memory for two
         state = restore_state(source.checkpoints, source.step, like)
-        progress = replace(progress, **initial_progress(manifest, config, run.data))
+        # Other data starts at its first row. The guard is about the losses of the other run.
+        step, same_data = source.step, manifest.progress.data_sha256 == run.data.digest
+        ranges = manifest.progress.step_ranges if same_data else (steps_from(config, step),)
+        tokens = manifest.progress.tokens
+        progress = replace(progress, step=step, tokens=tokens, step_ranges=ranges)
         progress = with_current_data(run, progress)
+        what = "weights and optimizer state"
+        if same_data:
+            what = "weights, optimizer state and data position"
     else:
         state = state._replace(params=restore_params(source.checkpoints, source.step, like.params))
+        what = "weights"
     checkpoints.save(state, progress)
-    what = "weights and optimizer state" if source.with_optimizer else "weights"
-    if source.with_optimizer and manifest.progress.data_sha256 == run.data.digest:
-        what = "weights, optimizer state and data position"
     logger.info(f"starting at step {progress.step} with the {what} of {source.run}@{source.step}")
     run.folder.add_event("branched", **source.described())
     return in_stage_order(state, config, run.mesh), progress
@@ -105,7 +105,6 @@ def _init_from_hf(
 
 
 def init(run: RunContext) -> tuple[TrainState, RunProgress]:
-    """Returns a newly initialized state at step 0."""
     key = jax.random.fold_in(jax.random.key(run.config.train.seed), 0)
     progress = RunProgress(
         step=0,
@@ -118,7 +117,6 @@ def init(run: RunContext) -> tuple[TrainState, RunProgress]:
 
 
 def restore(run: RunContext, step: int) -> TrainState:
-    """Returns the state of a verified checkpoint of the run."""
     folder, like = run.folder.checkpoints, abstract_state(run.config, run.mesh)
     with run.spans("restore"):
         return in_stage_order(restore_state(folder, step, like), run.config, run.mesh)

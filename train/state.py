@@ -16,7 +16,7 @@ from model.language_model import LanguageModel
 from sharding.pipeline import Pipeline, pipeline_of
 from sharding.rules import RULES, WHOLE_PARAMETERS, Rules, sharding
 from sharding.tree_paths import nested
-from train.optimizer import Params, make_optimizer
+from train.optimizer import Params, make_optimizer, per_axes
 
 Leaf = TypeVar("Leaf")
 State = TypeVar("State")
@@ -49,32 +49,21 @@ class ModelShape(NamedTuple):
 
     @property
     def params(self) -> Params:
-        """The shape of every parameter."""
         return nnx.to_pure_dict(self.state)
 
     def axes(self) -> Params:
-        """Returns the logical axes of every parameter."""
         return nested(
             {"/".join(map(str, path)): tuple(x.axes) for path, x in nnx.to_flat_state(self.state)}
         )
 
     def is_stacked(self) -> Params:
         """Returns for every parameter whether it is stacked over "layers"."""
-        return jax.tree.map(
-            lambda axes: axes[0] == "layers",
-            self.axes(),
-            is_leaf=lambda node: isinstance(node, tuple),
-        )
+        return per_axes(lambda axes: axes[0] == "layers", self.axes())
 
     def layout(
         self, mesh: jax.sharding.Mesh, rules: Rules = RULES, *, memory: str | None = None
     ) -> Params:
-        """Returns the sharding of every parameter under a table of rules."""
-        return jax.tree.map(
-            lambda axes: sharding(mesh, *axes, rules=rules, memory=memory),
-            self.axes(),
-            is_leaf=lambda node: isinstance(node, tuple),
-        )
+        return per_axes(lambda axes: sharding(mesh, *axes, rules=rules, memory=memory), self.axes())
 
 
 def shape_of(config: ModelConfig, pipeline: Pipeline | None = None) -> ModelShape:

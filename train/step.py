@@ -190,12 +190,7 @@ def count_routed(model: ModelConfig, num_tokens: jax.Array) -> jax.Array:
 def router_means(
     sums: RouterSums | None, num_routed: jax.Array, num_active_experts: int | None
 ) -> dict[str, jax.Array]:
-    """Returns routing statistics by the names of metrics.jsonl; empty without experts.
-
-    Args:
-        sums: over a batch.
-        num_routed: by count_routed.
-    """
+    """Returns routing statistics by the names of metrics.jsonl; empty without experts."""
     if sums is None:
         return {}
     assert num_active_experts is not None
@@ -219,9 +214,6 @@ def compile_train_step(
     """Returns the compiled step for a state and batch of these shapes and layouts.
 
     It donates its state: the returned state takes over the memory.
-
-    Args:
-        compiler_options: of XLA, for this program only.
     """
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     mesh = batch.tokens_BT.sharding.mesh

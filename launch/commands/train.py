@@ -39,7 +39,7 @@ from launch.train_settings import (
 )
 from launch.train_summary import closing_summary, opening_summary
 from sharding.distributed.job import find_job
-from train.health.watchdog import Hang, Watchdog
+from train.health.watchdog import Hang, Watchdog, write_stacks
 from train.record.run_folder import RunFolder
 from train.record.spans import Spans
 
@@ -220,7 +220,6 @@ def _watched(
     """Returns the signals of this process, which are caught from now on, as hangs are."""
     from train.checkpoints.restore import stored_bytes
     from train.health.signals import Signals
-    from train.health.stack_dump import write_stacks
 
     def on_hang(hang: Hang) -> None:
         stacks = write_stacks(folder.logs, processes.index)

@@ -9,14 +9,9 @@ from typing import Any
 from launch.pages.charts import Part, stacked_bar
 from launch.pages.page import Html, card, cards, join, page, table, tag, tiles
 from launch.pages.run_curves import run_curves
-from launch.reading.event_messages import (
-    ISSUES,
-    EventMessage,
-    event_messages,
-    name_of,
-    time_text,
-)
+from launch.reading.event_messages import EventMessage, event_messages, name_of, time_text
 from launch.reading.run_report import RunReport, finite
+from train.record.events import ISSUES
 
 _ISSUE_COLOR = "#cc5140"
 _CLASSES = {

@@ -1,6 +1,7 @@
 """The events of a run as messages: what happened, whether it is an issue, what to look at."""
 
 import signal
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,15 +10,10 @@ from typing import Any, TypeGuard
 from configs.suggested_commands import tessera
 from data.step_ranges import merge_intervals
 from launch.printable import shortened
+from train.record.events import ISSUES, MESSAGES
 
 Event = dict[str, Any]
 """A line of events.jsonl; old runs lack some of its keys."""
-
-ISSUES = (
-    *("nonfinite_step", "rolled_back", "save_failed", "copy_failed", "quarantined", "hung"),
-    *("corrupted", "failed", "restarted", "clock_set_back", "slow_process", "not_removed"),
-)
-"""Kinds of events that a person should look into."""
 
 _OLD_NAMES = {"skipped": "nonfinite_step"}
 """{kind in run folders written before: kind}."""
@@ -38,37 +34,6 @@ _EXIT_CODES = {
     75: "interrupted",
     76: "diverged",
     124: "hung",
-}
-_MESSAGES = {
-    "started": "process started: {command}",
-    "resumed": "resumed from the checkpoint of step {step}",
-    "compiled": "compiled the training step in {compile_sec} s",
-    "branched": "initialized from {run}, step {step}; with its optimizer state: {with_optimizer}",
-    "imported": "imported the model in {source}",
-    "nonfinite_step": "step {step} is not finite: loss {loss}, gradient norm {grad_norm}; "
-    "its update was not applied; its batch: {rows}",
-    "rolled_back": "rolled back from step {step} to step {to_step}, skipping {rows}: {cause}",
-    "data_changed": "the data order changes after step {step} ({settings}): it continues from "
-    "sequence {first_row}; tokens of the unfinished epoch that were not read: {unseen_tokens}",
-    "saved": "saved the checkpoint of step {step}: {bytes} bytes; training paused for {stall_sec} "
-    "s",
-    "save_failed": "the checkpoint of step {step} could not be saved: {cause}",
-    "not_removed": "after step {step} was saved, an older checkpoint could not be removed: {cause}",
-    "quarantined": "the checkpoint of step {step} is damaged and was moved to {path}: {cause}",
-    "copied": "copied the checkpoint of step {step} to {url}",
-    "copy_failed": "the checkpoint of step {step} could not be copied: {cause}",
-    "fetched": "fetched the checkpoint of step {step} from {url}",
-    "hung": "{phase} took {seconds} s, more than the limit of {limit_sec} s; stack traces are in "
-    "{stacks}",
-    "corrupted": "step {step}, computed twice, gave two results: devices {devices}, arrays "
-    "{arrays}",
-    "stopped": "stopped at step {step} by {cause}",
-    "failed": "ended with exit code {exit_code}",
-    "finished": "finished at step {step}; SHA-256 of the parameters: {params_sha256}",
-    "slow_process": "process {process} slows down the others: {cause}",
-    "clock_set_back": "the system clock was set back by {seconds} s",
-    "restarted": "restarted {wait_sec} s after exit code {exit_code} "
-    "(restart {restarts} since the newest checkpoint)",
 }
 
 
@@ -92,11 +57,7 @@ class EventMessage:
 
 
 def event_messages(events: Iterable[Event], run: str) -> list[EventMessage]:
-    """Returns what happened, oldest first.
-
-    Args:
-        run: its folder, as a command names it.
-    """
+    """Returns what happened, oldest first; `run` is its folder as a command names it."""
     groups: list[list[Event]] = []
     open_groups: dict[str, list[Event]] = {}
     for event in events:
@@ -162,10 +123,14 @@ def _text(event: Event) -> str:
     name = name_of(event)
     if name in ("changed", "environment_changed"):
         return _changes(event)
-    if name not in _MESSAGES:
-        rest = {key: value for key, value in event.items() if key not in ("time", "event")}
-        return shortened(", ".join(f"{key} {_shown(v)}" for key, v in rest.items()), 400)
-    text = _MESSAGES[name].format_map(_Values(event))
+    values = defaultdict(lambda: "unknown", {key: _shown(value) for key, value in event.items()})
+    if name in MESSAGES:
+        values["rows"], values["settings"] = _sequences(event), _changes(event)
+        values["exit_code"] = exit_code_text(event.get("exit_code", "unknown"))
+        text = MESSAGES[name].format_map(values)
+    else:
+        rest = [f"{key} {value}" for key, value in values.items() if key not in ("time", "event")]
+        text = ", ".join(rest)
     if name == "stopped" and "process" in event:
         text += f", received by process {_shown(event['process'])}"
     if name == "stopped" and event.get("saved") is False:
@@ -188,7 +153,6 @@ def _changes(event: Event) -> str:
 
 
 def _group_text(group: Sequence[Event]) -> str:
-    """Returns one text for several successive events of a kind."""
     name, num = name_of(group[0]), len(group)
     last = time_text(group[-1].get("time", "unknown"))
     steps = [event["step"] for event in group if isinstance(event.get("step"), int)]
@@ -200,21 +164,16 @@ def _group_text(group: Sequence[Event]) -> str:
         return f"{num:,} nonfinite steps, {span}, until {last}; their updates were not applied"
     if name == "saved":
         stalls = [e["stall_sec"] for e in group if isinstance(e.get("stall_sec"), int | float)]
-        pause = (
-            f"; training paused for {sum(stalls) / len(stalls):.3g} s on average, "
-            f"{max(stalls):.3g} s at most"
-            if stalls
-            else ""
-        )
-        return f"saved {num:,} checkpoints, {span}, until {last}{pause}"
-    verb = {"copied": "copied", "save_failed": "could not be saved"}.get(
-        name, "could not be copied"
-    )
-    return f"{num:,} checkpoints {verb}, {span}, until {last}"
+        text = f"saved {num:,} checkpoints, {span}, until {last}"
+        if stalls:
+            text += f"; training paused for {sum(stalls) / len(stalls):.3g} s on average, "
+            text += f"{max(stalls):.3g} s at most"
+        return text
+    failed = {"save_failed": "could not be saved", "copy_failed": "could not be copied"}
+    return f"{num:,} checkpoints {failed.get(name, name)}, {span}, until {last}"
 
 
 def _command(event: Event, run: str) -> str | None:
-    """Returns the command that shows the cause of an event; None if there is none."""
     name, rows = name_of(event), event.get("skipped_rows") or event.get("rows")
     if name in ("nonfinite_step", "rolled_back") and rows and _is_rows(rows):
         step = ("--step", str(event["step"])) if isinstance(event.get("step"), int) else ()
@@ -226,33 +185,14 @@ def _command(event: Event, run: str) -> str | None:
     return None
 
 
-class _Values:
-    """The values of an event as text; a missing one is "unknown"."""
-
-    def __init__(self, event: Event):
-        self._event = event
-
-    def __getitem__(self, key: str) -> str:
-        value = self._event.get(key, "unknown")
-        if key == "exit_code":
-            return exit_code_text(value)
-        if key == "settings":
-            return _changes(self._event)
-        return _sequences(self._event) if key == "rows" else _shown(value)
-
-
 def _sequences(event: Event) -> str:
     """Returns "sequences 3, 7 to 12" of the data order; old runs have whole batches only."""
     rows, name = event.get("skipped_rows", event.get("rows")), "sequences"
     if rows is None:
         items, name = event.get("passed_over", event.get("batch")), "batches"
         items = items if isinstance(items, list) else [items]
-        known = [item for item in items if isinstance(item, int)]
-        rows = (
-            merge_intervals((item, item + 1) for item in known)
-            if len(known) == len(items)
-            else None
-        )
+        if all(isinstance(item, int) for item in items):
+            rows = merge_intervals((item, item + 1) for item in items)
     if not _is_rows(rows):
         return f"{name} unknown"
     ends = [(start, stop - 1) for start, stop in rows]

@@ -27,7 +27,7 @@ def start(
     return subprocess.Popen(
         [sys.executable, "-m", "launch", *arguments],
         cwd=folder,
-        env={**ENVIRONMENT, **(environment or {})},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

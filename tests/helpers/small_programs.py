@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from ahead_of_time import compile_ahead_of_time
 from small_model import mesh_of, small_model, small_run
 
 from configs.run import MeshConfig, RunConfig
 from sharding.compiled.program import Program, describe
-from train.compile_ahead_of_time import compile_ahead_of_time
 
 VOCAB = 384
 """A size that nothing else has, so that an array with the whole vocabulary is known by it."""

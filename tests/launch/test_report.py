@@ -32,8 +32,9 @@ from configs.errors import SettingsError
 from launch.commands.report import main
 from launch.pages.curves import _Scale, thinned
 from launch.pages.run_page import _CLASSES
-from launch.reading.event_messages import _MESSAGES, ISSUES, event_messages, name_of
+from launch.reading.event_messages import event_messages, name_of
 from launch.reading.run_report import read_report
+from train.record.events import ISSUES, MESSAGES
 from train.record.run_folder import RunFolder
 
 
@@ -104,7 +105,7 @@ def test_every_issue_is_shown_with_its_cause(eventful: Path):
 
 
 @pytest.mark.parametrize(
-    "name", [*_MESSAGES, "changed", "environment_changed", "of another version"]
+    "name", [*MESSAGES, "changed", "environment_changed", "of another version"]
 )
 def test_an_event_of_an_old_run_may_lack_any_of_its_keys(name: str):
     (message,) = event_messages([{"event": name}], "run")

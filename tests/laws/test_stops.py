@@ -159,7 +159,7 @@ def test_the_process_that_holds_the_others_up_is_named(tmp_path):
     named = events(RunFolder(tmp_path / "run"), "slow_process")
     # A machine that is busy elsewhere may hold up the other one too, for a moment.
     assert 1 in {event["process"] for event in named if "for its data" in event["cause"]}
-    assert "process 1 slows the others down" in ended[0][1]
+    assert "process 1 slows down the others" in ended[0][1]
 
 
 def test_every_second_of_a_run_that_was_killed_twice_is_accounted_for(tmp_path, run):

@@ -94,7 +94,7 @@ def program_of(case_number: int) -> Program:
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}",
     }
     child = subprocess.run(
         (sys.executable, __file__, str(case_number)),
@@ -107,11 +107,11 @@ def program_of(case_number: int) -> Program:
 
 def compile_here(case: Case) -> Program:
     """Returns the training step of a case; in a process that has seen no TPU and never will."""
+    from ahead_of_time import compile_ahead_of_time
     from jax.experimental import topologies
 
     from sharding.compiled.program import describe
     from sharding.mesh import make_mesh
-    from train.compile_ahead_of_time import compile_ahead_of_time
 
     name = "x".join(map(str, case.pod))
     pod = topologies.get_topology_desc(

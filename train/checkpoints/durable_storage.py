@@ -7,22 +7,33 @@ checkpoints/N.aside/, which is never restored.
 """
 
 import contextlib
+import json
+import os
 import shutil
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Self
 
-from configs.errors import IntegrityError, TesseraError
+from configs.errors import IntegrityError, SettingsError, TesseraError
 from configs.require import require
 from configs.run import CheckpointConfig
 from data.atomic_files import atomic_write
 from data.object_store import ObjectStore, in_parallel
-from train.checkpoints.folders import ASIDE, FETCHING, finish_save, kept_steps
-from train.checkpoints.lease import Lease
+from train.checkpoints.folders import ASIDE, FETCHING, finish_save, surplus
 from train.checkpoints.manifest import MANIFEST, Manifest, manifest_content, parse_manifest
 from train.checkpoints.verify import check_file, verify
 from train.record.run_folder import RunFolder
 
 _PROBE = ".can-be-written"
+_LEASE = "lease.json"
+_RENEWED_SEC = 10.0
+_EXPIRES_SEC = 30.0
+"""A lease unchanged for so long has no holder: it would have been renewed twice."""
+_RACE_SEC = 1.0
+"""All who take a free lease at once have written it after this time; the last one has it."""
 
 
 class DurableTier:
@@ -33,6 +44,13 @@ class DurableTier:
         self.url = url
         self._store = ObjectStore(url)
         self._lease: Lease | None = None
+
+    @property
+    def _leased(self) -> ObjectStore:
+        """The storage to write to; SettingsError if another run writes there now."""
+        if self._lease is not None:
+            self._lease.check()
+        return self._store
 
     def check_writable(self) -> None:
         """Raises SettingsError unless files can be written here."""
@@ -49,7 +67,6 @@ class DurableTier:
         )
 
     def read_manifest(self, step: int) -> Manifest:
-        """Returns the manifest of a checkpoint; raises as `parse_manifest` does."""
         name = _file(step, MANIFEST)
         return parse_manifest(self._store.read(name), self._store.address(name))
 
@@ -60,21 +77,16 @@ class DurableTier:
             IntegrityError: it is damaged, and nothing is copied, or a copy is damaged.
             SettingsError: the storage refuses it, or another run writes here now.
         """
-        self._check_lease()
         step = int(checkpoint.name)
         manifest = verify(checkpoint.parent, step)
         content = (checkpoint / MANIFEST).read_bytes()
-        if self._store.read_if_exists(_file(step, MANIFEST)) == content:
+        if self._leased.read_if_exists(_file(step, MANIFEST)) == content:
             return
-
-        def put(name: str) -> None:
-            self._check_lease()
-            self._store.put(_file(step, name), checkpoint / name)
-
         self.remove(step)
-        in_parallel(put, manifest.files)
-        self._check_lease()
-        self._store.write(_file(step, MANIFEST), content)
+        in_parallel(
+            lambda name: self._leased.put(_file(step, name), checkpoint / name), manifest.files
+        )
+        self._leased.write(_file(step, MANIFEST), content)
 
     def rollback(self, manifest: Manifest) -> None:
         """Sets the checkpoints of later steps aside, and writes an amended manifest.
@@ -85,26 +97,23 @@ class DurableTier:
         step = manifest.progress.step
         self.check_writable()  # an unmounted disk looks like one without checkpoints
         for later in reversed([later for later in self.steps() if later > step]):
-            self._check_lease()
-            names = self._store.names(f"checkpoints/{later}")
+            names = self._leased.names(f"checkpoints/{later}")
             for name in sorted(names, key=lambda name: not name.endswith(f"/{MANIFEST}")):
                 rest = name.removeprefix(f"checkpoints/{later}/")
                 self._store.move(name, f"checkpoints/{later}{ASIDE}/{rest}")
         if step in self.steps():
-            self._check_lease()
-            self._store.write(_file(step, MANIFEST), manifest_content(manifest))
+            self._leased.write(_file(step, MANIFEST), manifest_content(manifest))
 
     def remove_aside(self) -> None:
         """Removes what rollbacks have set aside, after a later copy."""
         names = [n for n in self._store.names("checkpoints") if Path(n).parts[1].endswith(ASIDE)]
-        in_parallel(self._remove, names)
+        in_parallel(lambda name: self._leased.remove(name), names)
 
     def copy_small(self, folder: RunFolder) -> None:
         """Copies the small files of a run as they are now; raises SettingsError as `copy`."""
-        self._check_lease()
         for path in folder.small_files:
             if path.exists():
-                self._store.write(path.name, path.read_bytes())
+                self._leased.write(path.name, path.read_bytes())
 
     def fetch(self, step: int, folder: Path) -> None:
         """Copies a checkpoint from here to folder/N.
@@ -154,20 +163,13 @@ class DurableTier:
 
     def remove(self, step: int) -> None:
         """Removes a checkpoint, or the remains of one; its manifest first."""
-        self._remove(_file(step, MANIFEST))
-        in_parallel(self._remove, self._store.names(f"checkpoints/{step}"))
-
-    def _remove(self, name: str) -> None:
-        self._check_lease()
-        self._store.remove(name)
+        self._leased.remove(_file(step, MANIFEST))
+        names = self._store.names(f"checkpoints/{step}")
+        in_parallel(lambda name: self._leased.remove(name), names)
 
     def remove_surplus(self, config: CheckpointConfig) -> None:
         """Removes the checkpoints that the settings do not keep."""
-        losses = {}
-        for step in self.steps():
-            with contextlib.suppress(TesseraError):  # not judged here: it stays
-                losses[step] = self.read_manifest(step).progress.eval_loss
-        for step in set(losses) - kept_steps(losses, config):
+        for step in surplus(self.steps(), self.read_manifest, config):
             self.remove(step)
 
     @contextlib.contextmanager
@@ -177,26 +179,114 @@ class DurableTier:
         Raises:
             SettingsError: another process has locked it, or it has the copies of another run.
         """
-        self._check_same_run(folder)
+        copied = self._store.read_if_exists(folder.events.name)
+        if copied is not None and folder.events.exists():
+            own = folder.events.read_bytes()
+            require(
+                own.partition(b"\n")[0] == copied.partition(b"\n")[0],  # its first start
+                f"checkpoint.durable_dir={self.url} holds the checkpoints of another run than "
+                f"--run-dir {folder.path}: change --run-dir or checkpoint.durable_dir",
+            )
         with Lease(self._store, folder) as self._lease:
             yield
-
-    def _check_same_run(self, folder: RunFolder) -> None:
-        """Raises SettingsError unless the first event here is that of the run."""
-        copied = self._store.read_if_exists(folder.events.name)
-        if copied is None or not folder.events.exists():
-            return
-        own = folder.events.read_bytes()
-        require(
-            own.partition(b"\n")[0] == copied.partition(b"\n")[0],
-            f"checkpoint.durable_dir={self.url} holds the checkpoints of another run than "
-            f"--run-dir {folder.path}: change --run-dir or checkpoint.durable_dir",
-        )
-
-    def _check_lease(self) -> None:
-        if self._lease is not None:
-            self._lease.check()
 
 
 def _file(step: int, name: str) -> str:
     return f"checkpoints/{step}/{name}"
+
+
+class Lease:
+    """Holds shared storage, where no file can be locked, for one process until it is closed.
+
+    It is renewed in the background. No clock of another machine is trusted: a lease is held if it
+    changes while it is watched. A process that was suspended for so long that another took over
+    must not write: `check` raises.
+    """
+
+    def __init__(self, store: ObjectStore, folder: RunFolder):
+        """The caller has locked the run folder."""
+        self._store = store
+        self._owner = {"host": socket.gethostname(), "run_dir": str(folder.path.absolute())}
+        self._token = f"{os.getpid()} {time.time_ns()}"
+        self._loss: SettingsError | None = None
+        self._seen_at = 0.0
+        """When the lease was last read, and held."""
+        self._ended = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Takes the lease; SettingsError if another process holds it."""
+        found = self._read()
+        # One of this very run folder, which the caller has locked, is of a process that has ended.
+        if found is not None and not self._owner.items() <= found.items():
+            self._wait_until_expired(found)
+        self._write()
+        time.sleep(_RACE_SEC)
+        found = self._read()
+        if found is None or found.get("token") != self._token:
+            raise self._held_elsewhere(found)
+        self._seen_at = time.monotonic()
+        self._renewing.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._renewing.join()
+        with contextlib.suppress(TesseraError):  # it expires
+            self.check()
+            self._store.remove(_LEASE)
+
+    def check(self) -> None:
+        """Raises SettingsError if another process has taken over.
+
+        If it was not renewed in time, because this process was suspended or the storage did not
+        answer, the lease is read again first.
+        """
+        if self._loss is None and time.monotonic() - self._seen_at > _EXPIRES_SEC:
+            self._reread()
+        if self._loss is not None:
+            raise self._loss
+
+    def _reread(self) -> None:
+        found = self._read()
+        if found is not None and found.get("token") != self._token:
+            self._loss = self._held_elsewhere(found)
+        else:
+            self._seen_at = time.monotonic()
+
+    def _wait_until_expired(self, found: dict[str, Any]) -> None:
+        """Returns when a lease has expired; SettingsError if it is renewed meanwhile."""
+        deadline = time.monotonic() + _EXPIRES_SEC
+        while time.monotonic() < deadline:
+            time.sleep(_EXPIRES_SEC / 30)
+            now = self._read()
+            if now is None:
+                return
+            if now != found:
+                raise self._held_elsewhere(now)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(_RENEWED_SEC):
+            with contextlib.suppress(TesseraError):  # out of reach: the next copy fails too
+                self._reread()
+                if self._loss is not None:
+                    return
+                self._write()
+
+    def _read(self) -> dict[str, Any] | None:
+        content = self._store.read_if_exists(_LEASE)
+        try:
+            return None if content is None else dict(json.loads(content))
+        except (ValueError, TypeError):
+            return {}
+
+    def _write(self) -> None:
+        content = {**self._owner, "token": self._token, "renewed": time.time_ns()}
+        self._store.write(_LEASE, json.dumps(content).encode())
+
+    def _held_elsewhere(self, found: dict[str, Any] | None) -> SettingsError:
+        host, run_dir = ((found or {}).get(key, "?") for key in ("host", "run_dir"))
+        return SettingsError(
+            f"{self._store.address(_LEASE)}: the run in {run_dir} on {host} writes there now: wait "
+            "until it ends, stop it, or give another checkpoint.durable_dir"
+        )

@@ -7,9 +7,11 @@ inspection. N.aside was set aside by a rollback: it is never restored, and is re
 save unless it is pinned.
 """
 
+import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from configs.errors import IntegrityError, SettingsError
@@ -18,6 +20,7 @@ from train.checkpoints.manifest import (
     MANIFEST,
     Manifest,
     RunProgress,
+    read_manifest,
     read_progress,
     write_manifest,
 )
@@ -48,15 +51,12 @@ def other_names(folder: Path) -> list[str]:
 def newest_progress(folder: Path) -> RunProgress | None:
     """Returns where the run was at the newest checkpoint whose manifest can be read."""
     for step in reversed(checkpoint_steps(folder)):
-        try:
+        with contextlib.suppress(IntegrityError):  # the loop quarantines it and logs why
             return read_progress(folder, step)
-        except IntegrityError:  # the loop quarantines it and logs why
-            continue
     return None
 
 
 def begin_save(folder: Path, step: int) -> Path:
-    """Returns an empty folder in which a checkpoint is written."""
     saving = folder / f"{step}{_SAVING}"
     shutil.rmtree(saving, ignore_errors=True)
     saving.mkdir(parents=True)
@@ -93,7 +93,6 @@ def _rename(path: Path, wanted: Path) -> Path:
 
 
 def has_set_aside(folder: Path) -> bool:
-    """Returns whether a checkpoint that was set aside or quarantined still exists."""
     return any(ASIDE in name or _BAD in name for name in other_names(folder))
 
 
@@ -110,7 +109,6 @@ def remove_aside(folder: Path) -> None:
 
 
 def is_pinned(folder: Path, step: int) -> bool:
-    """Returns whether a checkpoint is kept whatever the settings are."""
     return (folder / str(step) / _PINNED).exists()
 
 
@@ -133,19 +131,27 @@ def kept_steps(losses: Mapping[int, float | None], config: CheckpointConfig) -> 
     return {*newest, *best, *periodic}
 
 
+def surplus(
+    steps: Iterable[int], read: Callable[[int], Manifest], config: CheckpointConfig
+) -> list[int]:
+    """Returns the checkpoints that the settings do not keep.
+
+    Those whose manifests cannot be read are not judged here: they are neither counted nor removed.
+    """
+    losses = {}
+    for step in steps:
+        with contextlib.suppress(IntegrityError, SettingsError):
+            losses[step] = read(step).progress.eval_loss
+    return sorted(set(losses) - kept_steps(losses, config))
+
+
 def remove_surplus(folder: Path, config: CheckpointConfig, *, spared: int | None = None) -> None:
     """Removes the checkpoints that the settings do not keep; pinned and spared ones stay.
 
     If one cannot be removed, raises OSError after the others are.
     """
-    losses = {}
-    for step in checkpoint_steps(folder):
-        try:
-            losses[step] = read_progress(folder, step).eval_loss
-        except (IntegrityError, SettingsError):
-            continue  # not judged here: it is neither counted nor removed
     failed = None
-    for step in sorted(set(losses) - kept_steps(losses, config)):
+    for step in surplus(checkpoint_steps(folder), partial(read_manifest, folder), config):
         if step != spared and not is_pinned(folder, step):
             try:
                 remove_checkpoint(folder, step)
@@ -171,7 +177,6 @@ def remove_unfinished(folder: Path, endings: tuple[str, ...] = (_SAVING, _REMOVI
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flushes the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -7,8 +7,6 @@ from typing import Any
 from configs.errors import SettingsError
 from configs.require import require
 from configs.run import RunConfig
-from data.mixture import Data
-from data.step_ranges import steps_from
 from model.hf.folder import HFModel, is_hf_folder, open_hf_model
 from model.hf.registry import architecture_fields, effective_settings
 from train.checkpoints.folders import checkpoint_steps
@@ -29,12 +27,10 @@ class InitFrom:
 
     @property
     def folder(self) -> RunFolder:
-        """The run folder."""
         return RunFolder(self.run)
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of its checkpoints."""
         return self.folder.checkpoints.absolute()
 
     def described(self) -> dict[str, Any]:
@@ -159,19 +155,3 @@ def check_source(source: InitFrom, config: RunConfig) -> Manifest:
             f"--init-from={source.run}@{source.step}"
         )
     return manifest
-
-
-def initial_progress(manifest: Manifest, config: RunConfig, data: Data) -> dict[str, Any]:
-    """Returns the part of another run's progress with which a run with its optimizer starts.
-
-    Its position in the data, if that is the same; other data starts at its first row. Not the state
-    of the guard, which is about the losses of the other run.
-    """
-    progress = manifest.progress
-    same_data = progress.data_sha256 == data.digest
-    ranges = progress.step_ranges if same_data else (steps_from(config, progress.step),)
-    return {
-        "step": progress.step,
-        "tokens": progress.tokens,
-        "step_ranges": ranges,
-    }

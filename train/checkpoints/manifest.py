@@ -98,11 +98,7 @@ class Manifest:
         groups: tuple[str, ...] = ("",),
         way_out: str = "put the checkpoints of this run there, or remove that one",
     ) -> None:
-        """Raises SettingsError if the checkpoint is of another model; the message names fields.
-
-        Args:
-            groups: the settings to compare, by the start of their names.
-        """
+        """Raises SettingsError, which names fields of `groups`, if it is of another model."""
         wrong = [
             f"{name}={old} there, {new} here"
             for name, (old, new) in differences(self.settings, flatten(config)).items()
@@ -112,7 +108,6 @@ class Manifest:
 
 
 def read_progress(folder: Path, step: int) -> RunProgress:
-    """Returns where the run was at a checkpoint; raises as read_manifest does."""
     return read_manifest(folder, step).progress
 
 
@@ -175,13 +170,11 @@ def _ranges_of_batches(
 
 
 def write_manifest(checkpoint: Path, manifest: Manifest) -> None:
-    """Writes the manifest of a checkpoint, whole or not at all."""
     with atomic_write(checkpoint / MANIFEST) as temporary:
         temporary.write_bytes(manifest_content(manifest))
 
 
 def manifest_content(manifest: Manifest) -> bytes:
-    """Returns the bytes of a manifest."""
     content = {
         "format_version": FORMAT_VERSION,
         "progress": asdict(manifest.progress),

@@ -45,7 +45,6 @@ class Mirror:
             self._copied = self._background.submit(self._copy, checkpoint)
 
     def _copy(self, checkpoint: Path) -> str | None:
-        """Copies a checkpoint; returns why that failed."""
         durable, step = self._durable, int(checkpoint.name)
         assert durable is not None
         # If nothing is set aside here any more, it was saved after the last rollback.

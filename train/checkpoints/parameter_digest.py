@@ -10,22 +10,16 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sharding.tree_paths import by_path
-from train.checkpoints.renamed_arrays import with_first_names
 
 DIGEST_VERSION = 2
-"""Version 1 has the names of arrays before RENAMED_ARRAYS; other models have one digest in both."""
+"""Version 1, or none, is that of with_first_names(params), the names before RENAMED_ARRAYS."""
 
 
-def params_digest(params: Mapping[str, Any], version: int = DIGEST_VERSION) -> str:
+def params_digest(params: Mapping[str, Any]) -> str:
     """Returns the SHA-256 over sorted paths, shapes, dtypes and little-endian bytes of arrays.
 
     Every process that holds a part of an array must call it; each gets the same digest.
-
-    Args:
-        version: of the digest to compare with; one that does not name its version is of version 1.
     """
-    if version == 1:
-        params = with_first_names(params)
     total = hashlib.sha256()
     for name, array in sorted(by_path(params).items()):
         total.update(f"{name}\0{array.shape}\0{array.dtype.name}\0".encode())

@@ -12,10 +12,8 @@ from train.checkpoints.verify import verify
 def newest_valid(context: CheckpointContext, *, at_most: int | None = None) -> Manifest | None:
     """Returns the manifest of the newest valid checkpoint, local by then; None without any.
 
-    Newer ones that are damaged are quarantined, with an event each. Every process calls it.
-
-    Args:
-        at_most: the latest step to consider.
+    Newer ones that are damaged are quarantined, with an event each. Those of steps after `at_most`
+    are left alone. Every process calls it.
 
     Raises:
         IntegrityError: there are checkpoints, but none is valid; they stay where they are.
@@ -54,21 +52,18 @@ def _candidates(context: CheckpointContext, at_most: int | None) -> list[tuple[i
 
 
 def _verified(context: CheckpointContext, step: int) -> Manifest:
-    """Returns the manifest of a local checkpoint, of which each process has verified a part."""
-    processes, manifest, cause = context.processes, None, None
-    part, num_parts = processes.index, processes.num
-    try:
+    """Returns the manifest of a local checkpoint, of which each process verifies a part."""
+    part, num_parts = context.processes.index, context.processes.num
+
+    def check() -> None:
         with context.span("verification"):
             how = context.config.verify
-            manifest = verify(context.folder, step, how, part=part, num_parts=num_parts)
-    except IntegrityError as error:
-        cause = str(error)
-    causes = processes.gather("checkpoint verified", cause)
-    cause = processes.from_first("verdict", next(filter(None, causes), None))
+            verify(context.folder, step, how, part=part, num_parts=num_parts)
+
+    cause, _ = context.everywhere("checkpoint verified", check, (IntegrityError,))
     if cause is not None:
         raise IntegrityError(cause)
-    assert manifest is not None
-    return manifest
+    return read_manifest(context.folder, step)
 
 
 def _fetched(context: CheckpointContext, step: int, causes: dict[int, str]) -> Manifest:
@@ -78,16 +73,14 @@ def _fetched(context: CheckpointContext, step: int, causes: dict[int, str]) -> M
     """
     damaged = {step: causes.pop(step)} if step in causes else {}
     _quarantine(context, damaged)
-    cause = None
-    if context.processes.is_first:
+
+    def fetch() -> None:
         assert context.durable is not None
-        try:
-            with context.span("fetch"):
-                context.durable.fetch(step, context.folder)
-            context.emit("fetched", step=step, url=context.durable.url)
-        except IntegrityError as error:
-            cause = str(error)
-    cause = context.processes.from_first("checkpoint fetched", cause)
+        with context.span("fetch"):
+            context.durable.fetch(step, context.folder)
+        context.emit("fetched", step=step, url=context.durable.url)
+
+    cause, _ = context.in_first("checkpoint fetched", fetch, (IntegrityError,))
     if cause is not None:
         raise IntegrityError(cause)
     return read_manifest(context.folder, step)

@@ -22,7 +22,6 @@ RENAMED_ARRAYS = {
 
 
 def inverse(names: Mapping[str, str]) -> dict[str, str]:
-    """Returns the names that undo a renaming."""
     return {new: old for old, new in names.items()}
 
 

@@ -15,11 +15,7 @@ from train.state import TrainState
 
 
 def restore_state(folder: Path, step: int, like: TrainState) -> TrainState:
-    """Returns the state of a verified checkpoint, each leaf with the sharding of `like`.
-
-    Args:
-        like: shapes, dtypes and shardings; the layout may differ from that of the save.
-    """
+    """Returns the state of a verified checkpoint in the layout of `like`, perhaps another one."""
     path = folder.absolute() / str(step) / STATE
     names = earlier_names(path, like)
     handler = ocp.Checkpointer(ocp.StandardCheckpointHandler())
@@ -30,8 +26,7 @@ def restore_state(folder: Path, step: int, like: TrainState) -> TrainState:
 def restore_params(folder: Path, step: int, like: Params, *, frugal: bool = False) -> Params:
     """Returns the parameters of a verified checkpoint, without reading its optimizer state.
 
-    Args:
-        frugal: read piece by piece, with little memory beside that of the parameters.
+    `frugal` reads them piece by piece, with little memory beside theirs.
     """
     path = folder.absolute() / str(step) / STATE
     names = earlier_names(path, like)

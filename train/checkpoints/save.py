@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from configs.errors import TesseraError, Unavailable
-from sharding.distributed.processes import EndedElsewhere
 from sharding.fill_sharded import PIECE_BYTES
 from train.checkpoints.context import CheckpointContext, error_line
 from train.checkpoints.folders import (
@@ -67,7 +66,7 @@ class Checkpoints:
                 more bytes than the largest has are in flight at once; None is faster, and takes
                 more memory.
         """
-        self._context, self._processes = context, context.processes
+        self.context, self._processes = context, context.processes
         self._settings = dict(settings)
         self._next_batch = next_batch
         self._is_frugal = one_at_a_time is not None
@@ -98,22 +97,21 @@ class Checkpoints:
         """
         began = time.perf_counter()
         self.wait()
-        saving, cause = None, None
-        if self._processes.is_first:
-            try:
-                before()
-                _check_space(self._context.folder, state)
-                saving = begin_save(self._context.folder, progress.step)
-            except OSError as error:
-                cause = error_line(error)
-        saving, cause = self._processes.from_first("save", [saving and str(saving), cause])
+
+        def begin() -> str:
+            before()
+            _check_space(self.context.folder, state)
+            return str(begin_save(self.context.folder, progress.step))
+
+        cause, saving = self.context.in_first("save", begin)
         if cause is None:
             try:
+                copied = state
                 if jax.default_backend() == "cpu" and not self._is_frugal:
                     # Orbax writes from a CPU's arrays themselves, which the next step would reuse.
-                    state = jax.tree.map(jnp.copy, state)
+                    copied = jax.tree.map(jnp.copy, state)
                 self._saver.save(
-                    Path(saving) / STATE, args=_save_args(state, frugal=self._is_frugal)
+                    Path(saving) / STATE, args=_save_args(copied, frugal=self._is_frugal)
                 )
             except (OSError, ValueError) as error:
                 cause = error_line(error)
@@ -133,86 +131,75 @@ class Checkpoints:
         """Completes a save; returns why it failed, the same in every process."""
         began = time.perf_counter()
         cause, files = self._describe(saving, cause)
-        if self._processes.is_first:
-            cause = cause or self._complete(saving, progress, files)
-            if cause is None:
-                self._context.emit(
-                    "saved",
-                    step=progress.step,
-                    bytes=sum(entry.bytes for entry in files.values()),
-                    stall_sec=round(stall_sec, 4),
-                    write_sec=round(time.perf_counter() - began, 4),
-                )
-                self._mirror_and_remove(progress.step, keep_all)
-            else:
-                if saving is not None:
-                    shutil.rmtree(saving, ignore_errors=True)
-                self._context.emit("save_failed", step=progress.step, cause=cause)
-        return self._processes.from_first("saved", cause)
+
+        def complete() -> None:
+            assert saving is not None
+            digest = self._next_batch(progress)
+            whole = replace(progress, next_batch_sha256=digest)
+            finish_save(saving, Manifest(progress=whole, settings=self._settings, files=files))
+
+        if cause is None:
+            cause, _ = self.context.in_first("saved", complete)
+        if self._processes.is_first and cause is None:
+            self.context.emit(
+                "saved",
+                step=progress.step,
+                bytes=sum(entry.bytes for entry in files.values()),
+                stall_sec=round(stall_sec, 4),
+                write_sec=round(time.perf_counter() - began, 4),
+            )
+            self._mirror_and_remove(progress.step, keep_all)
+        elif self._processes.is_first:
+            if saving is not None:
+                shutil.rmtree(saving, ignore_errors=True)
+            self.context.emit("save_failed", step=progress.step, cause=cause)
+        return cause
 
     def _describe(
         self, saving: Path | None, cause: str | None
     ) -> tuple[str | None, dict[str, FileEntry]]:
-        """Returns, in the first process, why a save failed, or the entries of all its files.
+        """Returns why a save failed in any process, or in the first the entries of all its files.
 
         Each process lists the files that it sees, since on a shared file system none may see all of
         them at once; a file that any of them sees is in the checkpoint, and one process checksums
         it.
         """
-        seen: list[str] = []
-        if cause is None:
-            assert saving is not None
-            try:
-                self._saver.wait_until_finished()  # in every process: all parts are on disk
-                seen = sorted(list_files(saving))
-            except EndedElsewhere:
-                raise
-            except Exception as error:  # of anything between Orbax and the disk
-                cause = error_line(error)
-        lists = self._processes.gather("saved files", [cause, seen])
-        names = sorted({name for _, seen in lists for name in seen})
-        cause = next((cause for cause, _ in lists if cause), None)
-        cause, names = self._processes.from_first("files of the save", [cause, names])
-        entries: dict[str, FileEntry] = {}
-        if cause is None:
-            assert saving is not None
-            try:
-                part = names[self._processes.index :: self._processes.num]
-                entries = _describe_once_seen(saving, part)
-            except (OSError, TesseraError) as error:
-                cause = error_line(error)
-        parts = self._processes.gather("saved parts", [cause, entries])
-        cause = next((cause for cause, _ in parts if cause), None)
-        files = {name: FileEntry(*entry) for _, part in parts for name, entry in part.items()}
-        return cause, files
 
-    def _complete(
-        self, saving: Path | None, progress: RunProgress, files: Mapping[str, FileEntry]
-    ) -> str | None:
-        """Writes the manifest of a checkpoint and renames its folder; returns why that failed."""
+        def list_seen() -> list[str]:
+            if cause is not None or saving is None:
+                raise OSError(cause)
+            self._saver.wait_until_finished()  # in every process: all parts are on disk
+            return sorted(list_files(saving))
+
+        # Any error may come from between Orbax and the disk.
+        failed, lists = self.context.everywhere("saved files", list_seen, (Exception,))
+        if failed is not None:
+            return failed, {}
         assert saving is not None
-        try:
-            progress = replace(progress, next_batch_sha256=self._next_batch(progress))
-            manifest = Manifest(progress=progress, settings=self._settings, files=dict(files))
-            finish_save(saving, manifest)
-        except (OSError, TesseraError) as error:
-            return error_line(error)
-        return None
+        names = sorted({name for seen in lists for name in seen})
+        names = self._processes.from_first("files of the save", names)
+        part = names[self._processes.index :: self._processes.num]
+        failed, parts = self.context.everywhere(
+            "saved parts", lambda: _describe_once_seen(saving, part)
+        )
+        if failed is not None:
+            return failed, {}
+        return None, {name: FileEntry(*entry) for own in parts for name, entry in own.items()}
 
     def _mirror_and_remove(self, step: int, keep_all: bool) -> None:
         """Mirrors a completed checkpoint, and removes those that are not kept.
 
         A failure here is an event, and does not make the save fail.
         """
-        folder = self._context.folder
+        folder = self.context.folder
         if not keep_all:
             remove_aside(folder)
         self._mirror.begin(folder / str(step))
         try:
             if not keep_all:
-                remove_surplus(folder, self._context.config, spared=self._mirror.in_progress)
+                remove_surplus(folder, self.context.config, spared=self._mirror.in_progress)
         except (OSError, TesseraError) as error:
-            self._context.emit("not_removed", step=step, cause=error_line(error))
+            self.context.emit("not_removed", step=step, cause=error_line(error))
 
     def rollback(self, progress: RunProgress) -> None:
         """Makes a checkpoint the newest one of the run, here and in durable storage.
@@ -223,19 +210,13 @@ class Checkpoints:
             Unavailable: the disk or storage does not answer; the run may be started again.
         """
         self.wait()
-        cause = None
-        if self._processes.is_first:
-            try:
-                progress = replace(progress, next_batch_sha256=self._next_batch(progress))
-                self._rollback(progress)
-            except (OSError, TesseraError) as error:
-                cause = error_line(error)
-        cause = self._processes.from_first("rollback", cause)
+        cause, _ = self.context.in_first("rollback", lambda: self._rollback(progress))
         if cause is not None:
             raise Unavailable(f"rollback to step {progress.step} failed: {cause}; start again")
 
     def _rollback(self, progress: RunProgress) -> None:
-        folder, step = self._context.folder, progress.step
+        folder, step = self.context.folder, progress.step
+        progress = replace(progress, next_batch_sha256=self._next_batch(progress))
         manifest = replace(read_manifest(folder, step), progress=progress)
         # Storage first: a restart would fetch a copy that is newer than all local checkpoints.
         self._mirror.rollback(manifest)
@@ -258,7 +239,6 @@ class Checkpoints:
         return self._processes.from_first("copied", cause)
 
     def close(self) -> None:
-        """Waits for saves and copies, then ends the background threads."""
         try:
             self.wait()
         finally:
@@ -280,13 +260,9 @@ def _describe_once_seen(saving: Path, names: Sequence[str]) -> dict[str, FileEnt
 
 
 def _save_args(state: TrainState, *, frugal: bool) -> ocp.args.PyTreeSave:
-    """Returns what Orbax saves, large arrays in chunks that can be read one by one.
-
-    Args:
-        frugal: write small files, because the content of a file is in memory until it is full.
-    """
+    """Returns what Orbax saves, large arrays in chunks that can be read one by one."""
     chunks = jax.tree.map(lambda leaf: ocp.SaveArgs(**_chunks(leaf)), state)
-    file_bytes = PIECE_BYTES if frugal else None
+    file_bytes = PIECE_BYTES if frugal else None  # a file is in memory until it is full
     return ocp.args.PyTreeSave(state, save_args=chunks, ocdbt_target_data_file_size=file_bytes)
 
 
@@ -304,7 +280,6 @@ def _largest_gb(tree: Any) -> Any:
 
 
 def _check_space(folder: Path, state: TrainState) -> None:
-    """Raises OSError unless the disk has room for a state, before any of it is written."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free

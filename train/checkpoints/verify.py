@@ -42,7 +42,6 @@ def check_files(
     part: int = 0,
     num_parts: int = 1,
 ) -> None:
-    """Raises IntegrityError unless the files of a checkpoint match its manifest."""
     for name, entry in sorted(manifest.files.items())[part::num_parts]:
         check_file(checkpoint / name, str(checkpoint / name), entry, how)
     found = with_retries(lambda: list_files(checkpoint), f"{checkpoint} cannot be listed")

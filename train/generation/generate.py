@@ -7,19 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.model import ModelConfig
-from configs.run import RunConfig, SampleConfig
+from configs.run import SampleConfig
 from data.tokenizers.tokenizer import Tokenizer
 from model.inputs import Inputs
-from sharding.pipeline import Pipeline, pipeline_of
+from sharding.pipeline import Pipeline
 from sharding.rules import constrain
-from train.generation.fill_mask import make_fill_mask
+from train.generation.fill_and_answer import make_fill_mask, make_text_to_text
 from train.generation.sampling import (
     Generate,
     before_separator,
     num_padding_rows,
     sample_tokens,
 )
-from train.generation.text_to_text import make_text_to_text
 from train.optimizer import Params
 from train.state import shape_of
 
@@ -38,11 +37,19 @@ def make_generate(
     encoder-decoder answers it or fills in its spans.
     """
     if model.architecture == "encoder":
-        return make_fill_mask(model, sample, tokenizer, sequence_len, pipeline)
-    if model.architecture == "encoder_decoder":
+        generate = make_fill_mask(model, sample, tokenizer, sequence_len, pipeline)
+    elif model.architecture == "encoder_decoder":
         assert target_len is not None
-        return make_text_to_text(model, sample, tokenizer, sequence_len, target_len)
-    return _make_causal(model, sample, tokenizer, sequence_len, pipeline)
+        pipeline = None
+        generate = make_text_to_text(model, sample, tokenizer, sequence_len, target_len)
+    else:
+        generate = _make_causal(model, sample, tokenizer, sequence_len, pipeline)
+
+    def generate_all(params: Params, prompts: Sequence[str], seed: int) -> list[str]:
+        padding = [*prompts[:1]] * num_padding_rows(len(prompts), pipeline)
+        return generate(params, [*prompts, *padding], seed)[: len(prompts)]
+
+    return generate_all
 
 
 def _make_causal(
@@ -85,7 +92,6 @@ def _make_causal(
 
     def generate(params: Params, prompts: Sequence[str], seed: int) -> list[str]:
         rows = [[tokenizer.separator, *tokenizer.encode(prompt)] for prompt in prompts]
-        rows += rows[:1] * num_padding_rows(len(rows), pipeline)
         length_B = np.array([len(row) for row in rows])
         end = int(length_B.max()) + sample.num_tokens
         text_BS = np.zeros((len(rows), max(end, T)), np.int32)
@@ -95,7 +101,7 @@ def _make_causal(
         return [
             _text(tokenizer, extended[1 : length + sample.num_tokens], length - 1)
             for extended, length in zip(extended_BS, length_B, strict=True)
-        ][: len(prompts)]
+        ]
 
     return generate
 
@@ -103,25 +109,3 @@ def _make_causal(
 def _text(tokenizer: Tokenizer, ids: np.ndarray, num_prompt: int) -> str:
     num_new = len(before_separator(ids[num_prompt:], tokenizer.separator))
     return tokenizer.decode(ids[: num_prompt + num_new])
-
-
-class Sampler:
-    """Generates texts for the prompts of the settings, during training."""
-
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer, mesh: jax.sharding.Mesh):
-        self._prompts = config.sample.prompts
-        self._seed = config.train.seed
-        self._generate = make_generate(
-            config.model,
-            config.sample,
-            tokenizer,
-            config.data.sequence_len,
-            config.data.target_len,
-            pipeline_of(config, mesh),
-        )
-
-    def __call__(self, params: Params, step: int) -> str:
-        """Returns the texts of all prompts, separated by rules."""
-        texts = self._generate(params, self._prompts, self._seed + step)
-        rule = "-" * 72
-        return f"\n{rule}\n".join(texts) + "\n"

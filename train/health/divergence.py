@@ -27,7 +27,6 @@ class Divergence:
     """The largest or nonfinite gradient norms, by array and layer."""
 
     def message(self) -> str:
-        """Returns the cause and the steps."""
         first, last = self.first_step, self.last_step
         where = f"step {first}" if first == last else f"steps {first} to {last}"
         return f"{self.cause} ({where})"
@@ -70,8 +69,7 @@ class Guard:
     ) -> Divergence | None:
         """Takes the loss of the next step in nats; returns the divergence that it completes.
 
-        Args:
-            weights: of the sources in its batch; when they change the losses may jump.
+        When the weights of the sources in its batch change, the losses may jump.
         """
         if self._weights not in (None, list(weights)):
             self._window.clear()

@@ -6,7 +6,6 @@ from configs.errors import Diverged
 from configs.suggested_commands import seen, tessera
 from data.batches import is_one_sequence
 from data.step_ranges import StepRange, merge_intervals, range_of
-from train.checkpoints.context import CheckpointContext
 from train.checkpoints.manifest import Manifest, RunProgress
 from train.checkpoints.recovery import newest_valid
 from train.checkpoints.save import Checkpoints
@@ -21,22 +20,18 @@ def rollback(
     run: RunContext,
     divergence: Divergence,
     start: RunProgress,
-    context: CheckpointContext,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, RunProgress]:
     """Returns an older state, and its progress without the rows of the diverged steps.
 
     Checkpoints of later steps are set aside. A run that never had a checkpoint is initialized
-    again; one that had is not.
-
-    Args:
-        start: where the attempt that diverged started.
+    again; one that had is not. `start` is where the attempt that diverged started.
 
     Raises:
         Diverged: guard.max_rollbacks rollbacks were made already, or no checkpoint is older.
     """
     first, last = divergence.first_step, divergence.last_step
-    manifest = _checkpoint_before(run, divergence, start, context, checkpoints)
+    manifest = _checkpoint_before(run, divergence, start, checkpoints)
     state, left = None, start.step_ranges[-1]
     if manifest is None:
         state, progress = init(run)
@@ -78,11 +73,7 @@ def rollback(
 
 
 def _checkpoint_before(
-    run: RunContext,
-    divergence: Divergence,
-    start: RunProgress,
-    context: CheckpointContext,
-    checkpoints: Checkpoints,
+    run: RunContext, divergence: Divergence, start: RunProgress, checkpoints: Checkpoints
 ) -> Manifest | None:
     """Returns the checkpoint to roll back to; None for a run that never had one."""
     allowed = run.config.guard.max_rollbacks
@@ -95,6 +86,7 @@ def _checkpoint_before(
         )
     checkpoints.wait()
     # If none is older than the first diverged step, one that is older than the last must do.
+    context = checkpoints.context
     manifest = newest_valid(context, at_most=divergence.first_step - 1)
     manifest = manifest or newest_valid(context, at_most=divergence.last_step - 1)
     if manifest is None and run.has_had_checkpoints():

@@ -144,7 +144,6 @@ class SharedSignals:
             self._no_request = self._spread(0)
 
     def _spread(self, request: int) -> jax.Array:
-        """Returns the requests of all processes, one for each device."""
         return jax.make_array_from_callback(
             (self._layout.mesh.size,), self._layout, lambda index: np.array([request], np.int32)
         )

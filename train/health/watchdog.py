@@ -11,16 +11,23 @@ A limit is never scaled by the duration of another span, or else a healthy one t
 reason would be ended.
 """
 
+import faulthandler
+import os
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from configs.errors import Hung
 from configs.run import GuardConfig
 from train.record.spans import SPANS, Spans
 
 _POLL_SEC = 0.5
+_GRACE_SEC = 20.0
+"""How long a process that hangs may take to end."""
 _NUM_MEASURED = 3
 """How many durations a median needs."""
 _MIN_LIMIT_SEC = 60.0
@@ -54,11 +61,7 @@ class Watchdog:
         self._waited_sec, self._last_poll = 0.0, time.monotonic()
 
     def start(self, on_hang: Callable[[Hang], Any]) -> None:
-        """Starts a thread that polls until the spans are closed.
-
-        Args:
-            on_hang: called once, with the first hang.
-        """
+        """Starts a thread that polls until the spans are closed, or the first hang."""
 
         def watch() -> None:
             while not self._spans.closed.wait(_POLL_SEC):
@@ -95,7 +98,6 @@ class Watchdog:
         return max(config.hang_factor * statistics.median(durations), min_sec)
 
     def describe(self, name: str, seconds: float, limit_sec: float) -> Hang:
-        """Returns the hang of a span, with the message for a person."""
         config = self._config
         fixed = f"guard.hang_limit_sec={config.hang_limit_sec:g} allows {limit_sec:.0f} s"
         if SPANS[name].limit == "progress":
@@ -109,3 +111,21 @@ class Watchdog:
                 f"its median of {median:.3g} s allows {limit_sec:.0f} s (at least a minute)"
             )
         return Hang(name, seconds, limit_sec, cause)
+
+
+def write_stacks(logs: Path, process: int) -> str:
+    """Writes the stacks of all threads and returns the path of the file.
+
+    The process exits a few seconds later even if it hangs again while it ends.
+    """
+    ending = threading.Timer(_GRACE_SEC, os._exit, [Hung.exit_code])
+    ending.daemon = True
+    ending.start()
+    path = logs / f"hung-process-{process}.txt"
+    try:
+        with path.open("w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+    except OSError:  # there is no run folder yet, or the disk is what hangs
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        return "standard error"
+    return str(path)

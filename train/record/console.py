@@ -2,21 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from configs.run import RunConfig
@@ -85,10 +76,11 @@ class Display:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
-            _Text(self._times),
+            TextColumn("{task.fields[times]}"),
             console=console,
         )
-        self._task = self._progress.add_task("train", total=self._num_steps, completed=first_step)
+        total = self._num_steps
+        self._task = self._progress.add_task("train", total=total, completed=first_step, times="")
         self._numbers = ""
         self._evaluation: Record = {}
         self._live = None
@@ -100,22 +92,15 @@ class Display:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live:
             self._live.stop()
 
     def show_step(self, step: int) -> None:
-        """Moves the bar."""
         self._step, self._step_ended = step, time.monotonic()
         self._progress.update(self._task, completed=step)
 
     def show_record(self, record: Record) -> None:
-        """Shows the numbers of a logged step."""
         self._evaluation |= {k: v for k, v in record.items() if k.startswith("eval/")}
         # The last evaluation stays shown.
         self._numbers = f"step {record['step']}  {describe({**self._evaluation, **record})}"
@@ -151,19 +136,9 @@ class Display:
         return ", ".join(filter(None, (f"{duration(elapsed)} elapsed", eta, doing)))
 
     def _draw(self) -> Group:
+        elapsed = self._progress.tasks[0].elapsed or 0.0
+        self._progress.update(self._task, times=self._times(elapsed))
         return Group(self._progress, Text(self._numbers))
-
-
-class _Text(ProgressColumn):
-    """A column with a text that is made anew at each drawing from the seconds that have passed."""
-
-    def __init__(self, text: Callable[[float], str]):
-        super().__init__()
-        self._text = text
-
-    def render(self, task: Task) -> Text:
-        """Returns the text."""
-        return Text(self._text(task.elapsed or 0.0))
 
 
 def _to_files(line: str) -> None:
@@ -174,7 +149,6 @@ def _to_files(line: str) -> None:
 
 
 def describe(record: Record) -> str:
-    """Returns the numbers of a record as a person reads them."""
     parts = [f"loss {_number(record['loss'], '.4f')}"]
     if "eval/loss" in record:
         parts.append(f"eval {_number(record['eval/loss'], '.4f')}")

@@ -40,7 +40,6 @@ def _num_due(step: int, num_steps: int, period: int | None) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time as a person writes it."""
     for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (36 * 3600, 3600, "h")):
         if seconds < limit:
             return f"{seconds:.0f} s" if size == 1 else f"{seconds / size:.1f} {unit}"
@@ -48,5 +47,4 @@ def duration(seconds: float) -> str:
 
 
 def eta_text(seconds: float | None) -> str:
-    """Returns the time that is left as a person reads it."""
     return f"ETA {'unknown' if seconds is None else duration(seconds)}"

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -24,8 +24,8 @@ def shortest(value: Any) -> float | None:
 
 
 def open_metrics(folder: RunFolder) -> "MetricsWriter":
-    """Returns the metrics writer of a run."""
-    return MetricsWriter(folder.metrics, folder.tensorboard) if folder.is_writer else SilentWriter()
+    """Returns the metrics writer of a run, which writes in its first process only."""
+    return MetricsWriter(folder.metrics, folder.tensorboard, is_writer=folder.is_writer)
 
 
 class MetricsWriter:
@@ -34,9 +34,9 @@ class MetricsWriter:
     On a full disk, records are kept and written later, but TensorBoard lacks them.
     """
 
-    def __init__(self, path: Path, tensorboard: Path):
-        self._lines = Lines(path)
-        self._tensorboard = tensorboard
+    def __init__(self, path: Path, tensorboard: Path, *, is_writer: bool = True):
+        self._lines = Lines(path, is_writer=is_writer)
+        self._tensorboard, self._is_writer = tensorboard, is_writer
         self._events: EventFileWriter | None = None
 
     def begin(self, first_step: int) -> None:
@@ -65,6 +65,8 @@ class MetricsWriter:
         self._add(Event(step=step, wall_time=time, summary=Summary(value=[value])))
 
     def _add(self, event: Event) -> None:
+        if not self._is_writer:
+            return
         try:
             if self._events is None:
                 self._events = EventFileWriter(str(self._tensorboard), flush_secs=10)
@@ -79,12 +81,6 @@ class MetricsWriter:
             if self._events is not None:
                 self._events.flush()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """Writes what is left, as far as the disk accepts it, and closes both files."""
         with contextlib.suppress(OSError):
@@ -92,28 +88,6 @@ class MetricsWriter:
         with contextlib.suppress(OSError):
             if self._events is not None:
                 self._events.close()
-
-
-class SilentWriter(MetricsWriter):
-    """Writes nothing, in all processes of a run but its first."""
-
-    def __init__(self) -> None:
-        pass
-
-    def begin(self, first_step: int) -> None:
-        """Does nothing."""
-
-    def write(self, record: Record, time: float) -> None:
-        """Does nothing."""
-
-    def write_text(self, name: str, text: str, step: int, time: float) -> None:
-        """Does nothing."""
-
-    def flush(self) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
 
 
 def _tag(name: str) -> str:

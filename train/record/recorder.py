@@ -14,7 +14,6 @@ from configs.counts import count
 from configs.peak_flops import peak_flops
 from train.checkpoints.manifest import RunProgress
 from train.health.divergence import Divergence, Guard
-from train.health.stragglers import StragglerProbe
 from train.record.console import Display, logger
 from train.record.metrics_writer import MetricsWriter, shortest
 from train.record.run_folder import Record
@@ -40,9 +39,8 @@ class Recorder:
         self._counts = count(config.model, config.data.sequence_len, config.data.target_len)
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = peak and peak * jax.device_count()
-        self.probe = StragglerProbe()
-        self.step_sec = 0.0
-        """Seconds per step in the last record."""
+        self.step_sec = self.data_wait_sec = 0.0
+        """Seconds per step in the last record, and those of them without a batch."""
 
     def begin(self, start: RunProgress) -> None:
         """Starts after a step: that of a checkpoint, or 0."""
@@ -74,7 +72,6 @@ class Recorder:
         self.finish()
         self._pending = (step, metrics, ended_at)
         self._data_wait += data_wait_sec
-        self.probe.add(data_wait_sec)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -103,13 +100,10 @@ class Recorder:
         self._steps += 1
         self._display.show_step(step)
         self._guard(step, metrics, layer_norms)
-        if extra is not None or self.is_logged(step):
-            self._write(step, metrics, extra or {}, now)
-
-    def is_logged(self, step: int) -> bool:
-        """Returns whether a step has its own line in metrics.jsonl."""
         train = self._config.train
-        return step % train.log_every_steps == 0 or step == train.num_steps
+        is_logged = step % train.log_every_steps == 0 or step == train.num_steps
+        if extra is not None or is_logged:
+            self._write(step, metrics, extra or {}, now)
 
     def _guard(self, step: int, metrics: Metrics, layer_norms: dict[str, jax.Array]) -> None:
         finite, steps = bool(metrics.finite), self.start.step_ranges[-1]
@@ -135,10 +129,11 @@ class Recorder:
 
     def _write(self, step: int, metrics: Metrics, extra: Record, now: float) -> None:
         seconds = now - self._since
-        self.step_sec = seconds / self._steps
+        self.step_sec, self.data_wait_sec = seconds / self._steps, self._data_wait / self._steps
         speed = self._step_tokens / seconds
         loss = shortest(metrics.loss)
         stats = jax.local_devices()[0].memory_stats() or {}
+        self._run.spans.settle()
         record: Record = {
             "step": step,
             "tokens": self.tokens,
@@ -148,21 +143,17 @@ class Recorder:
             "learning_rate": shortest(metrics.learning_rate),
             "tokens_per_second": speed,
             "step_sec": self.step_sec,
-            "data_wait_sec": self._data_wait / self._steps,
+            "data_wait_sec": self.data_wait_sec,
             "mfu_causal": self._peak and speed * self._counts.flops_causal / self._peak,
             "mfu_full": self._peak and speed * self._counts.flops_full / self._peak,
             "device_memory_bytes": stats.get("peak_bytes_in_use"),
             **_aux_record(metrics.aux_metrics),
-            **self._ledger(),
+            **self._run.spans.ledger.record(),
             **extra,
         }
         self._writer.write(record, time.time())
         self._display.show_record(record)
         self._restart_clock(now)
-
-    def _ledger(self) -> Record:
-        self._run.spans.settle()
-        return self._run.spans.ledger.record()
 
 
 def _aux_record(aux_metrics: dict[str, Any]) -> Record:
@@ -183,13 +174,11 @@ def largest_gradient_norms(layer_norms: dict[str, Any], num: int = 8) -> dict[st
 
     Names are "path", or "path[layer]" for an array that is stacked over layers.
     """
-    norms: dict[str, float] = {}
-    for path, norm in layer_norms.items():
-        values = np.asarray(norm)
-        if values.ndim == 0:
-            norms[path] = float(values)
-        else:
-            norms |= {f"{path}[{layer}]": float(value) for layer, value in enumerate(values)}
+    norms = {
+        path if np.ndim(norm) == 0 else f"{path}[{layer}]": float(value)
+        for path, norm in layer_norms.items()
+        for layer, value in enumerate(np.atleast_1d(np.asarray(norm)))
+    }
     nonfinite = {name: value for name, value in norms.items() if not math.isfinite(value)}
     largest = sorted(norms, key=lambda name: norms[name], reverse=True)
     names = list(nonfinite) if nonfinite else largest

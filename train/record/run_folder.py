@@ -55,11 +55,10 @@ class RunFolder:
         self.fetching = path / ".fetching"
         """Exists while the small files are fetched from durable storage."""
         self._lock = path / ".lock"
-        self._event_lines = Lines(self.events)
+        self._event_lines = Lines(self.events, is_writer=is_writer)
 
     @property
     def exists(self) -> bool:
-        """Whether a run was started here."""
         return self.config.is_file()
 
     @property
@@ -75,13 +74,8 @@ class RunFolder:
             "such as runs/quickstart",
         )
         try:
-            flat = up_to_date(self._read_flat())
-            version = flat.pop("format_version", 1)
-            require(
-                version <= FORMAT_VERSION,
-                f"{self.config}: format_version={version} must be at most {FORMAT_VERSION}; the "
-                "run was made by a newer version of Tessera: resume it with that one",
-            )
+            flat = up_to_date(json.loads(self.config.read_text()))
+            check_format(flat, self.config)
             return unflatten(flat)
         except SettingsError:
             raise
@@ -90,12 +84,9 @@ class RunFolder:
                 f"{self.config} cannot be read as settings of this version of Tessera: {error}"
             ) from None
 
-    def _read_flat(self) -> dict[str, Any]:
-        return json.loads(self.config.read_text())
-
     def replaced_settings(self) -> list[str]:
         """Returns messages about settings of an earlier version whose values are ignored."""
-        flat = self._read_flat()
+        flat = json.loads(self.config.read_text())
         names = [name for name in REPLACED if name in flat]
         return [f"{name}={flat[name]} (now {REPLACED[name]})" for name in names]
 
@@ -118,9 +109,6 @@ class RunFolder:
     ) -> dict[str, tuple]:
         """Returns the settings that differ from those the run was made with, {name: (old, new)}.
 
-        Args:
-            new_run: the command that begins a new run with these settings.
-
         Raises:
             SettingsError: one is incompatible with the run, or changes training results and
                 allow_changes is False.
@@ -137,18 +125,16 @@ class RunFolder:
             return changed
         kind_text = {"trajectory": "changes training results"}
         lines = [
-            f"  {name}: the run has {changed[name][0]}, now {changed[name][1]} "
+            f"\n  {name}: the run has {changed[name][0]}, now {changed[name][1]} "
             f"({kind_text.get(kind, kind)})"
             for name, kind in list(refused.items())[:6]
         ]
-        if len(refused) > 6:
-            lines[-1] += f", and {len(refused) - 6} more"
-        ways_out = ["give the settings of the run"]
-        if "incompatible" not in refused.values():
-            ways_out.append("add --allow-changes to resume anyway")
+        more = f", and {len(refused) - 6} more" if len(refused) > 6 else ""
+        can_allow = "incompatible" not in refused.values()
+        allow = "add --allow-changes to resume anyway, " if can_allow else ""
         raise SettingsError(
-            "\n".join([f"{self.path} was made with other settings:", *lines])
-            + f"\n{', '.join(ways_out)}, or begin a new run: {new_run}"
+            f"{self.path} was made with other settings:{''.join(lines)}{more}\n"
+            f"give the settings of the run, {allow}or begin a new run: {new_run}"
         )
 
     @contextlib.contextmanager
@@ -208,13 +194,10 @@ class RunFolder:
 
     def add_event(self, event: str, **details: Any) -> None:
         """Appends an event with the time; on a full disk it is appended later."""
-        if not self.is_writer:
-            return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         self._event_lines.add({"time": now, "event": event, **details})
 
     def last_environment(self) -> dict[str, Any] | None:
-        """Returns the environment of the last start, None before the first."""
         return last_start(self.read_events()).get("environment")
 
     def has_had_checkpoints(self) -> bool:
@@ -237,12 +220,20 @@ class RunFolder:
         return True
 
     def sample_of(self, step: int) -> Path:
-        """Returns the path of the sample of a step."""
         return self.samples / f"step-{step:06d}.txt"
 
     def read_events(self) -> list[dict[str, Any]]:
-        """Returns all events, oldest first."""
         return read_json_lines(self.events)
+
+
+def check_format(flat: dict[str, Any], where: object) -> None:
+    """Takes the version out of a config.json; raises SettingsError if this one cannot read it."""
+    version = flat.pop("format_version", 1)
+    require(
+        version in range(1, FORMAT_VERSION + 1),
+        f"{where}: format_version={version} must be at most {FORMAT_VERSION}; it was made by a "
+        "newer version of Tessera: use that one",
+    )
 
 
 class Lines:
@@ -251,15 +242,17 @@ class Lines:
     Lines that cannot be written are kept, in order, and written with the next one that can.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, *, is_writer: bool = True):
+        """With is_writer False nothing is ever written."""
+        self._path, self._is_writer = path, is_writer
         self._unwritten = b""
         self._lock = threading.Lock()
 
     def add(self, content: Record) -> None:
         """Appends a line, now or when that is possible again."""
         with self._lock:
-            self._unwritten += json.dumps(content).encode() + b"\n"
+            if self._is_writer:
+                self._unwritten += json.dumps(content).encode() + b"\n"
             with contextlib.suppress(OSError):
                 self._write()
 
@@ -269,7 +262,7 @@ class Lines:
             self._write(sync=True)
 
     def _write(self, *, sync: bool = False) -> None:
-        if not self._unwritten and not (sync and self._path.exists()):
+        if not self._is_writer or not (self._unwritten or (sync and self._path.exists())):
             return
         close_torn_line(self._path)
         with self._path.open("ab", buffering=0) as file:

@@ -40,15 +40,13 @@ class TimeLedger:
         self._lock = threading.Lock()
 
     def add(self, category: ProcessCategory, seconds: float) -> None:
-        """Adds seconds to a category."""
         with self._lock:
             self._seconds[category] += seconds
 
     def resume(self, path: Path) -> float:
         """Adds the ledger of earlier starts in a file, and writes to that file from then on.
 
-        Returns:
-            By how many seconds the clock was set back since; normally 0.
+        Returns by how many seconds the clock was set back since; normally 0.
         """
         with self._lock:
             self._path = path
@@ -78,7 +76,6 @@ class TimeLedger:
                 self._seconds["lost_work"] += lost
 
     def snapshot(self) -> dict[str, float]:
-        """Returns the seconds of each category."""
         with self._lock:
             return {category: round(seconds, 3) for category, seconds in self._seconds.items()}
 
@@ -93,11 +90,7 @@ class TimeLedger:
         }
 
     def write(self, ago_sec: float = 0.0) -> None:
-        """Writes the ledger, so that the next start knows when this process was last alive.
-
-        Args:
-            ago_sec: when the last second was added.
-        """
+        """Writes the ledger with its last second `ago_sec` ago: then the process was alive."""
         if self._path is None:
             return
         content = {

@@ -13,7 +13,7 @@ from s3_server import S3Server, kill_when, s3_server, start_code
 from small_checkpoints import CONFIG, RUN, flip_byte, progress, small_state, write_checkpoint
 from small_runs import content_of, tiny_run, write_text
 
-import train.checkpoints.lease
+import train.checkpoints.durable_storage
 from configs.errors import IntegrityError, SettingsError, Unavailable
 from configs.flat_settings import flatten
 from configs.run import CheckpointConfig
@@ -232,7 +232,7 @@ def test_a_new_machine_gets_the_small_files_of_the_run(url, run, tmp_path):
 @pytest.fixture
 def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("_RENEWED_SEC", 0.1), ("_EXPIRES_SEC", 1.5), ("_RACE_SEC", 0.1)):
-        monkeypatch.setattr(train.checkpoints.lease, name, seconds)
+        monkeypatch.setattr(train.checkpoints.durable_storage, name, seconds)
 
 
 @pytest.mark.usefixtures("short_lease")
@@ -346,7 +346,7 @@ def test_a_lease_that_is_lost_while_files_are_copied_leaves_no_manifest(run, tmp
 
 def test_a_process_that_was_suspended_reads_the_lease_before_it_writes(run, tmp_path, monkeypatch):
     """It was frozen, and its renewals too, while another one took over."""
-    monkeypatch.setattr(train.checkpoints.lease, "_RACE_SEC", 0.0)
+    monkeypatch.setattr(train.checkpoints.durable_storage, "_RACE_SEC", 0.0)
     durable = DurableTier(str(tmp_path / "durable"))
     checkpoint = write_checkpoint(run.checkpoints, 1)
     with durable.held(run):

@@ -13,9 +13,8 @@ from small_model import quick_jit, random_params
 
 from configs.run import SampleConfig
 from model.inputs import Inputs
-from train.generation.fill_mask import MASK
+from train.generation.fill_and_answer import FIRST_SENTINEL, MASK, insert_spans
 from train.generation.generate import make_generate
-from train.generation.text_to_text import FIRST_SENTINEL, insert_spans
 from train.optimizer import Params
 from train.state import shape_of
 
