@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-import inspect
 import re
 import textwrap
 from collections.abc import Sequence
@@ -127,7 +126,7 @@ def _config_file(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def _description(preset: str, config: RunConfig) -> str:
-    """Returns the docstring of a preset, and the settings that differ from their defaults.
+    """Returns the description of a preset, and the settings that differ from their defaults.
 
     Those that the short help shows in any case are left out.
     """
@@ -137,7 +136,7 @@ def _description(preset: str, config: RunConfig) -> str:
         for each, default in pairs
         if each.value != default.value and each.name not in _SHORT_HELP
     ]
-    return f"{inspect.getdoc(PRESETS[preset])}\n\nIt also sets {', '.join(apart)}."
+    return f"{PRESETS[preset].description}\n\nIt also sets {', '.join(apart)}."
 
 
 def _name_of(path: Path) -> str:
