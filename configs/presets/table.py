@@ -2,19 +2,27 @@
 
 import inspect
 
-from configs.presets import small
 from configs.presets.decoders import EXPERTS, GEMMA, GPT2, LLAMA, QWEN
 from configs.presets.encoders import ENCODER_DECODERS, ENCODERS
 from configs.presets.preset import Preset
+from configs.presets.small import (
+    quickstart,
+    quickstart_bert,
+    quickstart_lstm,
+    quickstart_moe,
+    quickstart_t5,
+    shakespeare_cpu,
+    shakespeare_gpu,
+)
 
 _SMALL = (
-    small.quickstart,
-    small.quickstart_bert,
-    small.quickstart_lstm,
-    small.quickstart_moe,
-    small.quickstart_t5,
-    small.shakespeare_cpu,
-    small.shakespeare_gpu,
+    quickstart,
+    quickstart_bert,
+    quickstart_lstm,
+    quickstart_moe,
+    quickstart_t5,
+    shakespeare_cpu,
+    shakespeare_gpu,
 )
 
 FAMILIES: dict[str, dict[str, Preset]] = {
