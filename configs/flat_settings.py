@@ -5,7 +5,8 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
-from configs.require import Change, metadata_of
+from configs.model import head_of
+from configs.require import Change, metadata_of, require
 from configs.run import RunConfig
 
 GROUPS: dict[str, Any] = get_type_hints(RunConfig)
@@ -33,7 +34,13 @@ _RENAMED_VALUES: dict[str, dict[str, str]] = {
 }
 """{setting: {value in an earlier version: value now}}."""
 
+MERGED = dict.fromkeys(
+    ("model.head_bias", "model.head_transform", "model.pooler", "model.next_sentence"), "model.head"
+)
+"""{setting of an earlier version: the one that says the same together with others}."""
+
 REPLACED = {
+    "guard.hang_factor": "guard.hang_limit_sec",
     "guard.start_limit_sec": "guard.hang_limit_sec",
     "guard.compile_limit_sec": "guard.hang_limit_sec",
     "guard.step_limit_sec": "guard.hang_limit_sec",
@@ -56,6 +63,9 @@ def up_to_date(flat: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in _RENAMED_VALUES.items():
         if isinstance(value := named.get(name), str):
             named[name] = values.get(value, value)
+    if parts := {name: named.pop(name) for name in MERGED if name in named}:
+        require("model.head" not in named, f"model.head is given twice: {', '.join(parts)}")
+        named["model.head"] = head_of(**{name.split(".")[1]: own for name, own in parts.items()})
     return named
 
 

@@ -33,6 +33,27 @@ GATED = ("swiglu", "geglu", "geglu_tanh")
 """Kinds of MLP with a gate: three matrices, where the others have two."""
 
 
+Head = Literal["linear", "bias", "mlm", "pooler", "mlm_pooler", "nsp", "mlm_nsp"]
+HEADS: dict[Head, set[str]] = {
+    "linear": set(),
+    "bias": {"head_bias"},
+    "mlm": {"head_bias", "head_transform"},
+    "pooler": {"pooler"},
+    "mlm_pooler": {"head_bias", "head_transform", "pooler"},
+    "nsp": {"pooler", "next_sentence"},
+    "mlm_nsp": {"head_bias", "head_transform", "pooler", "next_sentence"},
+}
+"""{name: its parts beside the output matrix}."""
+
+
+def head_of(**parts: bool) -> Head:
+    """Returns the head that has these parts; raises SettingsError where none has them."""
+    wanted = {name for name, is_there in parts.items() if is_there}
+    found: list[Head] = [name for name, own in HEADS.items() if own == wanted]
+    require(bool(found), f"model.head must be one of {', '.join(HEADS)}: none is {sorted(wanted)}")
+    return found[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
     """A language model. Letters in brackets are those of `sharding/rules.py`."""
@@ -77,14 +98,10 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
     the squared ReLU, _tanh the approximated GELU."""
     tied_embeddings: Incompatible[bool] = True
     """The output matrix is the transposed token embedding (weight tying)."""
-    head_bias: Incompatible[bool] = False
-    """The logits have a bias (BERT)."""
-    head_transform: Incompatible[bool] = False
-    """A dense layer, GELU and norm before the logits (the MLM head of BERT, ModernBERT)."""
-    pooler: Incompatible[bool] = False
-    """A dense layer and tanh over the hidden state of [CLS] (BERT)."""
-    next_sentence: Incompatible[bool] = False
-    """A next-sentence prediction (NSP) head on the pooler (BERT)."""
+    head: Incompatible[Head] = "linear"
+    """What makes logits: linear; bias: linear with a bias; mlm: a dense layer, GELU, norm, linear
+    with a bias (ModernBERT). Beside that pooler has a dense layer and tanh over the hidden state of
+    [CLS], and nsp next-sentence prediction on it: mlm_nsp is BERT's."""
     mtp_depth: Incompatible[CountFromZero] = 0
     """Multi-token prediction (MTP): further tokens predicted at each position, one block each
     (DeepSeek-V3 has 1)."""
@@ -167,8 +184,6 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
             ("num_experts", None, ("decoder",)),
             ("mtp_depth", 0, ("decoder",)),
             ("attention", "mha", ("decoder",)),
-            ("pooler", False, ("encoder",)),
-            ("next_sentence", False, ("encoder",)),
             ("num_token_types", None, ("encoder",)),
             ("first_norm", True, ("encoder", "decoder")),
             ("attention_window", None, ("decoder", "encoder")),
@@ -181,9 +196,9 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
                 f"{' and '.join(kinds)}",
             )
         require(
-            self.pooler or not self.next_sentence,
-            f"model.pooler={self.pooler} must be True with model.next_sentence="
-            f"{self.next_sentence}",
+            not self.pooler or kind == "encoder",
+            f"model.head={self.head} must be linear, bias or mlm with model.architecture={kind}; "
+            "it is for encoder",
         )
         require(
             self.position != "relative" or not self.is_recurrent,
@@ -256,6 +271,26 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
     def is_gated(self) -> bool:
         """Whether the MLP has a gate."""
         return self.mlp in GATED
+
+    @property
+    def head_bias(self) -> bool:
+        """Whether the logits have a bias."""
+        return "head_bias" in HEADS[self.head]
+
+    @property
+    def head_transform(self) -> bool:
+        """Whether a dense layer, GELU and norm are before the logits."""
+        return "head_transform" in HEADS[self.head]
+
+    @property
+    def pooler(self) -> bool:
+        """Whether there is a dense layer with tanh over hidden states."""
+        return "pooler" in HEADS[self.head]
+
+    @property
+    def next_sentence(self) -> bool:
+        """Whether a head on the pooler predicts if a text follows."""
+        return "next_sentence" in HEADS[self.head]
 
     @property
     def rotated_dim(self) -> int:

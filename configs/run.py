@@ -231,11 +231,9 @@ class GuardConfig:
     run ends with exit code 76."""
     hang_limit_sec: PositiveOrNone = 1800.0
     """Hang timeout in seconds, for a step, evaluation or compilation that was timed fewer than
-    three times, and for a save, fetch or upload that moves no byte; the run then ends with exit
-    code 124. None disables. The default exceeds the longest compilation one would wait for."""
-    hang_factor: Annotated[float, at_least(1)] = 30.0
-    """Once timed three times, a step or evaluation may take this many times its median, and at
-    least a minute."""
+    three times, and for a save, fetch or upload that moves no byte; once timed, a step or
+    evaluation may take 30 times its median. The run then ends with exit code 124. None disables.
+    The default exceeds the longest compilation one would wait for."""
     replay_every_steps: CountOrNone = None
     """Steps between replays: the step is computed twice and compared bit by bit, to find faulty
     devices; None disables."""
@@ -292,8 +290,8 @@ class RunConfig:
         )
         require(
             not model.next_sentence or kinds == ["masked_pairs"],
-            f"model.next_sentence={model.next_sentence} needs data.objective=masked_pairs, but it "
-            f"is {data.objective}",
+            f"model.head={model.head} predicts the next sentence, which needs "
+            f"data.objective=masked_pairs, but it is {data.objective}",
         )
         ahead = [kind for kind in kinds if kind in ("prefix", "span", "ul2")]
         require(

@@ -31,10 +31,7 @@ def bert(L: int, D: int, N: int, vocab_size: int | Literal["tokenizer"]) -> Mode
         embed_norm=True,
         mlp="gelu",
         bias=True,
-        head_transform=True,
-        head_bias=True,
-        pooler=True,
-        next_sentence=True,
+        head="mlm_nsp",
         dropout=0.1,
         attention_dropout=0.1,
     )
@@ -74,8 +71,7 @@ def _modernbert(
         attention_pattern=("global", "local", "local"),
         rope_theta=160_000.0,
         rope_theta_local=10_000.0,
-        head_transform=True,
-        head_bias=True,
+        head="mlm",
     )
     return published(
         description,
@@ -181,7 +177,7 @@ ENCODER_DECODERS = {
             embed_scaled=True,
             mlp="relu",
             bias=True,
-            head_bias=True,
+            head="bias",
             dropout=0.1,
         ),
         sequence_len=512,

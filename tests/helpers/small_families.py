@@ -70,10 +70,7 @@ BERT: Mapping[str, Any] = {
     "embed_norm": True,
     "mlp": "gelu",
     "bias": True,
-    "head_transform": True,
-    "head_bias": True,
-    "pooler": True,
-    "next_sentence": True,
+    "head": "mlm_nsp",
 }
 MODERNBERT: Mapping[str, Any] = {
     "architecture": "encoder",
@@ -84,8 +81,7 @@ MODERNBERT: Mapping[str, Any] = {
     "attention_window": 4,
     "attention_pattern": ("global", "local", "local"),
     "rope_theta_local": 10.0,
-    "head_transform": True,
-    "head_bias": True,
+    "head": "mlm",
 }
 T5: Mapping[str, Any] = {
     "architecture": "encoder_decoder",

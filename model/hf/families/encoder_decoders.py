@@ -126,7 +126,7 @@ def _read_marian(hf_config: HFConfig, names: Set[str]) -> dict[str, Any]:
         "embed_scaled": hf_config.get("scale_embedding", False),
         "mlp": read_mlp(hf_config, "activation_function", UNGATED_MLPS),
         "bias": True,
-        "head_bias": True,
+        "head": "bias",
     }
 
 

@@ -69,6 +69,30 @@ def test_a_setting_by_its_old_name_is_read_and_makes_no_difference(
     assert folder.check_settings(config, allow_changes=False, new_run="") == {}
 
 
+@pytest.mark.parametrize(
+    ("preset", "parts"),
+    [
+        ("bert_base", ("head_bias", "head_transform", "pooler", "next_sentence")),
+        ("modernbert_base", ("head_bias", "head_transform")),
+        ("first_transformer", ("head_bias",)),
+        ("quickstart", ()),
+    ],
+)
+def test_the_parts_of_a_head_of_an_earlier_version_are_read_as_one_setting(folder, preset, parts):
+    folder.begin(PRESETS[preset](), {})
+    flat = json.loads(folder.config.read_text())
+    del flat["model.head"]
+    names = ("head_bias", "head_transform", "pooler", "next_sentence")
+    flat |= {f"model.{name}": name in parts for name in names}
+    folder.config.write_text(json.dumps(flat))
+    assert folder.read_config() == PRESETS[preset]()
+    flat["model.next_sentence"] = True
+    flat["model.pooler"] = False
+    folder.config.write_text(json.dumps(flat))
+    with pytest.raises(SettingsError, match="model.head must be one of linear, bias, mlm"):
+        folder.read_config()
+
+
 def test_a_second_start_leaves_the_environment_of_the_first(folder, config):
     first = (folder.path / "environment.json").read_bytes()
     folder.begin(config, {"host": "second"})
