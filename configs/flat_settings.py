@@ -48,6 +48,9 @@ REPLACED = {
     "guard.eval_limit_sec": "guard.hang_limit_sec",
     "guard.min_limit_sec": "guard.hang_limit_sec",
     "start_limit_sec": "rendezvous-timeout-sec",
+    "max_restarts": "supervise",
+    "restart_wait_sec": "supervise",
+    "frozen_limit_sec": "supervise",
 }
 """{setting of an earlier version: what took its place with a value of its own}. In the folder of a
 run its value is ignored and logged."""

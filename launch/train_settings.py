@@ -23,7 +23,6 @@ from launch.arguments import did_you_mean, parse_arguments
 from launch.config_file import apply_config_file
 from launch.help import HELP, settings_of, value_text
 from launch.preset_list import preset_list
-from launch.supervise import RestartPolicy
 
 if TYPE_CHECKING:
     from data.mixture import Data
@@ -49,13 +48,8 @@ class TrainArguments:
     allow_changes: bool = False
     """Resume a run although a setting that changes training results is another one."""
     supervise: bool = False
-    """Restart the run when it is stopped from outside, hangs, freezes or crashes."""
-    max_restarts: int = RestartPolicy.max_restarts
-    """With --supervise: how often, without a new checkpoint in between."""
-    restart_wait_sec: float = RestartPolicy.wait_sec
-    """With --supervise: seconds before a restart; doubled for each that led to no checkpoint."""
-    frozen_limit_sec: float = RestartPolicy.frozen_limit_sec
-    """With --supervise: seconds without a sign of life after which the run is killed."""
+    """Restart the run when it is stopped from outside, hangs, freezes or crashes, at most 10 times
+    without a new checkpoint."""
     virtual_devices: int | None = None
     """Split the CPU into this many devices, to try a mesh on one machine."""
     coordinator: str | None = None

@@ -98,6 +98,7 @@ def test_settings_of_an_earlier_version_are_read_and_named_and_go(run):
         ("--model.pooler", "--model.head"),
         ("--model.no-head-bias", "--model.head"),
         ("--guard.hang-factor", "--guard.hang-limit-sec"),
+        ("--frozen-limit-sec", "--supervise"),
         ("--start-limit-sec", "--rendezvous-timeout-sec"),
     ],
 )
