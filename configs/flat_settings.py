@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
 from configs.model import head_of
+from configs.position import MAX_RELATIVE_DISTANCE, NUM_RELATIVE_BUCKETS
 from configs.require import Change, metadata_of, require
 from configs.run import RunConfig
 
@@ -39,6 +40,12 @@ MERGED = dict.fromkeys(
 )
 """{setting of an earlier version: the one that says the same together with others}."""
 
+CONSTANTS = {
+    "model.num_relative_buckets": NUM_RELATIVE_BUCKETS,
+    "model.max_relative_distance": MAX_RELATIVE_DISTANCE,
+}
+"""{setting of an earlier version: the only value it may have had}."""
+
 REPLACED = {
     "guard.hang_factor": "guard.hang_limit_sec",
     "guard.start_limit_sec": "guard.hang_limit_sec",
@@ -66,6 +73,9 @@ def up_to_date(flat: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in _RENAMED_VALUES.items():
         if isinstance(value := named.get(name), str):
             named[name] = values.get(value, value)
+    for name, value in CONSTANTS.items():
+        given = named.pop(name, value)
+        require(given == value, f"{name}={given} must be {value}: no other value is supported")
     if parts := {name: named.pop(name) for name in MERGED if name in named}:
         require("model.head" not in named, f"model.head is given twice: {', '.join(parts)}")
         named["model.head"] = head_of(**{name.split(".")[1]: own for name, own in parts.items()})

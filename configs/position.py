@@ -1,9 +1,14 @@
 """Settings of position information: how a model knows the order of tokens."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from configs.require import CountOrNone, Incompatible, Positive, PositiveOrNone, at_least, require
+from configs.require import CountOrNone, Incompatible, Positive, PositiveOrNone, require
+
+NUM_RELATIVE_BUCKETS = 32
+"""Buckets of distances that share a bias, with position=relative (T5)."""
+MAX_RELATIVE_DISTANCE = 128
+"""Distances from this on share the last bucket."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +43,6 @@ class PositionConfig:
     """Rotated queries and keys are multiplied by this (yarn's attention temperature)."""
     num_positions: Incompatible[CountOrNone] = None
     """Rows of the learned position table: the longest sequence; only with position=learned."""
-    num_relative_buckets: Incompatible[Annotated[int, at_least(4)]] = 32
-    """Buckets of distances that share a bias; only read with position=relative."""
-    max_relative_distance: int = 128
-    """Distances from this on share the last bucket; only read with position=relative."""
 
     def check_positions(self) -> None:
         """Raises SettingsError where settings of positions cannot be or do not fit each other."""
@@ -60,9 +61,4 @@ class PositionConfig:
             self.rope_high_frequency > self.rope_low_frequency,
             f"model.rope_high_frequency={self.rope_high_frequency} must be above "
             f"model.rope_low_frequency={self.rope_low_frequency}",
-        )
-        require(
-            self.max_relative_distance > self.num_relative_buckets // 2,
-            f"model.max_relative_distance={self.max_relative_distance} must be above half of "
-            f"model.num_relative_buckets={self.num_relative_buckets}",
         )

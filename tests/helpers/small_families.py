@@ -88,8 +88,6 @@ T5: Mapping[str, Any] = {
     "num_encoder_layers": 2,
     "num_kv_heads": 4,
     "position": "relative",
-    "num_relative_buckets": 8,
-    "max_relative_distance": 12,
     "attention_scale": 1.0,
     "mlp": "geglu_tanh",
     "tied_embeddings": False,

@@ -93,6 +93,17 @@ def test_the_parts_of_a_head_of_an_earlier_version_are_read_as_one_setting(folde
         folder.read_config()
 
 
+def test_the_buckets_of_t5_are_read_where_they_are_those_of_t5(folder):
+    folder.begin(PRESETS["t5_small"](), {})
+    flat = json.loads(folder.config.read_text())
+    names = ("model.num_relative_buckets", "model.max_relative_distance")
+    folder.config.write_text(json.dumps({**flat, **dict(zip(names, (32, 128), strict=True))}))
+    assert folder.read_config() == PRESETS["t5_small"]()
+    folder.config.write_text(json.dumps({**flat, names[0]: 8}))
+    with pytest.raises(SettingsError, match=r"num_relative_buckets=8 must be 32"):
+        folder.read_config()
+
+
 def test_a_second_start_leaves_the_environment_of_the_first(folder, config):
     first = (folder.path / "environment.json").read_bytes()
     folder.begin(config, {"host": "second"})
