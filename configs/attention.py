@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from configs.attention_backends import AttentionBackend
-from configs.require import require, require_at_least, require_fraction
+from configs.require import Count, CountOrNone, Incompatible, PositiveOrNone, Rate, Safe, require
 
 LayerKind = Literal["local", "global"]
 
@@ -13,64 +13,57 @@ LayerKind = Literal["local", "global"]
 class AttentionConfig:
     """Heads and the positions they attend to. Sizes of heads are not read by lstm and gru."""
 
-    attention: Literal["mha", "mla"] = "mha"
+    attention: Incompatible[Literal["mha", "mla"]] = "mha"
     """mha: multi-head attention (grouped-query where num_kv_heads is lower); mla: multi-head latent
     attention, keys and values from a latent of kv_latent_dim (DeepSeek-V3)."""
-    num_heads: int = 1
+    num_heads: Incompatible[Count] = 1
     """Query heads [N]."""
-    num_kv_heads: int = 1
+    num_kv_heads: Incompatible[Count] = 1
     """Key/value heads [K]; fewer than num_heads is grouped-query attention (GQA), 1 is multi-query
     (MQA)."""
-    head_dim: int = 1
+    head_dim: Incompatible[Count] = 1
     """Width of one head [H]; with attention=mla of its part without rotary embedding."""
-    query_latent_dim: int | None = None
+    query_latent_dim: Incompatible[CountOrNone] = None
     """Width of the compressed queries (q_lora_rank); None projects queries from the input (mla)."""
-    kv_latent_dim: int | None = None
+    kv_latent_dim: Incompatible[CountOrNone] = None
     """Width of the compressed keys and values (kv_lora_rank); only with attention=mla."""
-    rope_head_dim: int | None = None
+    rope_head_dim: Incompatible[CountOrNone] = None
     """Width of the part of a head with rotary embedding, one key for all heads; only with
     attention=mla."""
-    value_head_dim: int | None = None
+    value_head_dim: Incompatible[CountOrNone] = None
     """Width of a value head; only with attention=mla."""
-    qkv_bias: bool = False
+    qkv_bias: Incompatible[bool] = False
     """Query, key and value projections have a bias even if model.bias is off (Qwen2)."""
-    qk_norm: bool = False
+    qk_norm: Incompatible[bool] = False
     """RMSNorm of queries and keys before rotary embedding (Qwen3, Gemma 3, OLMo 2)."""
-    qk_norm_over: Literal["head", "heads"] = "head"
+    qk_norm_over: Incompatible[Literal["head", "heads"]] = "head"
     """What qk_norm normalizes over: each head by itself, or all heads together (OLMo 2)."""
-    attention_window: int | None = None
+    attention_window: CountOrNone = None
     """Sliding window: tokens a query attends to, itself included; to each side in an encoder. None
     attends to the whole sequence (Mistral 7B has 4096)."""
     attention_pattern: tuple[LayerKind, ...] = ()
     """Kinds of consecutive layers, repeated: local has the sliding window, global attends to the
     whole sequence (Gemma). Empty: every layer has the window."""
-    attention_scale: float | None = None
+    attention_scale: PositiveOrNone = None
     """Attention logits are q . k times this; None is 1 / sqrt(head_dim)."""
-    attention_softcap: float | None = None
+    attention_softcap: PositiveOrNone = None
     """Attention logits become cap * tanh(logits / cap) (Gemma 2); None is no cap."""
-    attention_sinks: bool = False
+    attention_sinks: Incompatible[bool] = False
     """Attention sinks: a learned logit per head in the softmax, without a value (GPT-OSS)."""
-    attention_dropout: float = 0.0
+    attention_dropout: Rate = 0.0
     """Dropout rate of attention probabilities, in training."""
-    attention_backend: AttentionBackend = "auto"
+    attention_backend: Safe[AttentionBackend] = "auto"
     """How attention is computed: plain holds the scores of all queries and keys, blockwise those of
     one pair of blocks (FlashAttention's algorithm, without a kernel); auto is plain, and blockwise
     under context_attention=ring."""
 
     def check_attention(self) -> None:
         """Raises SettingsError where settings of attention cannot be or do not fit each other."""
-        for name in ("num_heads", "num_kv_heads", "head_dim"):
-            require_at_least(f"model.{name}", getattr(self, name), 1)
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_heads={self.num_heads} must be a multiple of "
             f"model.num_kv_heads={self.num_kv_heads}",
         )
-        require_fraction("model.attention_dropout", self.attention_dropout)
-        for name in ("attention_scale", "attention_softcap"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"model.{name}={value} must be above zero, or None")
-        require_at_least("model.attention_window", self.attention_window or 1, 1)
         require(
             not self.attention_pattern
             or ("local" in self.attention_pattern) == (self.attention_window is not None),
@@ -89,13 +82,11 @@ class AttentionConfig:
                 f"model.{name}={value} must be a width with model.attention=mla and None "
                 f"otherwise, but model.attention={self.attention}",
             )
-            require_at_least(f"model.{name}", value or 1, 1)
         require(
             is_latent or self.query_latent_dim is None,
             f"model.query_latent_dim={self.query_latent_dim} must be None with "
             f"model.attention={self.attention}",
         )
-        require_at_least("model.query_latent_dim", self.query_latent_dim or 1, 1)
         unused = {
             "num_kv_heads": (self.num_kv_heads, self.num_heads),
             "qk_norm": (self.qk_norm, False),

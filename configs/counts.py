@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from configs.model import ModelConfig
+from configs.position import NUM_RELATIVE_BUCKETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def count(model: ModelConfig, sequence_len: int, target_len: int | None = None) 
     """
     D, V = model.embed_dim, model.num_tokens
     tables = V + (model.num_positions or 0) + (model.num_token_types or 0)
-    relative = model.num_relative_buckets * model.num_heads if model.position == "relative" else 0
+    relative = NUM_RELATIVE_BUCKETS * model.num_heads if model.position == "relative" else 0
     norms = (1 if model.embed_norm else 0) + (0 if model.norm_placement == "post" else 1)
     norms = 0 if model.is_recurrent else norms
     ends = _Size(tables * D + relative + norms * _norm(model), 0).plus(_head(model))
@@ -90,7 +91,7 @@ def _transformer(
         encoder = _block(model).times(num)
         relative = 0
         if model.position == "relative":
-            relative = model.num_relative_buckets * model.num_heads
+            relative = NUM_RELATIVE_BUCKETS * model.num_heads
         norm = 0 if model.norm_placement == "post" else _norm(model)
         total, matmul = size.total + encoder.total + relative + norm, size.matmul + encoder.matmul
         own, _ = _attention_flops(model, range(num), sequence_len)

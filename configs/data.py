@@ -2,10 +2,23 @@
 
 import string
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from configs.objective import ObjectiveConfig
-from configs.require import require, require_at_least, require_fraction
+from configs.require import (
+    Count,
+    CountFromZero,
+    CountOrNone,
+    Incompatible,
+    Rate,
+    Safe,
+    ShareOrNone,
+    at_least,
+    below_power_of_2,
+    check_bounds,
+    require,
+    require_at_least,
+)
 
 STDLIB = "stdlib"
 """The value of data.path that means the text which comes with every Python."""
@@ -39,76 +52,68 @@ TOKENIZER_FILES = (".model", ".json", ".tiktoken", "merges.txt")
 class PrepareConfig:
     """What is read, and how it becomes tokens on disk."""
 
-    path: str | None = None
+    path: Safe[str | None] = None
     """A file, folder, glob or prepared folder, local or s3:// gs://; stdlib: the text that comes
     with Python; or hf:OWNER/NAME of the Hugging Face hub (:CONFIG after it; needs the package
     datasets). Formats: .txt .jsonl .json .csv .tsv (.gz .zst) .parquet .arrow .arrayrecord .npy
     .bin, .md and source code, folders of them, and datasets saved to disk."""
-    tokenizer: str = "sentencepiece"
+    tokenizer: Incompatible[str] = "sentencepiece"
     """sentencepiece (trained on the text), bytes, characters, a .model, a tokenizer.json, a
     vocab.json beside its merges.txt, a .tiktoken, or a prepared folder, whose tokenizer is used."""
-    split_pattern: str | None = None
+    split_pattern: Incompatible[str | None] = None
     """Pre-tokenization of a .tiktoken or vocab.json: gpt2, cl100k_base, o200k_base, or a regular
     expression. None is gpt2 for a vocab.json; a .tiktoken needs one."""
-    vocab_size: int = 2048
+    vocab_size: Incompatible[Annotated[int, at_least(2)]] = 2048
     """Vocabulary size of a SentencePiece tokenizer trained here; 2048 suits a text of a few MB."""
-    sentencepiece_model: Literal["unigram", "bpe"] = "unigram"
+    sentencepiece_model: Incompatible[Literal["unigram", "bpe"]] = "unigram"
     """Model type of a SentencePiece tokenizer trained here; both have byte fallback."""
-    separator_token: str | None = None
+    separator_token: Incompatible[str | None] = None
     """Document separator of a .model or tokenizer.json; None is its end-of-text token."""
-    special_tokens: tuple[SpecialTokens, ...] = ()
+    special_tokens: Incompatible[tuple[SpecialTokens, ...]] = ()
     """Special tokens of objectives other than causal: masked, span, infill."""
-    text_field: str = "text"
+    text_field: Safe[str] = "text"
     """The field of a record (.jsonl .json .csv .parquet ...) that holds the text; a.b is b in a. A
     column of integer lists holds token ids."""
-    text_template: str | None = None
+    text_template: Safe[str | None] = None
     r"""Text composed of several fields, in place of text_field: {title}\n\n{text}; {{ is a
     brace."""
-    token_dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"] | None = None
+    token_dtype: Safe[Literal["uint8", "uint16", "uint32", "int32", "int64"] | None] = None
     """Dtype of a .bin of token ids; None: as its header or .idx says, else uint32 for a vocabulary
     above 65,536, else uint16."""
-    document_separator: str | None = None
+    document_separator: Safe[str | None] = None
     """What separates documents in a .txt, such as <|endoftext|>; None: a file is one document."""
-    split_files: Literal["by_name", "ignore"] = "by_name"
+    split_files: Safe[Literal["by_name", "ignore"]] = "by_name"
     """by_name: files or folders named train are trained on, those named validation, valid, val or
     dev validate, test is excluded; ignore: file names mean nothing."""
-    validation_fraction: float | None = None
+    validation_fraction: Incompatible[ShareOrNone] = None
     """Fraction of the text held out for validation and never trained on: whole documents, or the
     end of a single text; None is 10 %, at most 100 MB."""
-    validation_seed: int = 0
+    validation_seed: Incompatible[Annotated[int, below_power_of_2(64)]] = 0
     """Seed that selects the validation documents; the same documents and seed give the same
     split."""
-    invalid_utf8: Literal["refuse", "replace"] = "refuse"
+    invalid_utf8: Safe[Literal["refuse", "replace"]] = "refuse"
     """Text that is not UTF-8: refuse it, or replace invalid bytes by U+FFFD."""
-    bad_records: Literal["stop", "skip"] = "stop"
+    bad_records: Safe[Literal["stop", "skip"]] = "stop"
     """A record or file that cannot be read: stop, or skip and count it."""
-    clean: tuple[CleanStep, ...] = ()
+    clean: Safe[tuple[CleanStep, ...]] = ()
     """Cleaning and filtering steps, in this order; ./tessera inspect shows what each one did."""
-    min_characters: int = 1
+    min_characters: Safe[CountFromZero] = 1
     """Shorter documents are dropped by the step length."""
-    max_characters: int | None = None
+    max_characters: Safe[CountOrNone] = None
     """Longer documents are dropped by the step length; None is no limit."""
-    languages: tuple[str, ...] = ("en",)
+    languages: Safe[tuple[str, ...]] = ("en",)
     """ISO 639-1 codes that the step language keeps."""
-    duplicate_similarity: float = 0.8
+    duplicate_similarity: Safe[Rate] = 0.8
     """Jaccard similarity of character 5-grams above which near_duplicates drops the later
     document."""
-    decontaminate_from: tuple[str, ...] = ()
+    decontaminate_from: Safe[tuple[str, ...]] = ()
     """Evaluation texts (as in path) whose n-grams the step decontaminate removes."""
-    decontaminate_ngram_len: int = 13
+    decontaminate_ngram_len: Safe[Count] = 13
     """Words in such an n-gram (13 as for GPT-3); a character counts as a word in scripts without
     spaces."""
 
     def __post_init__(self) -> None:
-        require_at_least("data.vocab_size", self.vocab_size, 2)
-        require(
-            self.validation_fraction is None or 0 <= self.validation_fraction <= 1,
-            f"data.validation_fraction={self.validation_fraction} must be between 0 and 1",
-        )
-        require(
-            0 <= self.validation_seed < 2**64,
-            f"data.validation_seed={self.validation_seed} must be at least 0 and below 2**64",
-        )
+        check_bounds(self, "data")
         require(
             self.tokenizer in _TOKENIZERS
             or self.tokenizer.endswith(TOKENIZER_FILES)
@@ -128,10 +133,6 @@ class PrepareConfig:
             f"data.document_separator={separator!r} must be something that stands within a line, "
             "such as <|endoftext|>",
         )
-        require_at_least("data.min_characters", self.min_characters, 0)
-        require_at_least("data.max_characters", self.max_characters or 1, 1)
-        require_fraction("data.duplicate_similarity", self.duplicate_similarity)
-        require_at_least("data.decontaminate_ngram_len", self.decontaminate_ngram_len, 1)
         for name in DUPLICATE_STEPS:
             later = self.clean[self.clean.index(name) :] if name in self.clean else ()
             after = [step for step in later if step not in DUPLICATE_STEPS]
@@ -155,12 +156,12 @@ class PrepareConfig:
 class DataConfig(ObjectiveConfig, PrepareConfig):
     """What is read, and how it becomes sequences of tokens."""
 
-    sequence_len: int
+    sequence_len: Count
     """Tokens in a sequence [T]."""
     packing: Literal["concat", "best_fit"] = "concat"
     """concat: documents are concatenated and chunked every T tokens (GPT-2); best_fit: whole
     documents are packed, cut only if longer than T."""
-    mixture: tuple[str, ...] = ()
+    mixture: Safe[tuple[str, ...]] = ()
     """NAME=PATH of each source, in place of path; PATH is anything path may be. The
     stdlib of a preset gives way to it."""
     weights: tuple[float, ...] = ()
@@ -169,14 +170,14 @@ class DataConfig(ObjectiveConfig, PrepareConfig):
     phases: tuple[str, ...] = ()
     """Mixture schedule, STEP:W,W,...: new weights from a step on; 9000:1,1,8 gives the third source
     80 % from step 9000."""
-    validation: tuple[str, ...] = ()
+    validation: Safe[tuple[str, ...]] = ()
     """NAME=PATH of further validation sets; of raw text all of it, of a prepared folder its
     validation part."""
-    verify: Literal["digests", "sizes"] = "digests"
+    verify: Safe[Literal["digests", "sizes"]] = "digests"
     """What is checked of prepared data before a run: checksums, or file sizes only."""
-    num_read_threads: int = 2
+    num_read_threads: Safe[Count] = 2
     """Threads that read sequences ahead of the step."""
-    num_prefetch_batches: int = 8
+    num_prefetch_batches: Safe[Count] = 8
     """Batches kept ready in host memory."""
 
     def __post_init__(self) -> None:
@@ -187,9 +188,6 @@ class DataConfig(ObjectiveConfig, PrepareConfig):
             f"data.validation_fraction={self.validation_fraction} must be below 1, or nothing is "
             "left to train on; a text that only validates goes into data.validation",
         )
-        require_at_least("data.sequence_len", self.sequence_len, 1)
-        require_at_least("data.num_read_threads", self.num_read_threads, 1)
-        require_at_least("data.num_prefetch_batches", self.num_prefetch_batches, 1)
         require(
             self.path in (None, STDLIB) or not self.mixture,
             f"data.path={self.path} and data.mixture={' '.join(self.mixture)} must not both be "

@@ -3,98 +3,15 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, get_args, get_type_hints
 
+from configs.model import head_of
+from configs.position import MAX_RELATIVE_DISTANCE, NUM_RELATIVE_BUCKETS
+from configs.require import Change, metadata_of, require
 from configs.run import RunConfig
 
-Change = Literal["safe", "trajectory", "incompatible"]
-
-_SAFE = (
-    "checkpoint.",
-    "eval.",
-    "sample.",
-    "guard.",
-    "mesh.",
-    "model.remat",
-    "model.remat_saved",
-    "model.remat_offloaded",
-    "model.context_attention",
-    "model.attention_backend",
-    "model.num_unrolled_layers",
-    "train.num_microbatches",
-    "train.log_every_steps",
-    "data.path",  # the manifest decides whether the text is the same, and how it was made
-    "data.mixture",
-    "data.validation",
-    "data.text_field",
-    "data.text_template",
-    "data.token_dtype",
-    "data.document_separator",
-    "data.split_files",
-    "data.invalid_utf8",
-    "data.bad_records",
-    "data.clean",
-    "data.min_characters",
-    "data.max_characters",
-    "data.languages",
-    "data.duplicate_similarity",
-    "data.decontaminate_from",
-    "data.decontaminate_ngram_len",
-    "data.verify",
-    "data.num_read_threads",
-    "data.num_prefetch_batches",
-)
-_INCOMPATIBLE = (
-    "model.architecture",
-    "model.num_layers",
-    "model.num_encoder_layers",
-    "model.embed_dim",
-    "model.mlp_dim",
-    "model.vocab_size",
-    "model.attention",
-    "model.num_heads",
-    "model.num_kv_heads",
-    "model.head_dim",
-    "model.query_latent_dim",
-    "model.kv_latent_dim",
-    "model.rope_head_dim",
-    "model.value_head_dim",
-    "model.qkv_bias",
-    "model.qk_norm",
-    "model.qk_norm_over",
-    "model.attention_sinks",
-    "model.position",
-    "model.num_positions",
-    "model.num_relative_buckets",
-    "model.norm",
-    "model.norm_placement",
-    "model.norm_zero_centered",
-    "model.first_norm",
-    "model.embed_norm",
-    "model.num_token_types",
-    "model.mlp",
-    "model.num_experts",
-    "model.expert_dim",
-    "model.num_shared_experts",
-    "model.num_dense_layers",
-    "model.router_bias",
-    "model.tied_embeddings",
-    "model.head_bias",
-    "model.head_transform",
-    "model.pooler",
-    "model.next_sentence",
-    "model.mtp_depth",
-    "model.bias",
-    "optim.optimizer",
-    "data.tokenizer",
-    "data.split_pattern",
-    "data.vocab_size",
-    "data.sentencepiece_model",
-    "data.separator_token",
-    "data.special_tokens",
-    "data.validation_fraction",
-    "data.validation_seed",
-)
+GROUPS: dict[str, Any] = get_type_hints(RunConfig)
+"""{group of settings: its class}."""
 _OF_BATCHES = ("data.", "train.seed", "train.batch_size")
 
 RENAMED = {
@@ -118,7 +35,19 @@ _RENAMED_VALUES: dict[str, dict[str, str]] = {
 }
 """{setting: {value in an earlier version: value now}}."""
 
+MERGED = dict.fromkeys(
+    ("model.head_bias", "model.head_transform", "model.pooler", "model.next_sentence"), "model.head"
+)
+"""{setting of an earlier version: the one that says the same together with others}."""
+
+CONSTANTS = {
+    "model.num_relative_buckets": NUM_RELATIVE_BUCKETS,
+    "model.max_relative_distance": MAX_RELATIVE_DISTANCE,
+}
+"""{setting of an earlier version: the only value it may have had}."""
+
 REPLACED = {
+    "guard.hang_factor": "guard.hang_limit_sec",
     "guard.start_limit_sec": "guard.hang_limit_sec",
     "guard.compile_limit_sec": "guard.hang_limit_sec",
     "guard.step_limit_sec": "guard.hang_limit_sec",
@@ -126,6 +55,9 @@ REPLACED = {
     "guard.eval_limit_sec": "guard.hang_limit_sec",
     "guard.min_limit_sec": "guard.hang_limit_sec",
     "start_limit_sec": "rendezvous-timeout-sec",
+    "max_restarts": "supervise",
+    "restart_wait_sec": "supervise",
+    "frozen_limit_sec": "supervise",
 }
 """{setting of an earlier version: what took its place with a value of its own}. In the folder of a
 run its value is ignored and logged."""
@@ -141,20 +73,33 @@ def up_to_date(flat: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in _RENAMED_VALUES.items():
         if isinstance(value := named.get(name), str):
             named[name] = values.get(value, value)
+    for name, value in CONSTANTS.items():
+        given = named.pop(name, value)
+        require(given == value, f"{name}={given} must be {value}: no other value is supported")
+    if parts := {name: named.pop(name) for name in MERGED if name in named}:
+        require("model.head" not in named, f"model.head is given twice: {', '.join(parts)}")
+        named["model.head"] = head_of(**{name.split(".")[1]: own for name, own in parts.items()})
     return named
 
 
 def classify(name: str) -> Change:
     """Says what changing a setting does to a run that has begun.
 
-    safe: neither the batches nor the arithmetic change (beyond the order of additions).
-    incompatible: the state or the tokens would not fit. trajectory: everything else.
+    That is what its type says (`Safe`, `Incompatible`), and "trajectory" for all others.
     """
-    if name in _INCOMPATIBLE:
-        return "incompatible"
-    if any(name == safe or (safe.endswith(".") and name.startswith(safe)) for safe in _SAFE):
-        return "safe"
-    return "trajectory"
+    return _changes().get(name, "trajectory")
+
+
+@functools.cache
+def _changes() -> dict[str, Change]:
+    """Returns {"group.field": what changing it does} of the settings whose type says so."""
+    changes: dict[str, Change] = {}
+    for group, (kind, of_group) in metadata_of(RunConfig).items():
+        for name, (_, of_field) in metadata_of(kind).items():
+            for each in (*of_field, *of_group):
+                if each in get_args(Change):
+                    changes[f"{group}.{name}"] = each
+    return changes
 
 
 def decides_batches(name: str) -> bool:
@@ -214,9 +159,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
 def _defaults() -> dict[str, Any]:
     """Returns {"group.field": value} of every setting that has a default."""
     return {
-        f"{group.name}.{field.name}": _json(field.default)
-        for group in dataclasses.fields(RunConfig)
-        for field in dataclasses.fields(group.type)  # type: ignore[arg-type]
+        f"{group}.{field.name}": _json(field.default)
+        for group, kind in GROUPS.items()
+        for field in dataclasses.fields(kind)
         if field.default is not dataclasses.MISSING
     }
 
@@ -237,5 +182,4 @@ def grouped(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def unflatten(flat: dict[str, Any]) -> RunConfig:
     """Returns the RunConfig that was flattened; raises SettingsError on values that cannot be."""
     values = {name: tuple(x) if isinstance(x, list) else x for name, x in flat.items()}
-    classes = {field.name: field.type for field in dataclasses.fields(RunConfig)}
-    return RunConfig(**{group: classes[group](**own) for group, own in grouped(values).items()})  # type: ignore[operator]
+    return RunConfig(**{group: GROUPS[group](**own) for group, own in grouped(values).items()})

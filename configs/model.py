@@ -1,13 +1,26 @@
 """Settings of a model: its shape, its variants, and how it is computed."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from configs.attention import AttentionConfig
 from configs.attention_backends import Feature, check_backend
 from configs.experts import ExpertsConfig
 from configs.position import PositionConfig
-from configs.require import require, require_at_least, require_fraction
+from configs.require import (
+    Count,
+    CountFromZero,
+    CountOrNone,
+    Incompatible,
+    Positive,
+    PositiveOrNone,
+    Rate,
+    Safe,
+    Weight,
+    at_least,
+    check_bounds,
+    require,
+)
 
 VOCAB_MULTIPLE = 128
 """The embedding has a multiple of this many rows whatever the layout: shapes never change."""
@@ -20,107 +33,109 @@ GATED = ("swiglu", "geglu", "geglu_tanh")
 """Kinds of MLP with a gate: three matrices, where the others have two."""
 
 
+Head = Literal["linear", "bias", "mlm", "pooler", "mlm_pooler", "nsp", "mlm_nsp"]
+HEADS: dict[Head, set[str]] = {
+    "linear": set(),
+    "bias": {"head_bias"},
+    "mlm": {"head_bias", "head_transform"},
+    "pooler": {"pooler"},
+    "mlm_pooler": {"head_bias", "head_transform", "pooler"},
+    "nsp": {"pooler", "next_sentence"},
+    "mlm_nsp": {"head_bias", "head_transform", "pooler", "next_sentence"},
+}
+"""{name: its parts beside the output matrix}."""
+
+
+def head_of(**parts: bool) -> Head:
+    """Returns the head that has these parts; raises SettingsError where none has them."""
+    wanted = {name for name, is_there in parts.items() if is_there}
+    found: list[Head] = [name for name, own in HEADS.items() if own == wanted]
+    require(bool(found), f"model.head must be one of {', '.join(HEADS)}: none is {sorted(wanted)}")
+    return found[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
     """A language model. Letters in brackets are those of `sharding/rules.py`."""
 
-    architecture: Literal["decoder", "encoder", "encoder_decoder", "lstm", "gru"] = "decoder"
+    architecture: Incompatible[Literal["decoder", "encoder", "encoder_decoder", "lstm", "gru"]] = (
+        "decoder"
+    )
     """decoder (GPT, causal), encoder (BERT, bidirectional), encoder_decoder (T5), or a recurrent
     network."""
-    num_layers: int
+    num_layers: Incompatible[Count]
     """Transformer blocks [L]; those of the decoder in an encoder_decoder."""
-    num_encoder_layers: int | None = None
+    num_encoder_layers: Incompatible[CountOrNone] = None
     """Blocks of the encoder; only with architecture=encoder_decoder."""
-    embed_dim: int
+    embed_dim: Incompatible[Count]
     """Width of the residual stream [D] (hidden size), and of a recurrent state."""
-    mlp_dim: int = 1
+    mlp_dim: Incompatible[Count] = 1
     """Hidden width of the MLP [F]; not read by lstm and gru."""
-    vocab_size: int | Literal["tokenizer"] = "tokenizer"
+    vocab_size: Incompatible[Annotated[int | Literal["tokenizer"], at_least(2)]] = "tokenizer"
     """Vocabulary size [V]; tokenizer: that of the tokenizer."""
-    norm: Literal["rms", "layer"] = "rms"
+    norm: Incompatible[Literal["rms", "layer"]] = "rms"
     """RMSNorm or LayerNorm."""
-    norm_placement: Literal["pre", "reordered", "sandwich", "post"] = "pre"
+    norm_placement: Incompatible[Literal["pre", "reordered", "sandwich", "post"]] = "pre"
     """Where norms are, for f an attention or an MLP: pre: x + f(norm(x)); reordered: x + norm(f(x))
     (OLMo 2); sandwich: x + norm(f(norm(x))) (Gemma 2 and 3); post: norm(x + f(x)) (BERT, the first
     Transformer), which has no final norm."""
-    norm_epsilon: float = 1e-6
+    norm_epsilon: Positive = 1e-6
     """Added to the variance inside the square root of each norm."""
-    norm_zero_centered: bool = False
+    norm_zero_centered: Incompatible[bool] = False
     """RMSNorm multiplies by 1 + its parameter (Gemma)."""
-    first_norm: bool = True
+    first_norm: Incompatible[bool] = True
     """The attention of the first layer has a pre-norm (ModernBERT has none there)."""
-    embed_norm: bool = False
+    embed_norm: Incompatible[bool] = False
     """A norm after the embedding (BERT)."""
     embed_scaled: bool = False
     """Embeddings are multiplied by sqrt(embed_dim) (Gemma, the first Transformer)."""
-    num_token_types: int | None = None
+    num_token_types: Incompatible[CountOrNone] = None
     """Number of token types (segments), each with an embedding: 2 in BERT; None has none."""
-    mlp: Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "relu2", "silu"] = (
-        "swiglu"
-    )
+    mlp: Incompatible[
+        Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "relu2", "silu"]
+    ] = "swiglu"
     """Activation of the MLP. swiglu and geglu are gated: three matrices, the others two; relu2 is
     the squared ReLU, _tanh the approximated GELU."""
-    tied_embeddings: bool = True
+    tied_embeddings: Incompatible[bool] = True
     """The output matrix is the transposed token embedding (weight tying)."""
-    head_bias: bool = False
-    """The logits have a bias (BERT)."""
-    head_transform: bool = False
-    """A dense layer, GELU and norm before the logits (the MLM head of BERT, ModernBERT)."""
-    pooler: bool = False
-    """A dense layer and tanh over the hidden state of [CLS] (BERT)."""
-    next_sentence: bool = False
-    """A next-sentence prediction (NSP) head on the pooler (BERT)."""
-    mtp_depth: int = 0
+    head: Incompatible[Head] = "linear"
+    """What makes logits: linear; bias: linear with a bias; mlm: a dense layer, GELU, norm, linear
+    with a bias (ModernBERT). Beside that pooler has a dense layer and tanh over the hidden state of
+    [CLS], and nsp next-sentence prediction on it: mlm_nsp is BERT's."""
+    mtp_depth: Incompatible[CountFromZero] = 0
     """Multi-token prediction (MTP): further tokens predicted at each position, one block each
     (DeepSeek-V3 has 1)."""
-    mtp_weight: float = 0.3
+    mtp_weight: Weight = 0.3
     """Weight of the mean MTP loss, added to the cross entropy (0.3 as in DeepSeek-V3); only with
     mtp_depth."""
-    logit_softcap: float | None = None
+    logit_softcap: PositiveOrNone = None
     """Logits become cap * tanh(logits / cap) (Gemma 2); None is no cap."""
-    bias: bool = False
+    bias: Incompatible[bool] = False
     """Every projection (but the output head) and every LayerNorm has a bias."""
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """Dropout rate after the embedding, attention and MLP, in training."""
-    init_std: float = 0.02
+    init_std: Positive = 0.02
     """Standard deviation of initial weights; output projections have init_std / sqrt(2 L)
     (GPT-2)."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of activations and matmuls; parameters, norms, softmax and loss are float32."""
-    remat: Literal["none", "dots", "full", "named"] = "none"
+    remat: Safe[Literal["none", "dots", "full", "named"]] = "none"
     """Rematerialization (activation checkpointing), what the backward pass recomputes: none; dots:
     all but matmuls; full: each whole block; named: all but the activations of remat_saved and
     remat_offloaded."""
-    remat_saved: tuple[Activation, ...] = ()
+    remat_saved: Safe[tuple[Activation, ...]] = ()
     """Activations kept on the device; only read with remat=named."""
-    remat_offloaded: tuple[Activation, ...] = ()
+    remat_offloaded: Safe[tuple[Activation, ...]] = ()
     """Activations offloaded to host memory; only read with remat=named."""
-    context_attention: Literal["ring", "all_gather"] = "ring"
+    context_attention: Safe[Literal["ring", "all_gather"]] = "ring"
     """Attention under context parallelism (mesh.context > 1): ring attention, or keys and values
     all-gathered."""
-    num_unrolled_layers: int | Literal["auto"] = "auto"
+    num_unrolled_layers: Safe[Annotated[int | Literal["auto"], at_least(1)]] = "auto"
     """Unroll factor of the scan over layers, rounded down to a divisor of their number. auto
     unrolls all on CPU (up to 1.3 x faster) and one elsewhere, which compiles faster."""
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "embed_dim", "mlp_dim"):
-            require_at_least(f"model.{name}", getattr(self, name), 1)
-        require(
-            self.vocab_size == "tokenizer" or self.vocab_size >= 2,
-            f'model.vocab_size={self.vocab_size} must be at least 2, or "tokenizer"',
-        )
-        require_fraction("model.dropout", self.dropout)
-        for name in ("norm_epsilon", "init_std"):
-            require(
-                getattr(self, name) > 0, f"model.{name}={getattr(self, name)} must be above zero"
-            )
-        require(
-            self.logit_softcap is None or self.logit_softcap > 0,
-            f"model.logit_softcap={self.logit_softcap} must be above zero, or None for no cap",
-        )
-        require_at_least("model.num_token_types", self.num_token_types or 1, 1)
-        require_at_least("model.mtp_depth", self.mtp_depth, 0)
-        require_at_least("model.mtp_weight", self.mtp_weight, 0)
+        check_bounds(self, "model")
         self.check_positions()
         self.check_attention()
         self.check_experts()
@@ -165,13 +180,10 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
             f"model.num_encoder_layers={self.num_encoder_layers} must be a number if "
             f"model.architecture=encoder_decoder, else None; here model.architecture={kind}",
         )
-        require_at_least("model.num_encoder_layers", self.num_encoder_layers or 1, 1)
         only: list[tuple[str, object, tuple[str, ...]]] = [
             ("num_experts", None, ("decoder",)),
             ("mtp_depth", 0, ("decoder",)),
             ("attention", "mha", ("decoder",)),
-            ("pooler", False, ("encoder",)),
-            ("next_sentence", False, ("encoder",)),
             ("num_token_types", None, ("encoder",)),
             ("first_norm", True, ("encoder", "decoder")),
             ("attention_window", None, ("decoder", "encoder")),
@@ -184,9 +196,9 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
                 f"{' and '.join(kinds)}",
             )
         require(
-            self.pooler or not self.next_sentence,
-            f"model.pooler={self.pooler} must be True with model.next_sentence="
-            f"{self.next_sentence}",
+            not self.pooler or kind == "encoder",
+            f"model.head={self.head} must be linear, bias or mlm with model.architecture={kind}; "
+            "it is for encoder",
         )
         require(
             self.position != "relative" or not self.is_recurrent,
@@ -227,8 +239,6 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
             f"model.bias={self.bias} must be False with model.num_experts={self.num_experts}: "
             "they have no bias",
         )
-        if self.num_unrolled_layers != "auto":
-            require_at_least("model.num_unrolled_layers", self.num_unrolled_layers, 1)
 
     def _check_remat(self) -> None:
         saved, offloaded = self.remat_saved, self.remat_offloaded
@@ -261,6 +271,26 @@ class ModelConfig(ExpertsConfig, AttentionConfig, PositionConfig):
     def is_gated(self) -> bool:
         """Whether the MLP has a gate."""
         return self.mlp in GATED
+
+    @property
+    def head_bias(self) -> bool:
+        """Whether the logits have a bias."""
+        return "head_bias" in HEADS[self.head]
+
+    @property
+    def head_transform(self) -> bool:
+        """Whether a dense layer, GELU and norm are before the logits."""
+        return "head_transform" in HEADS[self.head]
+
+    @property
+    def pooler(self) -> bool:
+        """Whether there is a dense layer with tanh over hidden states."""
+        return "pooler" in HEADS[self.head]
+
+    @property
+    def next_sentence(self) -> bool:
+        """Whether a head on the pooler predicts if a text follows."""
+        return "next_sentence" in HEADS[self.head]
 
     @property
     def rotated_dim(self) -> int:

@@ -1,9 +1,9 @@
 """Settings of the training objective."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from configs.require import require, require_at_least
+from configs.require import CountOrNone, ProperShare, Share, at_least, require
 
 Objective = Literal["causal", "prefix", "infill", "masked", "masked_pairs", "span", "ul2", "mixed"]
 NUM_SENTINELS = 100
@@ -29,19 +29,19 @@ class ObjectiveConfig:
     span corruption (T5); ul2: UL2's mixture of denoisers; mixed: objective_mixture."""
     objective_mixture: tuple[str, ...] = ()
     """NAME=WEIGHT of each objective, sampled per sequence; only with objective=mixed."""
-    target_len: int | None = None
+    target_len: CountOrNone = None
     """Tokens of the decoder's sequence in an encoder-decoder, whose encoder has sequence_len; for
     prefix, span and ul2. None puts inputs and targets into one sequence."""
-    mask_rate: float = 0.15
+    mask_rate: ProperShare = 0.15
     """Fraction of tokens that are predicted; of these 80 % become [MASK], 10 % a random token and
     10 % stay (masked; BERT's recipe)."""
     whole_words: bool = False
     """Whole-word masking: all pieces of a word are masked together (masked)."""
-    span_density: float = 0.15
+    span_density: ProperShare = 0.15
     """Fraction of tokens that are corrupted (span; T5's 15 %)."""
-    span_len: float = 3.0
+    span_len: Annotated[float, at_least(1)] = 3.0
     """Mean length of a corrupted span, in tokens (span; T5's 3)."""
-    infill_rate: float = 0.5
+    infill_rate: Share = 0.5
     """Fraction of documents that are rearranged for FIM, half of them suffix first (infill)."""
 
     def check_objective(self) -> None:
@@ -51,15 +51,6 @@ class ObjectiveConfig:
             f"data.objective_mixture={' '.join(self.objective_mixture) or None} must name some "
             f"with data.objective=mixed and none otherwise, but data.objective={self.objective}",
         )
-        for name in ("mask_rate", "span_density"):
-            value = getattr(self, name)
-            require(0 < value < 1, f"data.{name}={value} must be above 0 and below 1")
-        require(
-            0 <= self.infill_rate <= 1,
-            f"data.infill_rate={self.infill_rate} must be between 0 and 1",
-        )
-        require_at_least("data.span_len", self.span_len, 1)
-        require_at_least("data.target_len", self.target_len or 1, 1)
         kinds = [name for name, _ in self.objectives()]
         others = sorted({*kinds} - {"prefix", "span", "ul2"})
         require(

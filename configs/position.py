@@ -3,43 +3,46 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.require import require, require_at_least
+from configs.require import CountOrNone, Incompatible, Positive, PositiveOrNone, require
+
+NUM_RELATIVE_BUCKETS = 32
+"""Buckets of distances that share a bias, with position=relative (T5)."""
+MAX_RELATIVE_DISTANCE = 128
+"""Distances from this on share the last bucket."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PositionConfig:
     """Positions: rotary, learned, sinusoidal or relative."""
 
-    position: Literal["rotary", "learned", "sinusoidal", "relative", "none"] = "rotary"
+    position: Incompatible[Literal["rotary", "learned", "sinusoidal", "relative", "none"]] = (
+        "rotary"
+    )
     """rotary embedding (RoPE) of queries and keys; a learned table or sinusoids added to the input;
     a relative bias of attention logits (T5); or none."""
-    rope_theta: float = 10_000.0
+    rope_theta: Positive = 10_000.0
     """Base of the RoPE wavelengths; only read with position=rotary."""
-    rope_theta_local: float | None = None
+    rope_theta_local: PositiveOrNone = None
     """Base in the local layers of attention_pattern, to which rope_scaling does not apply (Gemma
     3); None is the same as in other layers."""
     rope_scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     """How RoPE is scaled to sequences longer than rope_original_len."""
-    rope_scaling_factor: float = 1.0
+    rope_scaling_factor: Positive = 1.0
     """Factor by which the context is extended; only read with rope_scaling."""
-    rope_original_len: int | None = None
+    rope_original_len: CountOrNone = None
     """Tokens of the original context; only read with rope_scaling llama3 and yarn."""
-    rope_low_frequency: float = 1.0
+    rope_low_frequency: Positive = 1.0
     """Rotations within rope_original_len below which a dimension is scaled fully (llama3)."""
-    rope_high_frequency: float = 4.0
+    rope_high_frequency: Positive = 4.0
     """Rotations within rope_original_len above which a dimension is not scaled (llama3)."""
-    rope_beta_fast: float = 32.0
+    rope_beta_fast: Positive = 32.0
     """Rotations within rope_original_len above which a dimension is not scaled (yarn)."""
-    rope_beta_slow: float = 1.0
+    rope_beta_slow: Positive = 1.0
     """Rotations within rope_original_len below which a dimension is scaled fully (yarn)."""
-    rope_attention_factor: float = 1.0
+    rope_attention_factor: Positive = 1.0
     """Rotated queries and keys are multiplied by this (yarn's attention temperature)."""
-    num_positions: int | None = None
+    num_positions: Incompatible[CountOrNone] = None
     """Rows of the learned position table: the longest sequence; only with position=learned."""
-    num_relative_buckets: int = 32
-    """Buckets of distances that share a bias; only read with position=relative."""
-    max_relative_distance: int = 128
-    """Distances from this on share the last bucket; only read with position=relative."""
 
     def check_positions(self) -> None:
         """Raises SettingsError where settings of positions cannot be or do not fit each other."""
@@ -48,18 +51,6 @@ class PositionConfig:
             f"model.num_positions={self.num_positions} must be a number of tokens if "
             f"model.position=learned, else None; here model.position={self.position}",
         )
-        for name in (
-            "rope_theta",
-            "rope_theta_local",
-            "rope_scaling_factor",
-            "rope_low_frequency",
-            "rope_high_frequency",
-            "rope_beta_fast",
-            "rope_beta_slow",
-            "rope_attention_factor",
-        ):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"model.{name}={value} must be above zero")
         require(
             (self.rope_scaling in ("llama3", "yarn")) == (self.rope_original_len is not None),
             f"model.rope_original_len={self.rope_original_len} must be a number of tokens if "
@@ -70,10 +61,4 @@ class PositionConfig:
             self.rope_high_frequency > self.rope_low_frequency,
             f"model.rope_high_frequency={self.rope_high_frequency} must be above "
             f"model.rope_low_frequency={self.rope_low_frequency}",
-        )
-        require_at_least("model.num_relative_buckets", self.num_relative_buckets, 4)
-        require(
-            self.max_relative_distance > self.num_relative_buckets // 2,
-            f"model.max_relative_distance={self.max_relative_distance} must be above half of "
-            f"model.num_relative_buckets={self.num_relative_buckets}",
         )

@@ -1,68 +1,70 @@
 """Settings of a run, grouped as the command line shows them."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from configs.attention_backends import check_backend
 from configs.data import DataConfig
 from configs.model import ModelConfig
-from configs.require import require, require_at_least, require_fraction
+from configs.require import (
+    Count,
+    CountFromZero,
+    CountOrNone,
+    Incompatible,
+    Positive,
+    PositiveOrNone,
+    Rate,
+    Safe,
+    Share,
+    Weight,
+    at_least,
+    below_power_of_2,
+    check_bounds,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Optimizer and learning rate schedule."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Incompatible[Literal["adamw", "sgd"]] = "adamw"
     """AdamW with decoupled weight decay, or SGD with momentum."""
-    peak_lr: float
+    peak_lr: Positive
     """Learning rate at the end of the warmup."""
-    final_lr_fraction: float = 0.1
+    final_lr_fraction: Share = 0.1
     """Learning rate at the last step, relative to peak_lr; ignored by the schedules constant and
     inverse_sqrt."""
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"] = "cosine"
     """Learning rate after the warmup; wsd (warmup-stable-decay) stays at the peak, then decays
     linearly."""
-    num_warmup_steps: int
+    num_warmup_steps: CountFromZero
     """Steps of linear warmup from zero."""
-    num_decay_steps: int | None = None
+    num_decay_steps: CountOrNone = None
     """Steps of the final decay; only read with schedule=wsd."""
-    b1: float = 0.9
+    b1: Rate = 0.9
     """Decay rate of AdamW's first moment, or SGD's momentum."""
-    b2: float = 0.95
+    b2: Rate = 0.95
     """Decay rate of AdamW's second moment."""
-    epsilon: float = 1e-8
+    epsilon: Positive = 1e-8
     """Added to the square root of AdamW's second moment."""
-    weight_decay: float = 0.1
+    weight_decay: Weight = 0.1
     """Decoupled weight decay, multiplied by the learning rate; norms and biases have none."""
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: PositiveOrNone = 1.0
     """Gradient clipping: the largest global norm; None is no clipping."""
 
     def __post_init__(self) -> None:
-        require(self.peak_lr > 0, f"optim.peak_lr={self.peak_lr} must be above zero")
-        require(
-            0 <= self.final_lr_fraction <= 1,
-            f"optim.final_lr_fraction={self.final_lr_fraction} must be between 0 and 1",
-        )
-        require_at_least("optim.num_warmup_steps", self.num_warmup_steps, 0)
+        check_bounds(self, "optim")
         require(
             (self.schedule == "wsd") == (self.num_decay_steps is not None),
             f"optim.num_decay_steps={self.num_decay_steps} must be a number of steps if "
             f"optim.schedule=wsd, else None; here optim.schedule={self.schedule}",
         )
-        require_at_least("optim.num_decay_steps", self.num_decay_steps or 1, 1)
-        require_fraction("optim.b1", self.b1)
-        require_fraction("optim.b2", self.b2)
-        require(self.epsilon > 0, f"optim.epsilon={self.epsilon} must be above zero")
-        require_at_least("optim.weight_decay", self.weight_decay, 0)
-        require(
-            self.max_grad_norm is None or self.max_grad_norm > 0,
-            f"optim.max_grad_norm={self.max_grad_norm} must be above zero, or None for no clipping",
-        )
 
 
 AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
 """Axes of the mesh, the one whose devices talk least first."""
+Devices = Annotated[int | Literal["rest"], at_least(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,26 +72,26 @@ class MeshConfig:
     """Number of devices along each axis of the mesh; the axis given as rest gets the remaining
     devices."""
 
-    stage: int | Literal["rest"] = 1
+    stage: Devices = 1
     """Pipeline parallelism: number of stages the layers are divided into."""
-    data: int | Literal["rest"] = "rest"
+    data: Devices = "rest"
     """Data parallelism: replicas of the model, each with its part of the batch."""
-    fsdp: int | Literal["rest"] = 1
+    fsdp: Devices = 1
     """Fully sharded data parallelism (FSDP, ZeRO-3): number of shards of the state, each with its
     part of the batch."""
-    expert: int | Literal["rest"] = 1
+    expert: Devices = 1
     """Expert parallelism: number of shards of the experts, each with its part of the batch."""
-    context: int | Literal["rest"] = 1
+    context: Devices = 1
     """Context parallelism: number of shards of each sequence."""
-    tensor: int | Literal["rest"] = 1
+    tensor: Devices = 1
     """Tensor parallelism: number of shards of heads, MLP and vocabulary, all with the same part of
     the batch."""
-    num_slices: int = 1
+    num_slices: Count = 1
     """Pod slices or nodes joined by a slower network, which the outer axes (stage, data, fsdp)
     cross."""
-    num_stage_microbatches: int | None = None
+    num_stage_microbatches: CountOrNone = None
     """Microbatches in the pipeline at once; None is as many as stages."""
-    num_stage_groups: int = 1
+    num_stage_groups: Count = 1
     """Groups of layers per stage (interleaved, or circular, schedule): more make the pipeline
     bubble smaller."""
     sharded_state: Literal["all", "optimizer"] = "all"
@@ -99,42 +101,34 @@ class MeshConfig:
     """Keep the optimizer state in host memory between steps."""
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in AXES}
-        for name, size in sizes.items():
-            if size != "rest":
-                require_at_least(f"mesh.{name}", size, 1)
-        rest = [f"mesh.{name}" for name, size in sizes.items() if size == "rest"]
+        check_bounds(self, "mesh")
+        rest = [f"mesh.{name}" for name in AXES if getattr(self, name) == "rest"]
         require(
             len(rest) <= 1, f'{" and ".join(rest)} are both "rest"; give all but one of them a size'
         )
-        require_at_least("mesh.num_slices", self.num_slices, 1)
-        require_at_least("mesh.num_stage_microbatches", self.num_stage_microbatches or 1, 1)
-        require_at_least("mesh.num_stage_groups", self.num_stage_groups, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long to train, on what batch size, from which seed."""
 
-    num_steps: int
+    num_steps: Count
     """Optimizer steps of the whole run."""
-    batch_size: int
+    batch_size: Count
     """Global batch size: sequences per step [B], over all hosts."""
-    num_microbatches: int = 1
+    num_microbatches: Safe[Count] = 1
     """Gradient accumulation: parts in which a batch is computed one after the other; the result is
     that of the whole batch."""
-    seed: int = 0
+    seed: Annotated[int, below_power_of_2(32)] = 0
     """Seed of the initial parameters, the order of the data and dropout."""
-    log_every_steps: int = 10
+    log_every_steps: Safe[Count] = 10
     """Steps between logged metrics."""
     deterministic: bool = False
     """GPU: deterministic kernels and fixed autotuning, so that a resumed run is bit for bit the
     same."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "num_microbatches", "log_every_steps"):
-            require_at_least(f"train.{name}", getattr(self, name), 1)
-        require(0 <= self.seed < 2**32, f"train.seed={self.seed} must be at least 0 and below 2^32")
+        check_bounds(self, "train")
         require(
             self.batch_size % self.num_microbatches == 0,
             f"train.batch_size={self.batch_size} must be a multiple of "
@@ -146,33 +140,26 @@ class TrainConfig:
 class CheckpointConfig:
     """When the state is saved and which checkpoints are kept. The last step is always saved."""
 
-    every_steps: int
+    every_steps: Count
     """Steps between checkpoints."""
     verify: Literal["full", "sizes"] = "full"
     """What is compared with the manifest before a restore: checksums (full), or file sizes only."""
-    notice_sec: float | None = None
+    notice_sec: PositiveOrNone = None
     """Preemption notice: seconds from SIGTERM until the machine is taken away; None waits for the
     save."""
     durable_dir: str | None = None
     """Folder or URL (s3:// gs://) to which checkpoints, metrics and events are copied."""
-    durable_every_steps: int | None = None
+    durable_every_steps: CountOrNone = None
     """Checkpoints at multiples of this many steps are copied, and the last; None copies each."""
-    num_last: int = 2
+    num_last: Count = 2
     """Number of newest checkpoints to keep."""
-    num_best: int = 1
+    num_best: CountFromZero = 1
     """Number of checkpoints with the lowest eval/loss to keep as well."""
-    keep_every_steps: int | None = None
+    keep_every_steps: CountOrNone = None
     """Checkpoints at multiples of this many steps are never deleted; None keeps none for good."""
 
     def __post_init__(self) -> None:
-        require_at_least("checkpoint.every_steps", self.every_steps, 1)
-        require_at_least("checkpoint.num_last", self.num_last, 1)
-        require_at_least("checkpoint.num_best", self.num_best, 0)
-        require_at_least("checkpoint.keep_every_steps", self.keep_every_steps or 1, 1)
-        require(
-            self.notice_sec is None or self.notice_sec > 0,
-            f"checkpoint.notice_sec={self.notice_sec} must be above zero, or None to wait",
-        )
+        check_bounds(self, "checkpoint")
         durable = self.durable_every_steps
         require(
             durable is None or self.durable_dir is not None,
@@ -180,7 +167,7 @@ class CheckpointConfig:
             f"{self.durable_dir}: give a folder or a URL",
         )
         require(
-            durable is None or (durable >= 1 and durable % self.every_steps == 0),
+            durable is None or durable % self.every_steps == 0,
             f"checkpoint.durable_every_steps={durable} must be a multiple of "
             f"checkpoint.every_steps={self.every_steps}",
         )
@@ -190,40 +177,35 @@ class CheckpointConfig:
 class EvalConfig:
     """Evaluation on the validation split, whole or a part of it."""
 
-    every_steps: int | None
+    every_steps: CountOrNone
     """Steps between evaluations; None evaluates only at the end."""
-    batch_size: int | None = None
+    batch_size: CountOrNone = None
     """Global batch size of evaluation, in sequences; None is train.batch_size."""
-    max_tokens: int | None = None
+    max_tokens: CountOrNone = None
     """Tokens evaluated of each validation set, in whole sequences spread evenly over it, the same
     each time; None is all."""
 
     def __post_init__(self) -> None:
-        require_at_least("eval.every_steps", self.every_steps or 1, 1)
-        require_at_least("eval.batch_size", self.batch_size or 1, 1)
-        require_at_least("eval.max_tokens", 1 if self.max_tokens is None else self.max_tokens, 1)
+        check_bounds(self, "eval")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """Text generated during training and written into the run folder."""
 
-    every_steps: int | None = None
+    every_steps: CountOrNone = None
     """Steps between samples; None samples only at the end."""
     prompts: tuple[str, ...] = ("",)
     """Prompt of each sample; an empty one begins a document."""
-    num_tokens: int = 128
+    num_tokens: Count = 128
     """Tokens generated per prompt."""
-    temperature: float = 0.8
+    temperature: Weight = 0.8
     """Sampling temperature: logits are divided by it; 0 is greedy."""
-    top_k: int | None = 40
+    top_k: CountOrNone = 40
     """Sample from the k most likely tokens only; None samples from all."""
 
     def __post_init__(self) -> None:
-        require_at_least("sample.every_steps", self.every_steps or 1, 1)
-        require_at_least("sample.num_tokens", self.num_tokens, 1)
-        require_at_least("sample.temperature", self.temperature, 0)
-        require_at_least("sample.top_k", self.top_k or 1, 1)
+        check_bounds(self, "sample")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,41 +215,31 @@ class GuardConfig:
     A step whose loss or gradient is not finite leaves the state as it was, always.
     """
 
-    max_nonfinite_steps: int = 20
+    max_nonfinite_steps: Count = 20
     """Consecutive steps with a loss or gradient that is not finite, after which the run rolls back
     to the checkpoint before them."""
-    spike_deviations: float | None = 10.0
+    spike_deviations: PositiveOrNone = 10.0
     """Loss spike: deviations above the median of the window from which a loss is high; None
     disables."""
-    num_spike_steps: int = 4
+    num_spike_steps: Count = 4
     """Consecutive high losses after which the run rolls back."""
-    num_window_steps: int = 128
+    num_window_steps: Annotated[int, at_least(8)] = 128
     """Recent steps whose losses give the median and deviation that detect a spike; nonfinite and
     high losses are excluded."""
-    max_rollbacks: int = 3
+    max_rollbacks: CountFromZero = 3
     """Maximum rollbacks, each of which skips the batches that caused it; at the next divergence the
     run ends with exit code 76."""
-    hang_limit_sec: float | None = 1800.0
+    hang_limit_sec: PositiveOrNone = 1800.0
     """Hang timeout in seconds, for a step, evaluation or compilation that was timed fewer than
-    three times, and for a save, fetch or upload that moves no byte; the run then ends with exit
-    code 124. None disables. The default exceeds the longest compilation one would wait for."""
-    hang_factor: float = 30.0
-    """Once timed three times, a step or evaluation may take this many times its median, and at
-    least a minute."""
-    replay_every_steps: int | None = None
+    three times, and for a save, fetch or upload that moves no byte; once timed, a step or
+    evaluation may take 30 times its median. The run then ends with exit code 124. None disables.
+    The default exceeds the longest compilation one would wait for."""
+    replay_every_steps: CountOrNone = None
     """Steps between replays: the step is computed twice and compared bit by bit, to find faulty
     devices; None disables."""
 
     def __post_init__(self) -> None:
-        for name in ("max_nonfinite_steps", "num_spike_steps"):
-            require_at_least(f"guard.{name}", getattr(self, name), 1)
-        require_at_least("guard.num_window_steps", self.num_window_steps, 8)
-        require_at_least("guard.max_rollbacks", self.max_rollbacks, 0)
-        require_at_least("guard.replay_every_steps", self.replay_every_steps or 1, 1)
-        require_at_least("guard.hang_factor", self.hang_factor, 1)
-        for name in ("spike_deviations", "hang_limit_sec"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"guard.{name}={value} must be above zero, or None")
+        check_bounds(self, "guard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,11 +250,11 @@ class RunConfig:
     data: DataConfig
     optim: OptimConfig
     train: TrainConfig
-    checkpoint: CheckpointConfig
-    eval: EvalConfig
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig)
-    guard: GuardConfig = field(default_factory=GuardConfig)
+    checkpoint: Safe[CheckpointConfig]
+    eval: Safe[EvalConfig]
+    mesh: Safe[MeshConfig] = field(default_factory=MeshConfig)
+    sample: Safe[SampleConfig] = field(default_factory=SampleConfig)
+    guard: Safe[GuardConfig] = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
         self._check_objective()
@@ -318,8 +290,8 @@ class RunConfig:
         )
         require(
             not model.next_sentence or kinds == ["masked_pairs"],
-            f"model.next_sentence={model.next_sentence} needs data.objective=masked_pairs, but it "
-            f"is {data.objective}",
+            f"model.head={model.head} predicts the next sentence, which needs "
+            f"data.objective=masked_pairs, but it is {data.objective}",
         )
         ahead = [kind for kind in kinds if kind in ("prefix", "span", "ul2")]
         require(

@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar, cast
 import tyro
 
 from configs.errors import SettingsError
-from configs.flat_settings import RENAMED, REPLACED
+from configs.flat_settings import CONSTANTS, MERGED, RENAMED, REPLACED
 from configs.require import require
 from launch.help import HELP, help_page, settings_of
 
@@ -90,9 +90,11 @@ def parse_arguments(
         ) from None
     if unknown:
         flag = unknown[0].partition("=")[0].replace("_", "-")
-        name = flag.lstrip("-").replace("-", "_")
-        now = {**RENAMED, **REPLACED}.get(name, "").replace("_", "-")
+        name = flag.lstrip("-").replace("-", "_").replace(".no_", ".")
+        now = {**RENAMED, **MERGED, **REPLACED}.get(name, "").replace("_", "-")
         require(not now, f"{unknown[0]} is a setting of an earlier version: use --{now} instead")
+        always = CONSTANTS.get(name)
+        require(always is None, f"{unknown[0]} is a setting of an earlier version: always {always}")
         known = [each.label for each in settings_of(kind, default)]
         raise SettingsError(
             f"{unknown[0]} is not a setting{did_you_mean(flag, known)}; "

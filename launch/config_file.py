@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from configs.errors import SettingsError
 from configs.flat_settings import (
+    GROUPS,
     RENAMED,
     REPLACED,
     flat_items,
@@ -53,8 +54,7 @@ def apply_config_file(path: Path, config: RunConfig | None) -> RunConfig:
         f"{path} lacks {', '.join(missing)}: add them, or give a preset that has them: "
         f"./tessera train PRESET --config {path}",
     )
-    classes = {field.name: field.type for field in dataclasses.fields(RunConfig)}
-    groups = {group: _unchecked(classes[group], own) for group, own in grouped(values).items()}
+    groups = {group: _unchecked(GROUPS[group], own) for group, own in grouped(values).items()}
     return _unchecked(RunConfig, groups)
 
 

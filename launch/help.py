@@ -10,10 +10,13 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import tyro
 
+from configs.require import metadata_of
+
+_ARG: Any = type(tyro.conf.arg())
 HELP = ("--help", "-h", "--help-all")
 
 _MAX_VALUE = 14
@@ -57,13 +60,12 @@ def settings_of(kind: Any, default: Any = None, group: str = "") -> Iterator[Set
         default: an instance that has their values; None takes the defaults of the fields.
         group: stands before their names.
     """
-    docs, hints = _docs(kind), get_type_hints(kind, include_extras=True)
+    docs, hints = _docs(kind), metadata_of(kind)
     for field in dataclasses.fields(kind):
-        hint, extras = hints[field.name], getattr(hints[field.name], "__metadata__", ())
-        hint = hint.__origin__ if extras else hint
+        hint, metadata = hints[field.name]
         metavar, given_name = None, field.name
-        for extra in extras:
-            if extra is not tyro.conf.Positional:
+        for extra in metadata:
+            if type(extra) is _ARG:
                 metavar = extra.metavar
                 given_name = field.name if extra.name is None else extra.name
         name = ".".join(part for part in (group, given_name) if part)

@@ -1,13 +1,10 @@
 """The presets in a table: their size, how long they train, what that costs and on what."""
 
-import inspect
 import re
-import sys
-from itertools import groupby
 
 from configs.counts import count
 from configs.peak_flops import PEAK_FLOPS
-from configs.presets.table import PRESETS
+from configs.presets.table import FAMILIES, PRESETS
 from configs.run import RunConfig
 
 _SIZE = re.compile(r"([\d.,]+)( M)? parameters")
@@ -20,7 +17,7 @@ _MFU = 0.4
 def preset_list() -> str:
     """Returns the usage of ./tessera train and every preset, in lines of at most 80 columns.
 
-    Size and cost are what the docstring of a preset states. Where it states no time and hardware,
+    Size and cost are what the description of a preset states. Where it states no time and hardware,
     the cost is its FLOPs and the time that they take on one H100.
     """
     lines = [
@@ -29,9 +26,8 @@ def preset_list() -> str:
         "",
         f"  {'preset':<17}  {'parameters':>10}  {'tokens':>7}  time and hardware",
     ]
-    for module, names in groupby(PRESETS, lambda name: PRESETS[name].__module__):
-        title = (sys.modules[module].__doc__ or "").splitlines()[0]
-        lines += ["", re.split(r"[;:.]( |$)", title)[0], *map(_line, names)]
+    for title, presets in FAMILIES.items():
+        lines += ["", title, *map(_line, presets)]
     return "\n".join(
         [
             *lines,
@@ -43,10 +39,9 @@ def preset_list() -> str:
 
 
 def _line(name: str) -> str:
-    config = PRESETS[name]()
-    stated = " ".join((inspect.getdoc(PRESETS[name]) or "").split())
+    config, stated = PRESETS[name](), " ".join(PRESETS[name].description.split())
     size = _SIZE.search(stated)
-    assert size, f"the docstring of {name} states no size"
+    assert size, f"the description of {name} states no size"
     parameters = float(size[1].replace(",", "")) * (1e6 if size[2] else 1)
     lengths = config.data.sequence_len + (config.data.target_len or 0)
     tokens = config.train.num_steps * config.train.batch_size * lengths

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-import inspect
 import re
 import textwrap
 from collections.abc import Sequence
@@ -24,7 +23,6 @@ from launch.arguments import did_you_mean, parse_arguments
 from launch.config_file import apply_config_file
 from launch.help import HELP, settings_of, value_text
 from launch.preset_list import preset_list
-from launch.supervise import RestartPolicy
 
 if TYPE_CHECKING:
     from data.mixture import Data
@@ -50,13 +48,8 @@ class TrainArguments:
     allow_changes: bool = False
     """Resume a run although a setting that changes training results is another one."""
     supervise: bool = False
-    """Restart the run when it is stopped from outside, hangs, freezes or crashes."""
-    max_restarts: int = RestartPolicy.max_restarts
-    """With --supervise: how often, without a new checkpoint in between."""
-    restart_wait_sec: float = RestartPolicy.wait_sec
-    """With --supervise: seconds before a restart; doubled for each that led to no checkpoint."""
-    frozen_limit_sec: float = RestartPolicy.frozen_limit_sec
-    """With --supervise: seconds without a sign of life after which the run is killed."""
+    """Restart the run when it is stopped from outside, hangs, freezes or crashes, at most 10 times
+    without a new checkpoint."""
     virtual_devices: int | None = None
     """Split the CPU into this many devices, to try a mesh on one machine."""
     coordinator: str | None = None
@@ -127,7 +120,7 @@ def _config_file(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def _description(preset: str, config: RunConfig) -> str:
-    """Returns the docstring of a preset, and the settings that differ from their defaults.
+    """Returns the description of a preset, and the settings that differ from their defaults.
 
     Those that the short help shows in any case are left out.
     """
@@ -137,7 +130,7 @@ def _description(preset: str, config: RunConfig) -> str:
         for each, default in pairs
         if each.value != default.value and each.name not in _SHORT_HELP
     ]
-    return f"{inspect.getdoc(PRESETS[preset])}\n\nIt also sets {', '.join(apart)}."
+    return f"{PRESETS[preset].description}\n\nIt also sets {', '.join(apart)}."
 
 
 def _name_of(path: Path) -> str:

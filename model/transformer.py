@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from configs.model import ModelConfig
+from configs.position import NUM_RELATIVE_BUCKETS
 from model.attention.attention import EncoderOutput
 from model.attention.positions import relative_bias
 from model.block import LayerInputs
@@ -75,7 +76,7 @@ class Transformer(LanguageModel):
             )
             self.encoder_norm = make_norm(config) if has_last_norm else None
         if config.position == "relative":
-            shape, axes = (config.num_relative_buckets, config.num_heads), ("positions", "heads")
+            shape, axes = (NUM_RELATIVE_BUCKETS, config.num_heads), ("positions", "heads")
             self.relative_bias = normal(rngs, shape, *axes, std=std)
             if has_encoder:
                 self.encoder_relative_bias = normal(rngs, shape, *axes, std=std)
@@ -143,9 +144,7 @@ class Transformer(LanguageModel):
         if config.position == "relative":
             has_own = is_encoder and config.num_encoder_layers is not None
             table_RN = self.encoder_relative_bias if has_own else self.relative_bias
-            bias_BNTS = relative_bias(
-                config, table_RN[...], inputs.positions_BT, is_causal=not is_encoder
-            )
+            bias_BNTS = relative_bias(table_RN[...], inputs.positions_BT, is_causal=not is_encoder)
         layer_inputs = LayerInputs(
             positions_BT=inputs.positions_BT,
             segments_BT=inputs.segments_BT,

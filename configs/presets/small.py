@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from configs.data import STDLIB, DataConfig
 from configs.model import ModelConfig
-from configs.presets.bert import bert
-from configs.presets.t5 import t5
+from configs.presets.encoders import bert, t5
 from configs.run import (
     CheckpointConfig,
     EvalConfig,
@@ -87,7 +86,7 @@ def quickstart_bert() -> RunConfig:
     """
     run = quickstart()
     model = replace(
-        bert(num_layers=4, embed_dim=128, num_heads=4, vocab_size="tokenizer"),
+        bert(L=4, D=128, N=4, vocab_size="tokenizer"),
         num_positions=128,
         dropout=0.0,
         attention_dropout=0.0,
@@ -115,7 +114,7 @@ def quickstart_t5() -> RunConfig:
     the frequencies of these tokens alone give 5.2.
     """
     run = quickstart()
-    sizes = t5(num_layers=2, embed_dim=128, num_heads=4, mlp_dim=352, vocab_size="tokenizer")
+    sizes = t5(L=2, D=128, N=4, F=352, vocab_size="tokenizer")
     prompts = ("def <extra_id_0>(self):", "import <extra_id_0>\n", "return <extra_id_0>\n")
     return replace(
         run,

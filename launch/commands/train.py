@@ -28,7 +28,7 @@ from launch.jax_setup import (
 )
 from launch.next_commands import new_run_hint
 from launch.progress_bar import Progress
-from launch.supervise import RestartPolicy, supervise
+from launch.supervise import supervise
 from launch.supervisor_pipe import start_heartbeat
 from launch.train_settings import (
     TrainArguments,
@@ -96,16 +96,11 @@ def _supervise(arguments: Sequence[str]) -> int:
     """Runs the same command in a process that is started again, and says how that ended."""
     preset, parsed = parse(arguments)
     job = find_job(arguments)
-    policy = RestartPolicy(
-        max_restarts=parsed.max_restarts,
-        wait_sec=parsed.restart_wait_sec,
-        frozen_limit_sec=parsed.frozen_limit_sec,
-    )
     folder = RunFolder(
         parsed.run_dir or default_run_dir(preset, parsed.config),
         is_writer=job is None or job.process_id == 0,
     )
-    return supervise([sys.executable, "-m", "launch", "train", *arguments], folder, policy)
+    return supervise([sys.executable, "-m", "launch", "train", *arguments], folder)
 
 
 def _prepare(arguments: Sequence[str]) -> tuple[str, TrainArguments]:

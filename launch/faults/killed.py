@@ -21,7 +21,6 @@ _CRASHES = (75, 124, 134, 137)
 _SURVIVOR_SEC = 60.0
 _START_SEC = 8.0
 _NUM_HITS = 5
-_SUPERVISED = ("--supervise", "--restart-wait-sec", "0.5", "--frozen-limit-sec", "5")
 
 
 def kill_as_it_starts(trial: Trial) -> Result:
@@ -96,7 +95,7 @@ def kill_one_of_two(trial: Trial) -> Result:
 
 def freeze_one_of_two(trial: Trial) -> Result:
     """SIGSTOP to one of two processes: its supervisor kills it, and both are restarted."""
-    started = trial.start(*_SUPERVISED, num_processes=_PAIR)
+    started = trial.start("--supervise", num_processes=_PAIR)
     _reach(trial, started)
     which = trial.rng.randrange(_PAIR)
     child = trial.child_of(started.processes[which].pid)
@@ -111,7 +110,7 @@ def freeze_one_of_two(trial: Trial) -> Result:
 
 def kill_the_supervised(trial: Trial) -> Result:
     """SIGKILL to a supervised run: the supervisor restarts it."""
-    started = trial.start(*_SUPERVISED)
+    started = trial.start("--supervise")
     _reach(trial, started)
     child = trial.child_of(started.processes[0].pid)
     if child is None:
@@ -124,7 +123,7 @@ def kill_the_supervised(trial: Trial) -> Result:
 
 def kill_the_supervisor(trial: Trial) -> Result:
     """SIGKILL to a supervisor: its run ends within 10 s and can be restarted."""
-    started = trial.start(*_SUPERVISED)
+    started = trial.start("--supervise")
     _reach(trial, started)
     started.kill()
     trial.expect_nobody(ORPHAN_SEC)

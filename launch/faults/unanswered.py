@@ -103,8 +103,7 @@ def fail_to_read(trial: Trial) -> Result:
 
 def come_late(trial: Trial) -> Result:
     """A process starts 90 s late, after the other gave up: both are restarted, and train."""
-    supervised = ("--supervise", "--restart-wait-sec", "0.5")
-    started = trial.start(*supervised, num_processes=_PAIR, late_sec=_LATE_SEC)
+    started = trial.start("--supervise", num_processes=_PAIR, late_sec=_LATE_SEC)
     started.expect(0, within_sec=_SLOW_LIMIT_SEC)
     if "exit code 75" not in started.logs[0].read_text():
         raise Broken(f"the first process did not give up: {started.last_output()}")

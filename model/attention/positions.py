@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from configs.model import ModelConfig
+from configs.position import MAX_RELATIVE_DISTANCE, NUM_RELATIVE_BUCKETS
 
 
 def rotate(
@@ -78,9 +79,7 @@ def _kept_yarn(config: ModelConfig, half: int) -> jax.Array:
     return 1 - jnp.clip(ramp_J, 0, 1)
 
 
-def relative_bias(
-    config: ModelConfig, table_RN: jax.Array, positions_BT: jax.Array, *, is_causal: bool
-) -> jax.Array:
+def relative_bias(table_RN: jax.Array, positions_BT: jax.Array, *, is_causal: bool) -> jax.Array:
     """Returns the bias of each head for each query and key, float32 [B, N, T, S].
 
     Letter: R buckets. A bucket holds one distance where that is short and a growing range of them
@@ -89,7 +88,7 @@ def relative_bias(
     """
     distance_BTS = positions_BT[:, None, :] - positions_BT[:, :, None]  # of a key, from the query
     bucket_BTS = jnp.zeros_like(distance_BTS)
-    num = config.num_relative_buckets
+    num = NUM_RELATIVE_BUCKETS
     if is_causal:
         distance_BTS = jnp.maximum(-distance_BTS, 0)
     else:
@@ -99,7 +98,7 @@ def relative_bias(
     num_exact = num // 2
     # In float32 and in this order, so that a distance falls where the published code puts it.
     ratio = jnp.log(jnp.maximum(distance_BTS, 1).astype(jnp.float32) / num_exact)
-    ratio /= math.log(config.max_relative_distance / num_exact)
+    ratio /= math.log(MAX_RELATIVE_DISTANCE / num_exact)
     far_BTS = num_exact + (ratio * (num - num_exact)).astype(jnp.int32)
     near_BTS = jnp.where(distance_BTS < num_exact, distance_BTS, jnp.minimum(far_BTS, num - 1))
     return jnp.moveaxis(table_RN.astype(jnp.float32)[bucket_BTS + near_BTS], -1, 1)

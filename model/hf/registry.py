@@ -145,8 +145,6 @@ def effective_settings(config: ModelConfig) -> dict[str, Any]:
         changed["attention_scale"] = width**-0.5
     if config.position != "rotary":
         changed |= dict.fromkeys(("rope_theta", "rope_theta_local", "rope_scaling"))
-    if config.position != "relative":
-        changed |= dict.fromkeys(("num_relative_buckets", "max_relative_distance"))
     if config.rope_theta_local == config.rope_theta and config.rope_scaling == "none":
         changed["rope_theta_local"] = None
     if config.num_experts is None:

@@ -81,8 +81,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_published_models_have_their_published_totals(preset):
     assert count(PRESETS[preset]().model, 1024).total == PUBLISHED[preset]
-    words = PRESETS[preset].__doc__ or ""
-    assert f"{PUBLISHED[preset]:,} parameters" in words
+    assert f"{PUBLISHED[preset]:,} parameters" in PRESETS[preset].description
 
 
 def test_deepseek_computes_37_billion_parameters_for_a_token():

@@ -70,10 +70,7 @@ BERT: Mapping[str, Any] = {
     "embed_norm": True,
     "mlp": "gelu",
     "bias": True,
-    "head_transform": True,
-    "head_bias": True,
-    "pooler": True,
-    "next_sentence": True,
+    "head": "mlm_nsp",
 }
 MODERNBERT: Mapping[str, Any] = {
     "architecture": "encoder",
@@ -84,16 +81,13 @@ MODERNBERT: Mapping[str, Any] = {
     "attention_window": 4,
     "attention_pattern": ("global", "local", "local"),
     "rope_theta_local": 10.0,
-    "head_transform": True,
-    "head_bias": True,
+    "head": "mlm",
 }
 T5: Mapping[str, Any] = {
     "architecture": "encoder_decoder",
     "num_encoder_layers": 2,
     "num_kv_heads": 4,
     "position": "relative",
-    "num_relative_buckets": 8,
-    "max_relative_distance": 12,
     "attention_scale": 1.0,
     "mlp": "geglu_tanh",
     "tied_embeddings": False,

@@ -14,7 +14,7 @@ from configs.attention_backends import ATTENTION_BACKENDS, AttentionBackend
 from model.attention.backends import load
 from model.attention.mask import Mask, Scoring
 from model.attention.plain import attend as plain_attend
-from model.attention.positions import rotate
+from model.attention.positions import relative_bias, rotate
 from model.norm import LayerNorm, RMSNorm, make_norm
 from train.loss import batch_sums, inputs_of
 from train.state import shape_of
@@ -333,3 +333,17 @@ def test_with_qk_norm_the_size_of_queries_and_keys_does_not_matter(rng):
     params["layers"]["attention"]["key"] *= 10
     # Ten times as large, the same but for rounding and the epsilon of 1e-6 in the norm.
     np.testing.assert_allclose(hidden(params), before, rtol=0, atol=1e-4)
+
+
+def test_distances_share_the_buckets_of_the_published_code():
+    """The first distance of each bucket, from T5Attention of transformers 5.24."""
+    exact, positions_BT = [*range(17)], jnp.arange(201)[None, :]
+    causal = [*exact, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]
+    full = [*range(9), 12, 16, 23, 32, 46, 64, 91]
+    table_RN = jnp.arange(32)[:, None]
+    for is_causal, firsts in ((True, causal), (False, full)):
+        bias_TS = np.asarray(relative_bias(table_RN, positions_BT, is_causal=is_causal))[0, 0]
+        wanted = np.searchsorted(firsts, np.arange(201), side="right") - 1
+        np.testing.assert_array_equal(bias_TS[200, ::-1], wanted)
+        later = 0 if is_causal else np.where(np.arange(201) > 0, 16 + wanted, 0)
+        np.testing.assert_array_equal(bias_TS[0], later)

@@ -95,6 +95,11 @@ def test_settings_of_an_earlier_version_are_read_and_named_and_go(run):
         ("--guard.min-limit-sec", "--guard.hang-limit-sec"),
         ("--model.num-future-tokens", "--model.mtp-depth"),
         ("--model.norm_place", "--model.norm-placement"),
+        ("--model.pooler", "--model.head"),
+        ("--model.num-relative-buckets", "always 32"),
+        ("--model.no-head-bias", "--model.head"),
+        ("--guard.hang-factor", "--guard.hang-limit-sec"),
+        ("--frozen-limit-sec", "--supervise"),
         ("--start-limit-sec", "--rendezvous-timeout-sec"),
     ],
 )

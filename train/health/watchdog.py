@@ -2,8 +2,8 @@
 
 The limit of a span is one of these:
 
-- measured: guard.hang_factor times the median of its own durations, at least a minute; until three
-  of them are known, guard.hang_limit_sec.
+- measured: 30 times the median of its own durations, at least a minute; until three of them are
+  known, guard.hang_limit_sec.
 - fixed: guard.hang_limit_sec, however often it was timed.
 - progress: no limit as long as bytes move; guard.hang_limit_sec without any.
 
@@ -30,6 +30,8 @@ _GRACE_SEC = 20.0
 """How long a process that hangs may take to end."""
 _NUM_MEASURED = 3
 """How many durations a median needs."""
+_FACTOR = 30.0
+"""How many times its median a measured span may take."""
 _MIN_LIMIT_SEC = 60.0
 """The shortest measured limit, unless guard.hang_limit_sec is shorter."""
 
@@ -95,7 +97,7 @@ class Watchdog:
         if limit != "measured" or len(durations) < _NUM_MEASURED:
             return config.hang_limit_sec
         min_sec = min(_MIN_LIMIT_SEC, config.hang_limit_sec)
-        return max(config.hang_factor * statistics.median(durations), min_sec)
+        return max(_FACTOR * statistics.median(durations), min_sec)
 
     def describe(self, name: str, seconds: float, limit_sec: float) -> Hang:
         config = self._config
@@ -107,8 +109,9 @@ class Watchdog:
         else:
             median = statistics.median(self._spans.durations[name])
             cause = (
-                f"{name} has taken {seconds:.0f} s; guard.hang_factor={config.hang_factor:g} times "
-                f"its median of {median:.3g} s allows {limit_sec:.0f} s (at least a minute)"
+                f"{name} has taken {seconds:.0f} s; {_FACTOR:g} times its "
+                f"median of {median:.3g} s allows {limit_sec:.0f} s (at least a minute); "
+                "guard.hang_limit_sec=None sets no limit"
             )
         return Hang(name, seconds, limit_sec, cause)
 

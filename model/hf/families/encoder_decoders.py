@@ -4,15 +4,21 @@ from collections.abc import Iterator, Set
 from typing import Any
 
 from configs.model import ModelConfig
+from configs.position import MAX_RELATIVE_DISTANCE, NUM_RELATIVE_BUCKETS
 from configs.require import require
 from model.hf.families.encoders import layer_norm, linear
 from model.hf.family import UNGATED_MLPS, Family, HFConfig, read_mlp, require_values, write_mlp
 from model.hf.tensors import HFTensor, ParamSlice, padded, reshaped, transposed
 
+_RELATIVE = {
+    "relative_attention_num_buckets": NUM_RELATIVE_BUCKETS,
+    "relative_attention_max_distance": MAX_RELATIVE_DISTANCE,
+}
 _T5_MLPS = {"gated-gelu": "geglu_tanh", "gated-silu": "swiglu", "relu": "relu", "gelu": "gelu"}
 
 
 def _read_t5(hf_config: HFConfig, names: Set[str]) -> dict[str, Any]:
+    require_values(hf_config, **_RELATIVE)
     is_tied = "lm_head.weight" not in names
     if not names:
         is_tied = hf_config.get("tie_word_embeddings", True)
@@ -35,8 +41,6 @@ def _read_t5(hf_config: HFConfig, names: Set[str]) -> dict[str, Any]:
         "vocab_size": hf_config["vocab_size"],
         "norm_epsilon": hf_config.get("layer_norm_epsilon", 1e-6),
         "position": "relative",
-        "num_relative_buckets": hf_config.get("relative_attention_num_buckets", 32),
-        "max_relative_distance": hf_config.get("relative_attention_max_distance", 128),
         "attention_scale": 1.0,
         "mlp": read_mlp(hf_config, "feed_forward_proj", _T5_MLPS),
         "tied_embeddings": is_tied,
@@ -56,8 +60,7 @@ def _write_t5(config: ModelConfig) -> dict[str, Any]:
         "d_ff": config.mlp_dim,
         "vocab_size": config.num_tokens,
         "layer_norm_epsilon": config.norm_epsilon,
-        "relative_attention_num_buckets": config.num_relative_buckets,
-        "relative_attention_max_distance": config.max_relative_distance,
+        **_RELATIVE,
         "feed_forward_proj": write_mlp(config.mlp, _T5_MLPS),
         "tie_word_embeddings": False,
     }
@@ -68,7 +71,7 @@ def _t5_tensors(config: ModelConfig) -> Iterator[HFTensor]:
     yield padded("shared.weight", reshaped("", ParamSlice("embedding"), (P, D), (P, D)), V, P)
     if not config.tied_embeddings:
         yield padded("lm_head.weight", transposed("", ParamSlice("head"), (D, P)), V, P)
-    shape = (config.num_relative_buckets, config.num_heads)
+    shape = (NUM_RELATIVE_BUCKETS, config.num_heads)
     for side, prefix in (("encoder", "encoder_"), ("decoder", "")):
         hf_name = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         yield reshaped(hf_name, ParamSlice(f"{prefix}relative_bias"), shape, shape)
@@ -126,7 +129,7 @@ def _read_marian(hf_config: HFConfig, names: Set[str]) -> dict[str, Any]:
         "embed_scaled": hf_config.get("scale_embedding", False),
         "mlp": read_mlp(hf_config, "activation_function", UNGATED_MLPS),
         "bias": True,
-        "head_bias": True,
+        "head": "bias",
     }
 
 

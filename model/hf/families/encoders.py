@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Set
 from typing import Any
 
-from configs.model import ModelConfig
+from configs.model import ModelConfig, head_of
 from model.hf.family import (
     GATED_MLPS,
     UNGATED_MLPS,
@@ -65,10 +65,12 @@ def _read_bert(hf_config: HFConfig, names: Set[str]) -> dict[str, Any]:
         "embed_norm": True,
         "mlp": read_mlp(hf_config, "hidden_act", UNGATED_MLPS),
         "bias": True,
-        "head_transform": has_head,
-        "head_bias": has_head,
-        "pooler": has_pooler,
-        "next_sentence": has_next,
+        "head": head_of(
+            head_bias=has_head,
+            head_transform=has_head,
+            pooler=has_pooler,
+            next_sentence=has_next,
+        ),
     }
 
 
@@ -161,8 +163,7 @@ def _read_modernbert(hf_config: HFConfig, names: Set[str]) -> dict[str, Any]:
         "first_norm": False,
         "embed_norm": True,
         "mlp": read_mlp({activation: "gelu", **hf_config}, activation, GATED_MLPS),
-        "head_transform": True,
-        "head_bias": True,
+        "head": "mlm",
         **rope,
         **read_layer_types({**hf_config, "sliding_window": window}, lambda i: i % every != 0),
     }

@@ -69,6 +69,41 @@ def test_a_setting_by_its_old_name_is_read_and_makes_no_difference(
     assert folder.check_settings(config, allow_changes=False, new_run="") == {}
 
 
+@pytest.mark.parametrize(
+    ("preset", "parts"),
+    [
+        ("bert_base", ("head_bias", "head_transform", "pooler", "next_sentence")),
+        ("modernbert_base", ("head_bias", "head_transform")),
+        ("first_transformer", ("head_bias",)),
+        ("quickstart", ()),
+    ],
+)
+def test_the_parts_of_a_head_of_an_earlier_version_are_read_as_one_setting(folder, preset, parts):
+    folder.begin(PRESETS[preset](), {})
+    flat = json.loads(folder.config.read_text())
+    del flat["model.head"]
+    names = ("head_bias", "head_transform", "pooler", "next_sentence")
+    flat |= {f"model.{name}": name in parts for name in names}
+    folder.config.write_text(json.dumps(flat))
+    assert folder.read_config() == PRESETS[preset]()
+    flat["model.next_sentence"] = True
+    flat["model.pooler"] = False
+    folder.config.write_text(json.dumps(flat))
+    with pytest.raises(SettingsError, match=r"model\.head must be one of linear, bias, mlm"):
+        folder.read_config()
+
+
+def test_the_buckets_of_t5_are_read_where_they_are_those_of_t5(folder):
+    folder.begin(PRESETS["t5_small"](), {})
+    flat = json.loads(folder.config.read_text())
+    names = ("model.num_relative_buckets", "model.max_relative_distance")
+    folder.config.write_text(json.dumps({**flat, **dict(zip(names, (32, 128), strict=True))}))
+    assert folder.read_config() == PRESETS["t5_small"]()
+    folder.config.write_text(json.dumps({**flat, names[0]: 8}))
+    with pytest.raises(SettingsError, match=r"num_relative_buckets=8 must be 32"):
+        folder.read_config()
+
+
 def test_a_second_start_leaves_the_environment_of_the_first(folder, config):
     first = (folder.path / "environment.json").read_bytes()
     folder.begin(config, {"host": "second"})

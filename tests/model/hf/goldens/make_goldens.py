@@ -197,8 +197,6 @@ def _t5() -> hf.PreTrainedModel:
             num_layers=2,
             num_decoder_layers=3,
             num_heads=4,
-            relative_attention_num_buckets=8,
-            relative_attention_max_distance=20,
             feed_forward_proj="gated-gelu",
             tie_word_embeddings=False,
             initializer_factor=1.0,
