@@ -8,14 +8,13 @@ import numpy as np
 
 from configs.data import PrepareConfig
 from configs.require import require
-from data.prepare.text.source_files import ByteRange, SourceFile
-from data.prepare.text.text_records import ReadReport, TextRecord
+from data.prepare.text.text_records import RangeReading, TextRecord
 
 _LLM_C = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}  # magic number: dtype
 _LLM_C_HEADER_BYTES = 1024
 _MEGATRON = b"MMIDIDX\0\0\1"
 _MEGATRON_DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
-_TOKENS_AT_ONCE = 2**20
+_AT_ONCE = 2**20
 _WORDS_LOOKED_AT = 2**20
 _FEW_WORDS = 16
 
@@ -79,12 +78,8 @@ def _own_dtype(path: Path, head: bytes, given: str | None) -> tuple[str | None, 
         num_lengths = int.from_bytes(header[18:26], "little")
         num_lengths *= 34 + 4 * num_lengths <= index.stat().st_size  # 0 for a truncated index
         num_tokens = sum(
-            int(
-                np.fromfile(file, "<i4", min(_TOKENS_AT_ONCE, num_lengths - start)).sum(
-                    dtype=np.int64
-                )
-            )
-            for start in range(0, num_lengths, _TOKENS_AT_ONCE)
+            int(np.fromfile(file, "<i4", min(_AT_ONCE, num_lengths - start)).sum(dtype=np.int64))
+            for start in range(0, num_lengths, _AT_ONCE)
         )
     dtype, num_bytes = _MEGATRON_DTYPES.get(header[17]), path.stat().st_size
     agrees = dtype is not None and num_tokens * np.dtype(dtype).itemsize == num_bytes
@@ -97,15 +92,13 @@ def _own_dtype(path: Path, head: bytes, given: str | None) -> tuple[str | None, 
     return (dtype, "the .idx") if agrees else (None, "")
 
 
-def read_tokens(
-    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[TextRecord]:
+def read_tokens(reading: RangeReading) -> Iterator[TextRecord]:
     """Yields an array of tokens in chunks."""
-    ids = open_tokens(Path(file.path), file.dtype)
+    ids, byte_range = open_tokens(reading.path, reading.file.dtype), reading.byte_range
     size = ids.dtype.itemsize
     stop = len(ids) if byte_range.stop is None else byte_range.stop // size
-    for start in range(byte_range.start // size, min(stop, len(ids)), _TOKENS_AT_ONCE):
-        chunk = np.asarray(ids[start : min(start + _TOKENS_AT_ONCE, stop)])
+    for start in range(byte_range.start // size, min(stop, len(ids)), _AT_ONCE):
+        chunk = np.asarray(ids[start : min(start + _AT_ONCE, stop)])
         yield TextRecord(start, ids=chunk, begins=start == 0)
 
 
