@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.data import STDLIB, DataConfig, PrepareConfig, named
+from configs.data import DataConfig, PrepareConfig, named
 from configs.require import require
 from data.atomic_files import locked
 from data.hf_hub import fetch_dataset, is_hub
@@ -18,7 +18,7 @@ from data.object_store import is_remote
 from data.prepare.corpus_preparation import Preparation
 from data.prepare.engine import Workers
 from data.prepare.prepare_corpora import Log, prepare
-from data.prepare.text.corpus import open_corpus, open_overlap
+from data.prepare.text.corpus import open_corpus, open_overlap, require_path
 from data.prepare.work_folder import OnProgress, remove_work
 from data.remote_folders import fetch_files, fetch_folder, is_prepared
 from data.token_store import (
@@ -63,11 +63,7 @@ def open_data(
     """
     paths = named(config.mixture, "data.mixture")
     if not paths:
-        require(
-            config.path is not None,
-            "data.path=None must name a text: --data.path FILE_OR_DIR (.txt .jsonl .parquet, a "
-            f"folder of them, ...), or {STDLIB} for Python's standard library",
-        )
+        require_path(config.path)
         paths = {_stem(str(config.path)): str(config.path)}
     extra_validation = named(config.validation, "data.validation")
     for name in paths:

@@ -7,7 +7,7 @@ import numpy as np
 from data.prepare.documents import Document
 from data.prepare.shards import ShardWriter
 from data.prepare.text.corpus import Split
-from data.prepare.text.utf8 import utf8_len
+from data.prepare.text.streams import utf8_len
 from data.tokenizers.tokenizer import Tokenizer
 
 _CHUNK_CHARACTERS = 128 * 1024  # a longer text is encoded in chunks, cut between words

@@ -50,7 +50,7 @@ def plan_content(plan: Plan) -> dict[str, Any]:
     content = {
         "format_version": FORMAT_VERSION,
         "config": asdict(plan.config),
-        "corpus": plan.corpus.to_json(),
+        "corpus": asdict(plan.corpus),
         "decontaminate": [text.digest() for text in texts],
     }
     return json.loads(json.dumps(content))

@@ -26,8 +26,8 @@ from data.prepare.encode import Encoder
 from data.prepare.plan import Plan, read_plan, tokenizer_of
 from data.prepare.shards import ShardWriter
 from data.prepare.text.corpus import SPLITS, Split
+from data.prepare.text.streams import utf8_len
 from data.prepare.text.text_records import ReadReport
-from data.prepare.text.utf8 import utf8_len
 from data.tokenizers.train_tokenizer import lines_of
 
 SCANNED_DTYPE = np.dtype(

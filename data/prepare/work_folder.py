@@ -10,7 +10,7 @@ from configs.require import require
 from data.atomic_files import atomic_write, explain_full_disk, write_json
 from data.prepare.engine import Workers
 from data.prepare.plan import PLAN, TOKENIZER, Plan, plan_content
-from data.prepare.text.corpus import Corpus
+from data.prepare.text.source_files import size_of
 from data.token_store import FILES, MANIFEST, REPORT
 from data.tokenizers.tokenizer import Tokenizer
 
@@ -93,7 +93,7 @@ class WorkFolder:
         corpus = self._plan.corpus
         results = [self._result(stage, task) for task in range(len(corpus.tasks))]
         missing = [task for task, result in enumerate(results) if result is None]
-        sizes = [_num_bytes(corpus, task) for task in range(len(results))]
+        sizes = [sum(size_of(part, corpus.files) for part in task) for task in corpus.tasks]
         done = sum(sizes) - sum(sizes[task] for task in missing)
         self._on_progress(shown, done, sum(sizes))
         calls = [(str(self._plan.work), task, *arguments[task]) for task in missing]
@@ -115,11 +115,3 @@ def remove_work(folder: Path) -> None:
     """
     if (folder / WORK).exists():
         shutil.rmtree(folder / WORK)
-
-
-def _num_bytes(corpus: Corpus, task: int) -> int:
-    """Returns the bytes of the files that a task reads."""
-    return sum(
-        (corpus.files[r.file].num_bytes if r.stop is None else r.stop) - r.start
-        for r in corpus.tasks[task]
-    )

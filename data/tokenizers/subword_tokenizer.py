@@ -7,7 +7,7 @@ import numpy as np
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from configs.require import require
-from data.prepare.text.utf8 import utf8
+from data.prepare.text.streams import utf8
 from data.tokenizers.special_tokens import END_OF_TEXT, SEPARATOR, special_token_ids
 from data.tokenizers.subword_backends import SPACE_MARK, SubwordModel
 

@@ -12,7 +12,7 @@ import numpy as np
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from configs.require import require
-from data.prepare.text.utf8 import utf8
+from data.prepare.text.streams import utf8
 from data.tokenizers.bpe_files import from_tiktoken, from_vocab
 from data.tokenizers.special_tokens import NO_SPECIAL_TOKENS, special_token_ids
 from data.tokenizers.subword_backends import load_subword_model

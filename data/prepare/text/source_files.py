@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -279,7 +280,10 @@ def plan_tasks(files: list[SourceFile], ranges: list[ByteRange]) -> list[list[By
             tasks.append([])
             num_bytes = 0
         tasks[-1].append(byte_range)
-        num_bytes += (
-            files[byte_range.file].num_bytes if byte_range.stop is None else byte_range.stop
-        ) - byte_range.start
+        num_bytes += size_of(byte_range, files)
     return tasks
+
+
+def size_of(byte_range: ByteRange, files: Sequence[SourceFile]) -> int:
+    stop = files[byte_range.file].num_bytes if byte_range.stop is None else byte_range.stop
+    return stop - byte_range.start

@@ -105,16 +105,14 @@ class RangeReading:
             text += before
             if name is None:
                 continue
-            where = (
-                f"data.text_field={name}" if template is None else f"{name} of data.text_template"
-            )
+            where = f"{name} of data.text_template" if template else f"data.text_field={name}"
             try:
                 value = _lookup(record, name)
             except (LookupError, TypeError):
                 what = f"has no {where}, but has: {', '.join(_names(record))}"
                 self.skip(location, what, "name the field that holds the text")
                 return None
-            if isinstance(value, str) or (template is not None and _is_number(value)):
+            if isinstance(value, str) or (template and _is_number(value)):
                 value = str(value)
                 if not value.isascii():
                     # A lone surrogate, which JSON can spell, is reported as no UTF-8.

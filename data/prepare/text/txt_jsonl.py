@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from configs.errors import SettingsError
-from data.prepare.text.source_files import RANGE_BYTES, ByteRange, SourceFile
+from data.prepare.text.source_files import RANGE_BYTES, ByteRange
 from data.prepare.text.streams import BYTE_ORDER_MARK, open_stream
 from data.prepare.text.text_records import RangeReading, ReadReport, TextRecord
 
@@ -136,7 +136,7 @@ def _text_of(content: bytes, offset: int, reading: RangeReading) -> str:
         if reading.config.invalid_utf8 == "replace":
             return content.decode("utf-8", errors="replace")
     lines = []
-    number = _line_number(reading.file, offset) if reading.report.needs_line_numbers else 0
+    number = _line_number(reading, offset)
     for line in content.splitlines(keepends=True):
         if (text := reading.decode(line, f", line {number}")) is not None:
             lines.append(text)
@@ -144,11 +144,15 @@ def _text_of(content: bytes, offset: int, reading: RangeReading) -> str:
     return "".join(lines)
 
 
+def _line_number(reading: RangeReading, offset: int) -> int:
+    """Returns the line number, from 1, at an offset; 0 if no message names it."""
+    return _count_lines(reading.path, offset) if reading.report.needs_line_numbers else 0
+
+
 @functools.lru_cache(maxsize=4)
-def _line_number(file: SourceFile, offset: int) -> int:
-    """Returns the line number, from 1, at an offset; reads all before it, so only on errors."""
+def _count_lines(path: Path, offset: int) -> int:
     number = 1
-    with open_stream(Path(file.path)) as stream:
+    with open_stream(path) as stream:
         while offset > 0 and (block := stream.read(min(offset, 2**20))):
             number += block.count(b"\n")
             offset -= len(block)
@@ -178,9 +182,7 @@ def read_jsonl(reading: RangeReading) -> Iterator[TextRecord]:
                 text = None
             if text is None and line.strip():
                 # Only a bad line pays for counting the lines before its range.
-                first = (
-                    _line_number(reading.file, start) if reading.report.needs_line_numbers else 0
-                )
+                first = _line_number(reading, start)
                 text = _explain_line(line, f", line {first + number}", reading)
             if text:
                 yield TextRecord(number, text)
