@@ -39,7 +39,6 @@ class ByteCounter:
         self.total = 0
 
     def add(self, num_bytes: int) -> None:
-        """Adds bytes; thread-safe."""
         with self._lock:
             self.total += num_bytes
 
@@ -87,7 +86,6 @@ def with_retries(work: Callable[[], Result], what: str) -> Result:
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Returns the entry of a file in a manifest."""
     return {"file": path.name, "sha256": digest_file(path), "size": path.stat().st_size}
 
 
@@ -120,7 +118,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -173,7 +173,6 @@ def _report_row(
 
 
 def segment_reports(row: Batch[np.ndarray], tokenizer: Tokenizer) -> Iterator[SegmentReport]:
-    """Yields the report of each segment of a batch of one row."""
     for segment in range(1, int(row.segments_BT.max()) + 1):
         here = row.segments_BT[0] == segment
         inputs = row.tokens_BT[0][here]
@@ -201,7 +200,6 @@ def text_of(ids: np.ndarray, tokenizer: Tokenizer) -> str:
 
 
 def span_reports(rows: EpochRows, store: TokenStore, row: int) -> list[SpanReport]:
-    """Returns the reports of the document spans of a row."""
     starts = rows.stream.starts
     reports = []
     for start, stop in rows.packing.spans(row):

@@ -71,7 +71,6 @@ class TrainRows:
         )
 
     def read(self, index: int) -> RowTokens:
-        """Returns the tokens of the row at an index of the sequence."""
         key = (self._seed, index)
         others = ()
         if self.batch_maker.needs_other_row:
@@ -176,7 +175,6 @@ def is_one_sequence(one: StepRange, other: StepRange, config: DataConfig) -> boo
 
 
 def _sequence(steps: StepRange, config: DataConfig) -> tuple:
-    """Returns the settings that decide the rows of the sources and their order."""
     own = steps.data_config(config)
     return steps.seed, stream_len(own), own.packing
 
@@ -229,7 +227,6 @@ def validation_batches(
 
 
 def num_validation_rows(stream: TokenStream, config: DataConfig, max_tokens: int | None) -> int:
-    """Returns how many rows of a split are evaluated."""
     length = stream_len(config)
     num_rows = len(Windows(stream.num_tokens, length))
     return num_rows if max_tokens is None else min(num_rows, max(max_tokens // length, 1))

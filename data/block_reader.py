@@ -98,7 +98,6 @@ class ShardReader:
 
 
 def _cache(blocks: dict[int, np.ndarray], number: int, ids: np.ndarray) -> None:
-    """Caches a block, and evicts the oldest blocks above _MAX_BYTES."""
     global _num_cached_bytes
     with _lock:
         if number in blocks:  # another thread has read it meanwhile

@@ -34,12 +34,10 @@ class Data:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, the same for all."""
         return self.sources[0].store.tokenizer
 
     @property
     def is_mixture(self) -> bool:
-        """Whether there is more than one source."""
         return len(self.sources) > 1
 
     @property

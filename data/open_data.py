@@ -169,7 +169,6 @@ def given_tokenizer(config: PrepareConfig) -> Tokenizer | None:
 
 
 def _common_tokenizer(stores: Mapping[str, TokenStore]) -> Tokenizer | None:
-    """Returns the common tokenizer of prepared folders; raises SettingsError if they differ."""
     digests = {name: tokenizer_digest(store.tokenizer) for name, store in stores.items()}
     for name, digest in digests.items():
         first = next(iter(digests))

@@ -63,12 +63,10 @@ class BestFit:
 
     @property
     def num_padding(self) -> int:
-        """Positions of all rows that hold no token."""
         return len(self) * self.sequence_len - self._num_inputs
 
     @property
     def waste(self) -> float:
-        """The fraction of all positions that is padding, from 0 to 1."""
         return self.num_padding / max(len(self) * self.sequence_len, 1)
 
 
@@ -159,7 +157,6 @@ class _OpenRows:
         return space, rows
 
     def put(self, rows: np.ndarray, space: int) -> None:
-        """Adds rows with this space, to be taken last."""
         if len(rows) and space:
             self._queue(space).append(rows)
 

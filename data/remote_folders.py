@@ -50,7 +50,6 @@ def manifest_files(manifest: Any) -> dict[str, str]:
 
 
 def is_prepared(url: str) -> bool:
-    """Returns whether a URL has a prepared folder; raises as `ObjectStore` does."""
     return not glob.has_magic(url) and ObjectStore(url).info(MANIFEST) is not None
 
 

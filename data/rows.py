@@ -45,7 +45,6 @@ class EpochRows:
     """The rows of one epoch of a stream, with random access."""
 
     def __init__(self, stream: TokenStream, length: int, packing: Literal["concat", "best_fit"]):
-        """Divides a stream into rows of `length` tokens."""
         self.stream = stream
         self.packing: Packing = (
             Windows(stream.num_tokens, length) if packing == "concat" else _best_fit(stream, length)

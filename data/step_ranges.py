@@ -37,17 +37,14 @@ class StepRange:
 
     @property
     def batch_size(self) -> int:
-        """Rows of a batch."""
         return self.settings["train.batch_size"]
 
     @property
     def seed(self) -> int:
-        """Seed of the order of rows."""
         return self.settings["train.seed"]
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "StepRange":
-        """Returns the range from its fields in JSON."""
         return StepRange(
             first_step=content["first_step"],
             first_row=content["first_row"],
@@ -58,7 +55,6 @@ class StepRange:
         )
 
     def data_config(self, config: DataConfig) -> DataConfig:
-        """Returns the data settings of these steps."""
         own = {
             name.removeprefix("data."): tuple(value) if isinstance(value, list) else value
             for name, value in self.settings.items()
@@ -83,7 +79,6 @@ class StepRange:
         )
 
     def weights_at(self, row: int) -> tuple[float, ...]:
-        """Returns the weights of the phase that a row of the sequence belongs to."""
         return next(weights for first, weights in reversed(self.phases) if first <= row)
 
     def without_rows(self, rows: Iterable[tuple[int, int]]) -> "StepRange":
@@ -124,7 +119,6 @@ class StepRange:
 
 
 def step_range(config: DataConfig, *, batch_size: int, seed: int, first_step: int = 0) -> StepRange:
-    """Returns a range that begins a sequence at first_step."""
     phases: dict[int, tuple[float, ...]] = {}
     for step, weights in config.weight_phases():  # their first step is 1
         phases[max(step - 1 - first_step, 0) * batch_size] = weights

@@ -226,7 +226,6 @@ def _count_tokens(store: TokenStore, stream: TokenStream, max_counted: int) -> F
 
 
 def _counted_spans(num_tokens: int, max_counted: int) -> Iterator[tuple[int, int]]:
-    """Yields the spans of a stream to count: all of it, or spans at even distances."""
     if num_tokens <= max_counted:
         for start in range(0, num_tokens, _READ_TOKENS):
             yield start, min(start + _READ_TOKENS, num_tokens)

@@ -113,7 +113,6 @@ class TokenStream:
         return DocumentPosition(document, int(entry["file"]), int(entry["number"]), offset)
 
     def document(self, number: int) -> np.ndarray:
-        """Returns the tokens of a document, without its separator."""
         ends = self.starts[number + 1] if number + 1 < len(self.starts) else self.num_tokens - 1
         return self.read(int(self.starts[number]) + 1, int(ends))
 
@@ -153,17 +152,14 @@ class TokenStore:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def split(self, name: Split) -> TokenStream:
-        """Returns a split by its name."""
         return self.train if name == "train" else self.validation
 
     @functools.cached_property
     def files(self) -> list[dict[str, Any]]:
-        """Entries of the files of the corpus, in files.json."""
         return json.loads(read_file(self.folder / FILES))
 
     @property
     def report(self) -> dict[str, Any]:
-        """What preparing skipped, dropped or changed, and why."""
         return json.loads(read_file(self.folder / REPORT))
 
     def check_format(self) -> None:
@@ -187,7 +183,6 @@ class TokenStore:
         )
 
     def describe(self) -> str:
-        """Returns a one-line summary."""
         splits = {name: split for name, split in self.manifest["splits"].items() if split["tokens"]}
         parts = ", ".join(
             f"{split['tokens']:,} {name} tokens in {split['documents']:,} documents"

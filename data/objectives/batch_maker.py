@@ -59,7 +59,6 @@ class BatchMaker:
 
     @property
     def needs_other_row(self) -> bool:
-        """Whether rows need the spans of another row (next-sentence prediction)."""
         return any(name == "masked_pairs" for name, _ in self._config.objectives())
 
     def batch(self, rows: Sequence[RowTokens]) -> Batch[np.ndarray]:
@@ -188,7 +187,6 @@ def _fits(denoiser: Denoiser, length: int, config: DataConfig) -> bool:
 
 
 def denoisers_of(config: DataConfig, name: str) -> tuple[Denoiser, ...]:
-    """Returns the denoisers of an objective."""
     return UL2 if name == "ul2" else (Denoiser(config.span_density, config.span_len),)
 
 

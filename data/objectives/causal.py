@@ -46,7 +46,6 @@ def causal(spans: Iterable[DocumentSpan], separator: int) -> Iterator[Segment]:
 
 
 def with_boundaries(span: DocumentSpan, separator: int) -> np.ndarray:
-    """Returns a span with its separator, if the document begins there, and the token after it."""
     return np.concatenate(([separator] * span.begins, span.content, [span.following])).astype(
         np.int32
     )

@@ -100,7 +100,6 @@ class Preparation:
 
     @property
     def separator_notes(self) -> list[str]:
-        """Notes about the document separators found in .txt files."""
         found = Counter[str]()
         for scan_ in self._scans:
             found.update(scan_["marks"])

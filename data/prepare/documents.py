@@ -115,7 +115,6 @@ def _between_separators(
 
 
 def cleaned(documents: Iterator[Document], cleaner: Cleaner) -> Iterator[Document]:
-    """Yields the documents that cleaning keeps, with their cleaned text."""
     for document in documents:
         text = cleaner(f"{document.range_index}:{document.number}", document.text)
         if text:

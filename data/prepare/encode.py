@@ -42,7 +42,6 @@ class Encoder:
                 self._add_text(writer, (file, number) if begins else None, text)
 
     def flush(self) -> None:
-        """Encodes and writes all pending text."""
         if self._last is not None:
             self._pending.append(self._last)
         self._last = None
@@ -59,7 +58,6 @@ class Encoder:
             self._last, begins = (writer, begins, chunk), None
 
     def _add_chunk(self, chunk: tuple[ShardWriter, tuple[int, int] | None, str]) -> None:
-        """Adds a chunk, and encodes all once there are enough."""
         self._pending.append(chunk)
         self._num_characters += len(chunk[-1])
         if self._num_characters >= _BATCH_CHARACTERS:
@@ -81,7 +79,6 @@ class Encoder:
     def _add_ids(
         self, writer: ShardWriter, ids: np.ndarray, begins: bool, file: int, number: int
     ) -> None:
-        """Adds tokens without encoding."""
         if begins:
             writer.begin(file, number)
         text = self._tokenizer.decode(ids)

@@ -60,7 +60,6 @@ class WorkFolder:
         remove_work(self.folder)  # last: it marks the other files as ours
 
     def remove_unfinished(self) -> None:
-        """Removes the temporary files of killed processes."""
         for left in self.folder.rglob("*.tmp-*"):
             left.unlink(missing_ok=True)  # its process may be about to end
 

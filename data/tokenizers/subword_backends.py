@@ -83,7 +83,6 @@ class SentencePieceModel:
         return piece_id if self._processor.id_to_piece(piece_id) == piece else None
 
     def piece(self, piece_id: int) -> str:
-        """Returns the spelling of a piece, with U+2581 for a space."""
         return self._processor.id_to_piece(piece_id)
 
     def reserve(self, ids: Iterable[int]) -> set[int]:
@@ -91,7 +90,6 @@ class SentencePieceModel:
         return set(ids)
 
     def encode_batch(self, texts: Sequence[str], *, mid_document: bool) -> list[np.ndarray]:
-        """Returns the ids of each text; the arrays are read-only."""
         return [self._encode(text, mid_document) for text in texts]
 
     def _encode(self, text: str, mid_document: bool) -> np.ndarray:
@@ -115,7 +113,6 @@ class SentencePieceModel:
         return processor.encode(text, return_type="numpy")
 
     def decode(self, ids: list[int]) -> str:
-        """Returns the text of ids, without control pieces."""
         return self._processor.decode(ids)
 
 
@@ -158,11 +155,9 @@ class HuggingFaceModel:
             self.unknown = self.id_of(model["unk_token"])
 
     def id_of(self, piece: str) -> int | None:
-        """Returns the id of a piece or an added token."""
         return self._tokenizer.token_to_id(piece)
 
     def piece(self, piece_id: int) -> str:
-        """Returns the spelling of a piece in the alphabet of the vocabulary."""
         return self._tokenizer.id_to_token(piece_id) or ""
 
     def reserve(self, ids: Iterable[int]) -> set[int]:
@@ -177,7 +172,6 @@ class HuggingFaceModel:
         return reserved
 
     def encode_batch(self, texts: Sequence[str], *, mid_document: bool) -> list[np.ndarray]:
-        """Returns the ids of each text, without computing offsets."""
         tokenizer = self._without_prefix if mid_document else self._tokenizer
         try:
             encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -189,7 +183,6 @@ class HuggingFaceModel:
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: list[int]) -> str:
-        """Returns the text of ids, with the spelling of the unknown token."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 

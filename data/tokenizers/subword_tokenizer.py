@@ -39,11 +39,9 @@ class SubwordTokenizer:
         self._reserved[list(model.reserve(own))] = True
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the ids of a text."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], *, mid_document: bool = False) -> list[np.ndarray]:
-        """Returns the ids of each text, in one thread."""
         for text in texts:
             if not text.isascii():
                 utf8(text)
@@ -70,7 +68,6 @@ class SubwordTokenizer:
         return starts
 
     def content(self) -> bytes:
-        """Returns the file as read or trained."""
         return self._content
 
     def _has_reserved(self, ids: np.ndarray) -> bool:
@@ -85,7 +82,6 @@ class SubwordTokenizer:
         return np.array([i for part in parts for i in part], np.int32)
 
     def _characters(self, piece_id: int) -> list[int]:
-        """Returns ids that spell a reserved piece as text."""
         piece = self._model.piece(piece_id)
         characters = [self._character(character) for character in piece]
         # The unknown token cannot encode its own spelling.

@@ -206,7 +206,6 @@ def load_tokenizer(kind: str, content: bytes, special: Mapping[str, int]) -> Tok
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Returns the SHA-256 of the kind, content and special tokens of a tokenizer."""
     return content_digest(tokenizer.kind, tokenizer.content(), tokenizer.special)
 
 

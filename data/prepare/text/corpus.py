@@ -60,12 +60,10 @@ class Corpus:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files."""
         return sum(file.num_bytes for file in self.files)
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the files hold tokens rather than text."""
         return self.files[0].has_tokens
 
     def digest(self) -> str:
@@ -93,7 +91,6 @@ class Corpus:
         return "validation" if digest % _STDLIB_VALIDATION == 0 else "train"
 
     def changed_files(self) -> list[str]:
-        """Returns the names of files that changed since the corpus was opened."""
         return [file.name for file in self.files if not _is_as_found(file)]
 
     @staticmethod

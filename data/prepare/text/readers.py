@@ -80,5 +80,4 @@ def _topics() -> list[tuple[str, str]]:
 
 
 def topic_names() -> list[str]:
-    """Returns the names of the help topics of Python, in the order of their records."""
     return [f"pydoc_data/{topic}" for topic, _ in _topics()]

@@ -81,17 +81,14 @@ class SourceFile:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether it holds tokens rather than text."""
         return self.kind in ("tokens", "token_rows")
 
     @property
     def is_prose(self) -> bool:
-        """Whether its suffix is one of prose or source code, not of a data set."""
         return Path(self.name).suffix.lower() in _PROSE
 
     @property
     def compression(self) -> str | None:
-        """Suffix of its compression, if any."""
         suffix = Path(self.path).suffix.lower()
         return suffix if suffix in COMPRESSIONS else None
 
@@ -140,7 +137,6 @@ def _kind_on_disk(path: Path, *, is_named: bool) -> Kind | None:
 
 
 def source_file(path: Path, name: str, kind: Kind) -> SourceFile:
-    """Returns the entry of an existing file."""
     stat = path.stat()
     return SourceFile(str(path), name, kind, stat.st_size, stat.st_mtime_ns)
 

@@ -150,7 +150,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _names(record: Any) -> list[str]:
-    """Returns the names of the fields of a record, nested ones dotted."""
     if not isinstance(record, Mapping):
         return [type(record).__name__]
     return [

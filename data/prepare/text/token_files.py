@@ -14,7 +14,7 @@ _LLM_C = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}  # magic number:
 _LLM_C_HEADER_BYTES = 1024
 _MEGATRON = b"MMIDIDX\0\0\1"
 _MEGATRON_DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
-_AT_ONCE = 2**20
+_TOKENS_AT_ONCE = 2**20
 _WORDS_LOOKED_AT = 2**20
 _FEW_WORDS = 16
 
@@ -72,15 +72,15 @@ def _own_dtype(path: Path, head: bytes, given: str | None) -> tuple[str | None, 
         return None, ""
     with index.open("rb") as file:
         header = file.read(34)
-        if header and not header.startswith(_MEGATRON):
-            return None, ""  # another program's
-        header = header.ljust(34, b"\0")
-        num_lengths = int.from_bytes(header[18:26], "little")
-        num_lengths *= 34 + 4 * num_lengths <= index.stat().st_size  # 0 for a truncated index
-        num_tokens = sum(
-            int(np.fromfile(file, "<i4", min(_AT_ONCE, num_lengths - start)).sum(dtype=np.int64))
-            for start in range(0, num_lengths, _AT_ONCE)
-        )
+    if header and not header.startswith(_MEGATRON):
+        return None, ""  # another program's
+    header = header.ljust(34, b"\0")
+    num_lengths = int.from_bytes(header[18:26], "little")
+    num_lengths *= 34 + 4 * num_lengths <= index.stat().st_size  # 0 for a truncated index
+    num_tokens = 0
+    if num_lengths:
+        lengths = np.memmap(index, "<i4", "r", len(header), (num_lengths,))
+        num_tokens = int(lengths.sum(dtype=np.int64))
     dtype, num_bytes = _MEGATRON_DTYPES.get(header[17]), path.stat().st_size
     agrees = dtype is not None and num_tokens * np.dtype(dtype).itemsize == num_bytes
     require(
@@ -93,12 +93,11 @@ def _own_dtype(path: Path, head: bytes, given: str | None) -> tuple[str | None, 
 
 
 def read_tokens(reading: RangeReading) -> Iterator[TextRecord]:
-    """Yields an array of tokens in chunks."""
     ids, byte_range = open_tokens(reading.path, reading.file.dtype), reading.byte_range
     size = ids.dtype.itemsize
     stop = len(ids) if byte_range.stop is None else byte_range.stop // size
-    for start in range(byte_range.start // size, min(stop, len(ids)), _AT_ONCE):
-        chunk = np.asarray(ids[start : min(start + _AT_ONCE, stop)])
+    for start in range(byte_range.start // size, min(stop, len(ids)), _TOKENS_AT_ONCE):
+        chunk = np.asarray(ids[start : min(start + _TOKENS_AT_ONCE, stop)])
         yield TextRecord(start, ids=chunk, begins=start == 0)
 
 
