@@ -24,51 +24,35 @@ from data.tokenizers.tokenizer import Tokenizer
 class SpanReport:
     """Consecutive tokens of one document within a row."""
 
-    name: str
-    """File of the document, with its line or row from 1 if the file has many."""
-    document: int
-    """Number of the document in its split, from 0."""
-    start: int
-    """Tokens of the document before the span, its separator not counted."""
+    name: str  # as `document_name` returns it
+    document: int  # its number in its split, from 0
+    start: int  # tokens of the document before the span, its separator not counted
     stop: int
-    """Tokens of the document up to the end of the span."""
-    begins: bool
-    """Whether the document begins here, so that its separator precedes the tokens."""
-    num_tokens: int
-    """Tokens of the span in the row, with the separator."""
-    text: str
-    """Decoded; a character that the edge of a row cuts in two is U+FFFD."""
+    begins: bool  # whether the document begins here, so that its separator precedes the tokens
+    num_tokens: int  # of the span in the row, with the separator
+    text: str  # decoded; a character that the edge of a row cuts in two is U+FFFD
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentReport:
     """Inputs and targets of a segment of a row, special tokens by name."""
 
-    inputs: str
-    """Of a model with an encoder, the inputs of the encoder."""
-    targets: str
-    """The targets that count in the loss; "..." separates those that are not adjacent."""
-    is_next: bool | None
-    """Whether the second text follows the first; None without next-sentence prediction."""
+    inputs: str  # of a model with an encoder, those of the encoder
+    targets: str  # those that count in the loss; "..." separates those that are not adjacent
+    is_next: bool | None  # whether the second text follows the first; None without such pairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowReport:
     """A row of a batch."""
 
-    index: int
-    """Row of the batch, from 0."""
+    index: int  # row of the batch, from 0
     source: str
-    epoch: int
-    """Completed passes over the source before this one."""
-    row: int
-    """Row of the epoch, in the order of the packing."""
-    num_rows: int
-    """Rows in an epoch of the source."""
-    num_padding: int
-    """Positions of the row that hold no token."""
-    sha256: str
-    """Digest of the row in all arrays of the batch."""
+    epoch: int  # completed passes over the source before this one
+    row: int  # row of the epoch, in the order of the packing
+    num_rows: int  # rows in an epoch of the source
+    num_padding: int  # positions of the row that hold no token
+    sha256: str  # of the row in all arrays of the batch
     spans: tuple[SpanReport, ...]
     """What was read, in order. For the causal objective these are the inputs; the last target is
     the next token of the stream, or a separator."""
@@ -90,17 +74,12 @@ class RowReport:
 class StepReport:
     """The batch of a step."""
 
-    step: int
-    """From 1, as in metrics.jsonl."""
-    first_row: int
-    """Index of its first row in the sequence of rows, counting skipped rows."""
+    step: int  # from 1, as in metrics.jsonl
+    first_row: int  # index of its first row in the sequence of rows, counting skipped rows
     batch_sha256: str
-    num_rows: int
-    """Rows in the whole batch."""
+    num_rows: int  # in the whole batch
     sequence_len: int
-    """Tokens in a row."""
-    rows: tuple[RowReport, ...]
-    """The requested ones."""
+    rows: tuple[RowReport, ...]  # the requested ones
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as JSON, under the keys of `./tessera inspect --json`."""
@@ -124,7 +103,6 @@ def report_step(
 
     Raises:
         SettingsError: the batch has no such row.
-        IntegrityError: a shard does not match the manifest.
     """
     batch_size, config = steps.batch_size, steps.data_config(config)
     wanted = range(batch_size) if rows is None else rows

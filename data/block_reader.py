@@ -65,13 +65,10 @@ class ShardReader:
             raise OSError(" ".join(str(error).split())) from None
         BYTES_MOVED.add(len(content))
         num_tokens = min(self._block_len, self._entry["tokens"] - number * self._block_len)
-        if len(content) != num_tokens * self._dtype.itemsize:
-            num_found = len(content) / self._dtype.itemsize
-            raise damaged(
-                self.path,
-                f"has changed since it was written: block {number} has {num_found:g} tokens, the "
-                f"manifest says {num_tokens}",
-            )
+        num_found = len(content) / self._dtype.itemsize
+        if num_found != num_tokens:
+            problem = f"block {number} has {num_found:g} tokens, the manifest says {num_tokens}"
+            raise damaged(self.path, f"has changed since it was written: {problem}")
         return np.frombuffer(content, self._dtype)
 
     def _reader(self) -> ArrayRecordReader:
@@ -84,11 +81,8 @@ class ShardReader:
             )
             if not reader.ok():
                 reader.read([0])  # raises the error that opening did not
-            if reader.num_records() != self.num_blocks:
-                raise damaged(
-                    self.path,
-                    f"has {reader.num_records()} blocks, the manifest says {self.num_blocks}",
-                )
+            if (found := reader.num_records()) != self.num_blocks:
+                raise damaged(self.path, f"has {found} blocks, the manifest says {self.num_blocks}")
         with _lock:
             reader = _readers.setdefault(self, reader)
             _readers.move_to_end(self)
@@ -132,12 +126,7 @@ def check_file(
 
 
 def read_file(path: Path) -> bytes:
-    """Returns the bytes of a file of a prepared folder.
-
-    Raises:
-        IntegrityError: the file is absent.
-        Unavailable: the file cannot be read now.
-    """
+    """Returns the bytes of a file; raises IntegrityError if it is absent, or Unavailable."""
     try:
         content = with_retries(path.read_bytes, f"{path} cannot be read")
     except ABSENT as error:

@@ -25,12 +25,11 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """The training sources and validation sets of a run."""
+    """The training sources and validation sets of a run; all have one tokenizer."""
 
     sources: tuple[Source, ...]
-    """Training data; the validation split of each source is a validation set."""
+    """The validation split of each is a validation set, besides the further ones."""
     extra_validation: tuple[tuple[str, TokenStream], ...] = ()
-    """Further validation sets."""
 
     @property
     def tokenizer(self) -> Tokenizer:

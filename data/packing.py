@@ -34,17 +34,15 @@ class BestFit:
     """
 
     def __init__(self, starts: np.ndarray, num_tokens: int, sequence_len: int):
-        self.sequence_len = sequence_len
-        self._num_inputs = max(num_tokens - 1, 0)
+        num_inputs = max(num_tokens - 1, 0)
         num_chunks = sum(
-            int(-(-np.diff(edges) // sequence_len).sum())
-            for edges in _groups(starts, self._num_inputs)
+            int(-(-np.diff(edges) // sequence_len).sum()) for edges in _groups(starts, num_inputs)
         )
         self._start_C = np.empty(num_chunks, np.int64)
         self._length_C = np.empty(num_chunks, np.int32)
         bounds = [np.zeros(1, np.int64)]
         done = 0
-        for edges in _groups(starts, self._num_inputs):
+        for edges in _groups(starts, num_inputs):
             start_C, length_C, row_lens = _pack_group(edges, sequence_len)
             self._start_C[done : done + len(start_C)] = start_C
             self._length_C[done : done + len(start_C)] = length_C
@@ -60,14 +58,6 @@ class BestFit:
         chunks = slice(self._bounds[row], self._bounds[row + 1])
         starts, lengths = self._start_C[chunks].tolist(), self._length_C[chunks].tolist()
         return [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
-
-    @property
-    def num_padding(self) -> int:
-        return len(self) * self.sequence_len - self._num_inputs
-
-    @property
-    def waste(self) -> float:
-        return self.num_padding / max(len(self) * self.sequence_len, 1)
 
 
 def _groups(starts: np.ndarray, num_inputs: int) -> Iterator[np.ndarray]:
