@@ -102,9 +102,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     A reader, or a restart after a kill, sees the complete file or none. A killed process leaves
     PATH.tmp-PID behind.
-
-    Raises:
-        SettingsError: the disk is full.
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
@@ -180,11 +177,7 @@ def lock_error(path: Path, error: OSError) -> SettingsError:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
-    """Holds FOLDER/NAME.lock; other processes of this machine wait for it.
-
-    Raises:
-        SettingsError: the file system has no locks.
-    """
+    """Holds FOLDER/NAME.lock; other processes of this machine wait for it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.lock"
     with path.open("w") as file:

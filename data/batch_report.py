@@ -96,11 +96,6 @@ def report_step(
 ) -> StepReport:
     """Returns the report of the batch of a step; any step costs the same.
 
-    Args:
-        steps: the range of steps that it belongs to.
-        step: from 1.
-        rows: rows of the batch to report; None reports all.
-
     Raises:
         SettingsError: the batch has no such row.
     """

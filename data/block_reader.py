@@ -29,12 +29,7 @@ _num_cached_bytes = 0
 
 
 class ShardReader:
-    """Reads the blocks of an ArrayRecord file, opened on first use; thread-safe.
-
-    Args:
-        entry: of the file in the manifest.
-        block_len: tokens in a block; only the last may have fewer.
-    """
+    """Reads the blocks of an ArrayRecord file, opened on first use; thread-safe."""
 
     def __init__(self, folder: Path, entry: dict[str, Any], block_len: int, dtype: np.dtype):
         self.path = folder / entry["file"]

@@ -24,6 +24,7 @@ from data.remote_folders import fetch_files, fetch_folder, is_prepared
 from data.token_store import (
     FORMAT_VERSION,
     TokenStore,
+    TokenStream,
     is_prepared_folder,
     open_store,
     stored_tokenizer,
@@ -112,23 +113,20 @@ def open_data(
         )
     return Data(
         sources=tuple(Source(name, stores[name]) for name in paths),
-        extra_validation=tuple(
-            (
-                name,
-                stores[name].validation
-                if stores[name].validation.num_tokens
-                else stores[name].train,
-            )
-            for name in extra_validation
-        ),
+        extra_validation=tuple((name, _for_validation(stores[name])) for name in extra_validation),
     )
+
+
+def _for_validation(store: TokenStore) -> TokenStream:
+    return store.validation if store.validation.num_tokens else store.train
 
 
 def _ignored(config: PrepareConfig, store: TokenStore) -> str:
     """Returns the given settings that differ from those the folder was prepared with."""
     made_with = store.manifest["made_with"]
-    given = json.loads(json.dumps(dataclasses.asdict(config)))
-    defaults = json.loads(json.dumps(dataclasses.asdict(PrepareConfig())))
+    given, defaults = (
+        json.loads(json.dumps(dataclasses.asdict(each))) for each in (config, PrepareConfig())
+    )
     return ", ".join(
         f"data.{name}={value} (made with {made_with.get(name)})"
         for name, value in given.items()
@@ -156,12 +154,7 @@ def with_local_texts(config: PrepareConfig, cache_dir: Path) -> PrepareConfig:
 
 
 def given_tokenizer(config: PrepareConfig) -> Tokenizer | None:
-    """Returns the tokenizer that data.tokenizer names; None if it must be trained first.
-
-    Raises:
-        SettingsError: it cannot be read.
-        IntegrityError: the tokenizer of a prepared folder does not match the manifest.
-    """
+    """Returns the tokenizer that data.tokenizer names; None if it must be trained first."""
     folder = Path(config.tokenizer).expanduser()
     if "/" in config.tokenizer and folder.is_dir():
         return stored_tokenizer(folder)

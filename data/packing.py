@@ -26,11 +26,6 @@ class BestFit:
     A document that begins at starts[i] has the inputs from there to starts[i + 1]; those before
     starts[0] are a document too. Targets are the inputs' next tokens, so the last token of the
     stream, which is a separator, is a target only. Takes 12 bytes per chunk and 8 per row.
-
-    Args:
-        starts: where documents begin, ascending, int64; read in parts, so it may be a memory map.
-        num_tokens: length of the stream, with the separator that ends it.
-        sequence_len: inputs in a row, T.
     """
 
     def __init__(self, starts: np.ndarray, num_tokens: int, sequence_len: int):

@@ -8,22 +8,12 @@ token of the stream but the first is a target exactly once in an epoch.
 
 import functools
 import math
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from data.packing import BestFit
 from data.token_store import TokenStream
-
-
-class Packing(Protocol):
-    """The rows of one epoch."""
-
-    def __len__(self) -> int: ...
-
-    def spans(self, row: int) -> list[tuple[int, int]]:
-        """Returns (start, stop) of the inputs in a row; targets are shifted by one token."""
-        ...
 
 
 class Windows:
@@ -36,7 +26,7 @@ class Windows:
         return math.ceil(self._num_inputs / self._sequence_len)
 
     def spans(self, row: int) -> list[tuple[int, int]]:
-        """Returns the one span of a row, shorter than T in the last."""
+        """Returns (start, stop) of the inputs in a row; targets are shifted by one token."""
         start = row * self._sequence_len
         return [(start, min(start + self._sequence_len, self._num_inputs))]
 
@@ -46,7 +36,7 @@ class EpochRows:
 
     def __init__(self, stream: TokenStream, length: int, packing: Literal["concat", "best_fit"]):
         self.stream = stream
-        self.packing: Packing = (
+        self.packing = (
             Windows(stream.num_tokens, length) if packing == "concat" else _best_fit(stream, length)
         )
 

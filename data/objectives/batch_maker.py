@@ -1,7 +1,6 @@
 """Makes batches under the objective of a run, and says how many stream tokens a row takes."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +28,7 @@ class RowTokens(NamedTuple):
 
 
 MakeSegments = Callable[
-    [Sequence[DocumentSpan], Sequence[DocumentSpan], np.random.Generator], Sequence[Segment]
+    [Sequence[DocumentSpan], Sequence[DocumentSpan], np.random.Generator], Iterable[Segment]
 ]
 """From the document spans of a row, those of another row, and an RNG to segments."""
 
@@ -38,11 +37,7 @@ class BatchMaker:
     """Makes batches: a pure function of the tokens of rows and their RNG keys."""
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
-        """Prepares the objectives.
-
-        Raises:
-            SettingsError: the tokenizer lacks special tokens or word starts that they need.
-        """
+        """Prepares the objectives."""
         self._config, self._separator = config, tokenizer.separator
         kinds = config.objectives()
         missing = [name for name in config.special_groups if name not in config.special_tokens]
@@ -68,7 +63,7 @@ class BatchMaker:
             return causal_batch(spans, self._config.sequence_len, self._separator)
         return pack([self._segments(row) for row in rows], self._shape)
 
-    def _segments(self, row: RowTokens) -> Sequence[Segment]:
+    def _segments(self, row: RowTokens) -> Iterable[Segment]:
         if not row.spans:
             return []
         rng = np.random.default_rng(row.rng_key)
@@ -84,44 +79,35 @@ class BatchMaker:
         special = dict(tokenizer.special)
         match name:
             case "causal":
-                return lambda spans, _, rng: list(causal(spans, separator))
+                return lambda spans, _, rng: causal(spans, separator)
             case "prefix":
                 two_sided = config.target_len is not None
-                return lambda spans, _, rng: list(
-                    prefix(spans, separator, rng, two_sided=two_sided)
-                )
+                return lambda spans, _, rng: prefix(spans, separator, rng, two_sided=two_sided)
             case "infill":
-                change = partial(infill, rate=config.infill_rate, most=_most_changed(config, name))
-                return lambda spans, _, rng: list(change(spans, separator, special, rng))
+                rate, most = config.infill_rate, _most_changed(config, name)
+                return lambda spans, _, rng: infill(
+                    spans, separator, special, rng, rate=rate, most=most
+                )
             case "masked":
                 masking = _masking(config, tokenizer)
-                return lambda spans, _, rng: list(masked(spans, special, masking, rng))
+                return lambda spans, _, rng: masked(spans, special, masking, rng)
             case "masked_pairs":
-                masking = _masking(config, tokenizer)
-                most = _most_changed(config, name)
-                return lambda spans, others, rng: list(
-                    masked_pairs(spans, others, special, masking, rng, most=most)
+                masking, most = _masking(config, tokenizer), _most_changed(config, name)
+                return lambda spans, others, rng: masked_pairs(
+                    spans, others, special, masking, rng, most=most
                 )
         sentinels = np.array([special[f"<extra_id_{i}>"] for i in range(NUM_SENTINELS)])
         denoisers = denoisers_of(config, name)
-
-        def denoise(
-            spans: Sequence[DocumentSpan], _: Sequence[DocumentSpan], rng: np.random.Generator
-        ) -> Sequence[Segment]:
-            denoiser = denoisers[int(rng.integers(len(denoisers)))]
-            return list(
-                corrupt(
-                    spans,
-                    denoiser,
-                    separator,
-                    sentinels,
-                    rng,
-                    target_len=config.target_len,
-                    most_targets=config.target_len or config.sequence_len,
-                )
-            )
-
-        return denoise
+        most_targets = config.target_len or config.sequence_len
+        return lambda spans, _, rng: corrupt(
+            spans,
+            denoisers[int(rng.integers(len(denoisers)))],
+            separator,
+            sentinels,
+            rng,
+            target_len=config.target_len,
+            most_targets=most_targets,
+        )
 
 
 def batch_shape(config: DataConfig) -> BatchShape:
@@ -144,11 +130,7 @@ def empty_row(config: DataConfig) -> Batch[np.ndarray]:
 
 
 def stream_len(config: DataConfig) -> int:
-    """Returns how many tokens of the stream a row takes, so that its inputs and targets fit.
-
-    Raises:
-        SettingsError: no token would fit, or a row would have more spans than sentinels exist.
-    """
+    """Returns how many tokens of the stream a row takes, so that its inputs and targets fit."""
     length = min(_stream_len(config, name) for name, _ in config.objectives())
     require(
         length >= 2 or config.objective == "causal",

@@ -72,11 +72,7 @@ def prefix(
 def cut_in_two(
     spans: Iterable[DocumentSpan], separator: int, choose: Callable[[int], int], *, two_sided: bool
 ) -> Iterator[Segment]:
-    """Yields each span of two tokens or more, cut after `choose(length)` tokens.
-
-    Args:
-        two_sided: as of `prefix`.
-    """
+    """Yields each span of two tokens or more, cut after `choose(length)` tokens."""
     for span in spans:
         sequence = with_boundaries(span, separator)
         length = len(sequence) - 1

@@ -51,9 +51,6 @@ class Preparation:
         Args:
             made_with: the settings as given, where config.path is a local copy.
             corpus: the corpus of config.path, if it is open already.
-
-        Raises:
-            SettingsError: there is nothing to read, or the folder holds other files.
         """
         self.config, self.folder = config, folder
         self._made_with = made_with or config
@@ -73,11 +70,7 @@ class Preparation:
         self._work = WorkFolder(self._plan, workers, on_progress)
 
     def scan(self, tokenizer: Tokenizer | None = None) -> None:
-        """Cleans and counts every task, finds duplicates among all of them, and chooses the split.
-
-        Args:
-            tokenizer: required for files of tokens, for its separator.
-        """
+        """Cleans and counts every task, finds duplicates among all of them, and chooses the split."""
         if self.corpus.has_tokens:
             assert tokenizer is not None
             self._work.put_tokenizer(tokenizer)
@@ -141,14 +134,7 @@ class Preparation:
         return [line for task in sorted(found) for line in found[task]]
 
     def write(self, tokenizer: Tokenizer, notes: str = "") -> None:
-        """Writes every shard, then the manifest, and removes the work folder.
-
-        Args:
-            notes: how the tokenizer was trained, for the report.
-
-        Raises:
-            SettingsError: a split has no text, or a file has changed since the corpus was opened.
-        """
+        """Writes every shard, the report with notes, the manifest; removes the work folder."""
         self._work.put_tokenizer(tokenizer)
         calls = [(first_lines,) for first_lines in self._first_lines()]
         shards = self._work.run("tokenize", "shards", write, calls)

@@ -17,11 +17,7 @@ Log = Callable[[str], None]
 
 
 def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, log: Log) -> None:
-    """Prepares corpora with one tokenizer, trained on all of them if none is given.
-
-    Raises:
-        SettingsError: a text cannot be used, or the tokenizer does not suit it.
-    """
+    """Prepares corpora with one tokenizer, trained on all of them if none is given."""
     notes = ""
     for preparation in preparations:
         others = ", ".join(f"{n} {name}" for name, n in preparation.corpus.not_read.items())

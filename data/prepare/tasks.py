@@ -159,11 +159,7 @@ def _after(plan: Plan, task: int) -> Iterator[Document]:
 
 
 def sample(work: str, task: int, first_line: int, stride: int) -> list[str]:
-    """Returns every stride-th line of the training text of the corpus that is in this task.
-
-    Args:
-        first_line: lines of the tasks before.
-    """
+    """Returns the lines of the training text of a task whose number in the corpus stride divides."""
     plan = read_plan(work)
     lines = []
     number = first_line
@@ -178,8 +174,7 @@ def sample(work: str, task: int, first_line: int, stride: int) -> list[str]:
 def write(work: str, task: int, first_lines: list[int]) -> dict[str, Any]:
     """Writes the shards of a task and returns {split: entry of the manifest}.
 
-    Args:
-        first_lines: of each byte range, the number of lines before it in its file.
+    `first_lines` has, for each byte range, the number of lines before it in its file.
     """
     plan = read_plan(work)
     tokenizer = tokenizer_of(work)

@@ -25,11 +25,7 @@ class WorkFolder:
     """The results of tasks on disk, so that a killed preparation resumes where it stopped."""
 
     def __init__(self, plan: Plan, workers: Workers, on_progress: OnProgress):
-        """Resumes an earlier process with the same plan; removes the work of any other plan.
-
-        Raises:
-            SettingsError: the folder above holds other files.
-        """
+        """Resumes an earlier process with the same plan; removes the work of any other plan."""
         self._plan, self._workers, self._on_progress = plan, workers, on_progress
         self.folder = plan.work.parent
         path, content = plan.work / PLAN, plan_content(plan)

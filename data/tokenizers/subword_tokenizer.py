@@ -24,11 +24,7 @@ class SubwordTokenizer:
     """
 
     def __init__(self, model: SubwordModel, content: bytes, special: Mapping[str, int]):
-        """Wraps a model; special may hold the separator, and tokens that the model lacks.
-
-        Raises:
-            SettingsError: special has no separator, and the model has no usual one.
-        """
+        """Wraps a model; special may hold the separator, and tokens that the model lacks."""
         self.kind = model.kind
         self.special = special
         self.separator: int = _separator(model, special)
@@ -108,11 +104,7 @@ class SubwordTokenizer:
 def open_subword_tokenizer(
     model: SubwordModel, content: bytes, config: PrepareConfig
 ) -> SubwordTokenizer:
-    """Returns the tokenizer of a model, with the separator and special tokens of a config.
-
-    Raises:
-        SettingsError: separator_token is not in the model, or None and it has no usual one.
-    """
+    """Returns the tokenizer of a model, with the separator and special tokens of a config."""
     special = {}
     if config.separator_token is not None:
         chosen = model.id_of(config.separator_token)

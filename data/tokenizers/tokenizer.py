@@ -143,11 +143,7 @@ _WITHOUT_PATTERN = (".tiktoken", "merges.txt", "vocab.json")
 
 
 def open_tokenizer(config: PrepareConfig) -> Tokenizer | None:
-    """Returns the tokenizer of the settings, None if it has to be trained first.
-
-    Raises:
-        SettingsError: the file of data.tokenizer cannot be read, or has no such separator.
-    """
+    """Returns the tokenizer of the settings, None if it has to be trained first."""
     path = Path(config.tokenizer).expanduser()
     form = next((end for end in reversed(_FILES) if path.name.endswith(end)), None)
     require(

@@ -73,11 +73,6 @@ def find_duplicates(
     `group_by_key`), and the arrays returned are slices of one mapped file in work_dir. On disk this
     takes 24 bytes per document for exact duplicates, 16 per document and band for near ones (one
     after the other), and 8 for the result.
-
-    Args:
-        files: .npy of `signature_dtype`, one per task; any may be empty.
-        config: the steps and the similarity.
-        work_dir: a folder for files that may be removed once the result is not needed any more.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     starts = np.cumsum([0, *(len(np.load(path, mmap_mode="r")) for path in files)])

@@ -102,14 +102,7 @@ class Corpus:
 
 
 def open_corpus(config: PrepareConfig, vocab_size: int | None = None) -> Corpus:
-    """Returns the corpus that data.path names.
-
-    Args:
-        vocab_size: of the given tokenizer, if any; it may decide the width of token ids.
-
-    Raises:
-        SettingsError: there is none, or nothing in it can be read.
-    """
+    """Returns the corpus that data.path names; vocab_size may decide the width of token ids."""
     require_path(config.path)
     notes: list[str] = []
     if config.path == STDLIB:

@@ -142,11 +142,7 @@ def source_file(path: Path, name: str, kind: Kind) -> SourceFile:
 
 
 def find_files(config: PrepareConfig) -> tuple[Path, list[SourceFile], dict[str, int]]:
-    """Returns the root, the files that data.path names, and {suffix: number} of ignored files.
-
-    Raises:
-        SettingsError: data.path does not exist, or has no file that can be read.
-    """
+    """Returns the root, the files that data.path names, and {suffix: number} of ignored files."""
     assert config.path is not None
     given = os.path.expanduser(config.path)
     if glob.has_magic(given) and not Path(given).exists():
@@ -170,11 +166,7 @@ def find_files(config: PrepareConfig) -> tuple[Path, list[SourceFile], dict[str,
 
 
 def _files_below(given: str, root: Path) -> list[Path]:
-    """Returns all files below a folder, following links; skips hidden folders.
-
-    Raises:
-        SettingsError: a link is broken, or a saved dataset is incomplete.
-    """
+    """Returns all files below a folder, following links; skips hidden folders."""
     found = []
     for folder, folders, names in os.walk(root, followlinks=True):
         real, above = os.path.realpath(folder), os.path.realpath(os.path.dirname(folder))

@@ -26,9 +26,6 @@ def choose_dtype(
 
     It is the dtype in its header (llm.c) or in the .idx beside it (Megatron); else
     data.token_dtype; else 32 bits for a vocabulary that needs them; else 16.
-
-    Raises:
-        SettingsError: two of these differ, or ids of 32 bits would be read as 16.
     """
     if path.suffix.lower() == ".npy":
         return None, ""
@@ -102,14 +99,7 @@ def read_tokens(reading: RangeReading) -> Iterator[TextRecord]:
 
 
 def open_tokens(path: Path, dtype: str | None) -> np.ndarray:
-    """Returns an array of token ids, one axis, memory-mapped.
-
-    Args:
-        dtype: of a .bin; the header of llm.c repeats it, with the number of ids.
-
-    Raises:
-        ValueError: the file is not such an array.
-    """
+    """Returns an array of token ids, one axis, memory-mapped."""
     if dtype is None:
         ids = np.lib.format.open_memmap(path, mode="r")  # np.load would unpickle and unzip as well
     else:
