@@ -82,7 +82,6 @@ class StepRange:
         return next(weights for first, weights in reversed(self.phases) if first <= row)
 
     def without_rows(self, rows: Iterable[tuple[int, int]]) -> "StepRange":
-        """Returns the range with further rows (start, stop) of the sequence skipped."""
         return replace(self, skipped=tuple(merge_intervals([*self.skipped, *rows])))
 
     def continued_by(self, new: "StepRange") -> "StepRange":

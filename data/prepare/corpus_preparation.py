@@ -70,7 +70,7 @@ class Preparation:
         self._work = WorkFolder(self._plan, workers, on_progress)
 
     def scan(self, tokenizer: Tokenizer | None = None) -> None:
-        """Cleans and counts every task, finds duplicates among all of them, and chooses the split."""
+        """Cleans and counts every task, finds duplicates among all, and chooses the split."""
         if self.corpus.has_tokens:
             assert tokenizer is not None
             self._work.put_tokenizer(tokenizer)

@@ -159,7 +159,7 @@ def _after(plan: Plan, task: int) -> Iterator[Document]:
 
 
 def sample(work: str, task: int, first_line: int, stride: int) -> list[str]:
-    """Returns the lines of the training text of a task whose number in the corpus stride divides."""
+    """Returns the lines of the training text of a task whose number in the corpus is due."""
     plan = read_plan(work)
     lines = []
     number = first_line

@@ -188,7 +188,6 @@ def open_tokenizer(config: PrepareConfig) -> Tokenizer | None:
 
 
 def load_tokenizer(kind: str, content: bytes, special: Mapping[str, int]) -> Tokenizer:
-    """Returns the tokenizer with this kind, content and special tokens."""
     match kind:
         case "bytes":
             return ByteTokenizer(special)

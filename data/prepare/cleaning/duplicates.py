@@ -58,7 +58,8 @@ def find_duplicates(
 ) -> list[np.ndarray]:
     """Returns for each document its earlier original, or KEPT: int64, one array per file.
 
-    Documents are numbered over all files, in order. The original of a document is
+    Documents are numbered over all files (.npy of `signature_dtype`), in order. The original of
+    a document is
 
     - by "exact_duplicates": the first document with the same `exact`;
     - by "near_duplicates", if there is none: the first earlier document that shares a band of the

@@ -95,7 +95,6 @@ class Corpus:
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> "Corpus":
-        """Returns the corpus from its fields in JSON."""
         files = tuple(SourceFile(**file) for file in content["files"])
         tasks = tuple(tuple(ByteRange(**part) for part in task) for task in content["tasks"])
         return Corpus(**{**content, "files": files, "tasks": tasks, "notes": (*content["notes"],)})

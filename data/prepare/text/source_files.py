@@ -117,7 +117,6 @@ def record_name(name: str, kind: Kind, number: int) -> str:
 
 
 def kind_of(path: Path) -> Kind | None:
-    """Returns the kind of a file by its name; None if it cannot be read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         kind = _KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
