@@ -127,7 +127,6 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Writes an array as .npy atomically."""
     content = io.BytesIO()
     np.save(content, array)
     with atomic_write(path) as temporary:
@@ -167,7 +166,6 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def lock_error(path: Path, error: OSError) -> SettingsError:
-    """Returns the error for a file system without locks (NO_LOCKS)."""
     return SettingsError(
         f"{path} cannot be locked ({error.strerror}), so two processes could write to "
         f"{path.parent} at once: mount its file system with locks (Lustre with -o flock, NFS with "

@@ -12,8 +12,8 @@ from configs.require import require
 from data.batch import Batch
 from data.batches import TrainRows, batch_digest
 from data.mixture import Data
+from data.packing import EpochRows
 from data.prepare.text.source_files import record_name
-from data.rows import EpochRows
 from data.step_ranges import StepRange
 from data.token_store import TokenStore, TokenStream
 from data.tokenizers.special_tokens import END_OF_TEXT
@@ -82,7 +82,6 @@ class StepReport:
     rows: tuple[RowReport, ...]  # the requested ones
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the report as JSON, under the keys of `./tessera inspect --json`."""
         return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
 
 
@@ -163,7 +162,6 @@ def segment_reports(row: Batch[np.ndarray], tokenizer: Tokenizer) -> Iterator[Se
 
 
 def text_of(ids: np.ndarray, tokenizer: Tokenizer) -> str:
-    """Returns the text of tokens, special tokens by name."""
     names = {i: name for name, i in tokenizer.special.items()}
     names.setdefault(tokenizer.separator, END_OF_TEXT[0])
     return "".join(
@@ -198,6 +196,5 @@ def _report_span(stream: TokenStream, store: TokenStore, begin: int, end: int) -
 
 
 def document_name(store: TokenStore, file: int, number: int) -> str:
-    """Returns the file of a document, with its line or row from 1 if the file has many."""
     entry = store.files[file]
     return record_name(entry["name"], entry["kind"], number)

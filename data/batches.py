@@ -17,7 +17,7 @@ from configs.data import DataConfig
 from data.batch import Batch
 from data.mixture import ENDLESS, Data, MixtureSchedule
 from data.objectives.batch_maker import BatchMaker, RowTokens, stream_len
-from data.rows import EpochRows, Windows
+from data.packing import EpochRows, Windows
 from data.step_ranges import StepRange
 from data.token_store import TokenStream
 from data.tokenizers.tokenizer import Tokenizer
@@ -82,7 +82,6 @@ class TrainRows:
         return cast(list[np.ndarray], self._sequence[index])
 
     def address(self, index: int) -> RowAddress:
-        """Returns where the row at an index comes from."""
         source, nth = self.schedule[index]
         return RowAddress(source, nth // len(self.rows[source]), int(self._orders[source][nth]))
 
@@ -122,7 +121,6 @@ class Continuation(NamedTuple):
     """Approximate number of unread tokens of the epochs that end early."""
 
     def message(self) -> str:
-        """Returns a line about the changed settings and their effect."""
         steps = self.ranges[-1]
         what = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in self.changed.items())
         if steps.first_row:
@@ -170,7 +168,6 @@ def continue_ranges(
 
 
 def is_one_sequence(one: StepRange, other: StepRange, config: DataConfig) -> bool:
-    """Returns whether two ranges number the same rows in the same way."""
     return one.taken == other.taken and _sequence(one, config) == _sequence(other, config)
 
 

@@ -139,7 +139,6 @@ class ObjectStore:
             os.replace(copy, path)
 
     def names(self, below: str) -> list[str]:
-        """Returns the names of all files below a folder; none if it is absent."""
         found = self._if_exists(self._fs.find, below, "read") or []
         return sorted(path.removeprefix(f"{self._root}/") for path in found)
 

@@ -15,9 +15,8 @@ from data.atomic_files import locked
 from data.hf_hub import fetch_dataset, is_hub
 from data.mixture import Data, Source
 from data.object_store import is_remote
-from data.prepare.corpus_preparation import Preparation
+from data.prepare.corpus_preparation import Log, Preparation, prepare
 from data.prepare.engine import Workers
-from data.prepare.prepare_corpora import Log, prepare
 from data.prepare.text.corpus import open_corpus, open_overlap, require_path
 from data.prepare.work_folder import OnProgress, remove_work
 from data.remote_folders import fetch_files, fetch_folder, is_prepared
@@ -76,7 +75,8 @@ def open_data(
     plain = PrepareConfig(
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(PrepareConfig)}
     )
-    plain = with_local_texts(plain, cache_dir)
+    local = tuple(local_path(path, cache_dir) for path in plain.decontaminate_from)
+    plain = dataclasses.replace(plain, decontaminate_from=local)
     fractions = dict.fromkeys(paths, config.validation_fraction) | dict.fromkeys(
         extra_validation, 1.0
     )
@@ -122,7 +122,6 @@ def _for_validation(store: TokenStore) -> TokenStream:
 
 
 def _ignored(config: PrepareConfig, store: TokenStore) -> str:
-    """Returns the given settings that differ from those the folder was prepared with."""
     made_with = store.manifest["made_with"]
     given, defaults = (
         json.loads(json.dumps(dataclasses.asdict(each))) for each in (config, PrepareConfig())
@@ -139,18 +138,11 @@ def _stem(path: str) -> str:
 
 
 def local_path(path: str, cache_dir: Path) -> str:
-    """Returns the path itself, or the local copy of a remote path or hub data set."""
     if is_hub(path):
         return str(fetch_dataset(path, cache_dir))
     if is_remote(path):
         return str((fetch_folder if is_prepared(path) else fetch_files)(path, cache_dir))
     return path
-
-
-def with_local_texts(config: PrepareConfig, cache_dir: Path) -> PrepareConfig:
-    """Returns the settings with local copies of remote evaluation texts."""
-    local = tuple(local_path(path, cache_dir) for path in config.decontaminate_from)
-    return dataclasses.replace(config, decontaminate_from=local)
 
 
 def given_tokenizer(config: PrepareConfig) -> Tokenizer | None:

@@ -1,8 +1,12 @@
-"""Best-fit packing: rows of whole documents, computed from the starts of documents.
+"""Rows of T inputs and T targets, as spans of the stream of a split.
 
-A document that fits a row is never cut. A longer one is cut every T tokens from its beginning; each
-full chunk fills a row, and the remainder is packed like a document. Each input of the stream is in
-exactly one row, so no token is lost; the rest of a row is padding.
+Concatenate and split: documents are joined by separators, and a row is the next T tokens. Best fit:
+a row is whole documents, packed by the starts of documents. Within a row a token attends only to
+its own document (segments), and positions restart with each document. Either way, each token of
+the stream but the first is a target exactly once in an epoch.
+
+In best fit, a document that fits a row is never cut. A longer one is cut every T tokens from its
+beginning; each full chunk fills a row, and the remainder is packed like a document.
 
 Source: Ding et al. 2024, Fewer Truncations Improve Language Modeling, arXiv:2404.10830, algorithm 1
 (best-fit decreasing). We pack in groups of consecutive documents, and place all chunks of a length
@@ -11,13 +15,33 @@ Cross-contamination, arXiv:2107.02027; within a group the rows are those of the 
 """
 
 import bisect
+import functools
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
+from data.token_store import TokenStream
+
 GROUP_LEN = 2**17
 """Documents per packing group. It decides the rows, so it is part of the order of data."""
+
+
+class Windows:
+    """Concatenate and split: row i is the tokens from i T on."""
+
+    def __init__(self, num_tokens: int, sequence_len: int):
+        self._num_inputs, self._sequence_len = max(num_tokens - 1, 0), sequence_len
+
+    def __len__(self) -> int:
+        return math.ceil(self._num_inputs / self._sequence_len)
+
+    def spans(self, row: int) -> list[tuple[int, int]]:
+        """Returns (start, stop) of the inputs in a row; targets are shifted by one token."""
+        start = row * self._sequence_len
+        return [(start, min(start + self._sequence_len, self._num_inputs))]
 
 
 class BestFit:
@@ -154,3 +178,26 @@ class _OpenRows:
         if not self._queues[space]:
             bisect.insort(self._ascending, space)
         return self._queues[space]
+
+
+class EpochRows:
+    """The rows of one epoch of a stream, with random access."""
+
+    def __init__(self, stream: TokenStream, length: int, packing: Literal["concat", "best_fit"]):
+        self.stream = stream
+        self.packing: Windows | BestFit = Windows(stream.num_tokens, length)
+        if packing == "best_fit":
+            self.packing = _cached_best_fit(stream, length)
+
+    def __len__(self) -> int:
+        return len(self.packing)
+
+    def read(self, row: int) -> list[np.ndarray]:
+        """Returns the tokens of each span of a row, with the token after it: its last target."""
+        return [self.stream.read(start, stop + 1) for start, stop in self.packing.spans(row)]
+
+
+@functools.lru_cache(maxsize=8)
+def _cached_best_fit(stream: TokenStream, sequence_len: int) -> BestFit:
+    """Returns the packing of a stream; cached, as the summary of a run needs it too."""
+    return BestFit(stream.starts, stream.num_tokens, sequence_len)

@@ -131,7 +131,6 @@ def fetch_files(url: str, cache_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def _workspace(cache_dir: Path, name: str) -> Iterator[Path]:
-    """Yields an empty folder for temporary files, to one process at a time; then removes it."""
     with locked(cache_dir, name):
         temporary = cache_dir / f"{name}.parts"
         shutil.rmtree(temporary, ignore_errors=True)  # files of a killed process

@@ -108,7 +108,6 @@ class StepRange:
         )
 
     def _steps_to(self, row: int) -> int:
-        """Returns how many steps of the run come before a row, if no row is skipped."""
         return self.first_step + (row - self.first_row) // self.batch_size
 
     def changes_from(self, old: "StepRange") -> dict[str, tuple[Any, Any]]:
@@ -135,7 +134,6 @@ def step_range(config: DataConfig, *, batch_size: int, seed: int, first_step: in
 
 
 def steps_from(config: RunConfig, step: int = 0) -> StepRange:
-    """Returns the range of a run that begins a sequence after so many steps."""
     train = config.train
     return step_range(config.data, batch_size=train.batch_size, seed=train.seed, first_step=step)
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from data.batch_report import document_name
 from data.block_reader import read_file
+from data.packing import EpochRows
 from data.prepare.text.corpus import Split
-from data.rows import EpochRows
 from data.token_store import TokenStore, TokenStream
 
 MAX_COUNTED_TOKENS = 16 * 2**20

@@ -157,7 +157,6 @@ class TokenStore:
         return json.loads(read_file(self.folder / REPORT))
 
     def check_format(self) -> None:
-        """Raises SettingsError unless it has the current format, which a new run needs."""
         version, made_with = self.manifest["format_version"], self.manifest["made_with"]
         defaults = {**json.loads(json.dumps(asdict(PrepareConfig()))), "validation_fraction": 0.1}
         arguments: list[str] = []
@@ -227,7 +226,6 @@ def open_store(
 
 
 def stored_tokenizer(folder: Path) -> Tokenizer:
-    """Returns the tokenizer of a prepared folder; raises as `open_store`, or SettingsError."""
     require(
         is_prepared_folder(folder),
         f"data.tokenizer={folder} must be a .model, a tokenizer.json or a prepared folder, but has "
@@ -242,12 +240,10 @@ def stored_tokenizer(folder: Path) -> Tokenizer:
 
 
 def is_prepared_folder(folder: Path) -> bool:
-    """Returns whether a folder is prepared; raises Unavailable if it cannot be read now."""
     return with_retries((folder / MANIFEST).is_file, f"{folder / MANIFEST} cannot be read")
 
 
 def is_of_earlier_format(folder: Path) -> bool:
-    """Returns whether a folder has an earlier format (or a damaged manifest)."""
     if not is_prepared_folder(folder):
         return False
     try:

@@ -37,7 +37,6 @@ class BatchMaker:
     """Makes batches: a pure function of the tokens of rows and their RNG keys."""
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
-        """Prepares the objectives."""
         self._config, self._separator = config, tokenizer.separator
         kinds = config.objectives()
         missing = [name for name in config.special_groups if name not in config.special_tokens]

@@ -38,7 +38,6 @@ def causal_batch(
 
 
 def causal(spans: Iterable[DocumentSpan], separator: int) -> Iterator[Segment]:
-    """Yields each span unchanged, its separator first."""
     for span in spans:
         sequence = with_boundaries(span, separator)
         if len(sequence) > 1:

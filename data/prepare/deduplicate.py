@@ -67,7 +67,6 @@ def drop_duplicates(
 
 
 def _num_bytes_needed(num_documents: int, config: PrepareConfig) -> int:
-    """Returns the most bytes that `find_duplicates` needs on disk."""
     num_bands, _ = bands_and_rows(config.duplicate_similarity)
     entries = max(24, 16 * num_bands if "near_duplicates" in config.clean else 0)
     return num_documents * (entries + 8) + _SPARE_BYTES

@@ -112,7 +112,6 @@ class _ScannedDocuments:
         self._left = 0  # characters or tokens still missing in the digest of the last document
 
     def add(self, document: Document) -> None:
-        """Adds the next document, or the next chunk of one."""
         if document.begins or not self._content:
             key = str(self._plan.config.validation_seed).encode()
             self._digest = hashlib.blake2b(digest_size=8, key=key)

@@ -129,7 +129,6 @@ def _boundaries(plan: Plan, scans: Sequence[dict[str, Any]]) -> list[_Boundary]:
 def _documents(
     plan: Plan, boundaries: Sequence[_Boundary]
 ) -> Iterator[tuple[np.ndarray, _Documents]]:
-    """Yields the records of each task and the documents that begin in it."""
     for task, boundary in enumerate(boundaries):
         rows = _rows(plan, task)
         first = np.flatnonzero(_begins(rows, boundary))

@@ -38,7 +38,6 @@ class WorkFolder:
         write_json(path, content)
 
     def _clear(self) -> None:
-        """Removes the files of a preparation with other settings or another text, no others."""
         require(
             self.folder.is_dir() or not self.folder.exists(),
             f"--out={self.folder} must be a new folder, but is a file",

@@ -33,7 +33,6 @@ _TEST_TEXTS = (
 
 
 def find_tokenizer_file(folder: Path) -> Path | None:
-    """Returns the tokenizer file of a folder, None if it has none that can be read."""
     return next((folder / name for name in _FILES if (folder / name).is_file()), None)
 
 
@@ -165,7 +164,6 @@ def _from_sentencepiece(tokenizer: Tokenizer) -> Any:
 
 
 def _merges(pieces: list[tuple[str, float]], vocab: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Returns the pairs of tokens that merge into a piece, in order of the piece's score."""
     merges = []
     for piece, score in pieces:
         pairs = [

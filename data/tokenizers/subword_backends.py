@@ -44,7 +44,6 @@ class SentencePieceModel:
         self._is_plain_ascii = not any(map(str.isascii, self._in_bytes))
 
     def id_of(self, piece: str) -> int | None:
-        """Returns the id of a piece, None if there is no such piece."""
         # The library returns the unknown id for any other string.
         piece_id = self._processor.piece_to_id(piece)
         return piece_id if self._processor.id_to_piece(piece_id) == piece else None

@@ -73,7 +73,6 @@ class SubwordTokenizer:
         return bool(self._reserved[ids].any())
 
     def _spelled_out(self, ids: np.ndarray) -> np.ndarray:
-        """Returns ids in which the characters of each reserved piece replace it."""
         parts = [self._characters(i) if self._reserved[i] else [i] for i in ids.tolist()]
         return np.array([i for part in parts for i in part], np.int32)
 
@@ -104,7 +103,6 @@ class SubwordTokenizer:
 def open_subword_tokenizer(
     model: SubwordModel, content: bytes, config: PrepareConfig
 ) -> SubwordTokenizer:
-    """Returns the tokenizer of a model, with the separator and special tokens of a config."""
     special = {}
     if config.separator_token is not None:
         chosen = model.id_of(config.separator_token)

@@ -205,7 +205,6 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 
 
 def content_digest(kind: str, content: bytes, special: Mapping[str, int]) -> str:
-    """Returns the digest of the tokenizer that `load_tokenizer` makes from these."""
     digest = hashlib.sha256(kind.encode() + b"\0" + content).hexdigest()
     if special:
         digest += json.dumps(dict(special), sort_keys=True)

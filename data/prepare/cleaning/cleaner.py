@@ -64,7 +64,6 @@ class Cleaner:
         self.report = [_empty_report(name) for name in names]
 
     def with_empty_report(self) -> "Cleaner":
-        """Returns a cleaner with the same steps and an empty report; creating it costs nothing."""
         other = copy.copy(self)
         other.report = [_empty_report(report["step"]) for report in self.report]
         return other

@@ -75,7 +75,6 @@ class Corpus:
         return total.hexdigest()
 
     def document_name(self, file: int, number: int) -> str:
-        """Returns the name of a document: its file, with its line or row from 1 if it has one."""
         name, kind = self.files[file].name, self.files[file].kind
         return topic_names()[number] if kind == "topics" else record_name(name, kind, number)
 

@@ -23,7 +23,6 @@ def _open_text(reading: RangeReading) -> IO[str]:
 
 
 def read_json(reading: RangeReading) -> Iterator[TextRecord]:
-    """Yields the text of each element of an array: a record, or the text as a string."""
     config = reading.config
     with _open_text(reading) as stream:
         for number, record in enumerate(_elements(stream)):

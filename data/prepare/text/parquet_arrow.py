@@ -13,7 +13,6 @@ _TABLE_ROWS = 64  # rows may be whole books
 
 
 def read_table(reading: RangeReading) -> Iterator[TextRecord]:
-    """Yields the text, or the token ids, of each row of a Parquet or Arrow file."""
     import pyarrow
 
     number = 0
@@ -44,7 +43,6 @@ def _ids_of(values: Any, number: int) -> np.ndarray:
 
 
 def has_token_rows(file: SourceFile, config: PrepareConfig) -> bool:
-    """Returns whether data.text_field is a column of lists of integers."""
     import pyarrow
 
     try:
@@ -111,7 +109,6 @@ def _open_arrow(path: str) -> tuple[Any, Iterator[Any]]:
 
 
 def read_arrayrecord(reading: RangeReading) -> Iterator[TextRecord]:
-    """Yields the records of an ArrayRecord file as UTF-8 text."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:

@@ -112,7 +112,6 @@ def before_wildcard(pattern: str) -> str:
 
 
 def record_name(name: str, kind: Kind, number: int) -> str:
-    """Returns a file's name, with the line or row from 1 where the file has many."""
     return name if kind in ("text", "python") else f"{name}:{number + 1}"
 
 
@@ -182,7 +181,6 @@ def _files_below(given: str, root: Path) -> list[Path]:
 
 
 def _saved_dataset(given: str, root: Path) -> list[Path]:
-    """Returns the files of a saved dataset, without caches or files of an earlier save."""
     state = root / "state.json"
     try:
         paths = sorted(

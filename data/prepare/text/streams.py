@@ -91,5 +91,4 @@ def utf8(text: str) -> bytes:
 
 
 def utf8_len(text: str) -> int:
-    """Returns the number of bytes of a text in UTF-8; fast for ASCII."""
     return len(text) if text.isascii() else len(utf8(text))

@@ -51,7 +51,6 @@ class ReadReport:
         return not self.skip or len(self.examples) < NUM_EXAMPLES
 
     def count_skipped(self, file: SourceFile, location: str, what: str) -> None:
-        """Counts a skipped record, whatever data.bad_records is."""
         self.counts[file.name] = self.counts.get(file.name, 0) + 1
         if len(self.examples) < NUM_EXAMPLES:
             self.examples.append(f"{file.name}{location} {what}")
@@ -72,7 +71,6 @@ class RangeReading:
 
     @property
     def field_names(self) -> list[str]:
-        """The fields that make a text, in order."""
         parts = _template(self.config.text_field, self.config.text_template)
         return list(dict.fromkeys(name for _, name in parts if name is not None))
 

@@ -99,7 +99,6 @@ def read_tokens(reading: RangeReading) -> Iterator[TextRecord]:
 
 
 def open_tokens(path: Path, dtype: str | None) -> np.ndarray:
-    """Returns an array of token ids, one axis, memory-mapped."""
     if dtype is None:
         ids = np.lib.format.open_memmap(path, mode="r")  # np.load would unpickle and unzip as well
     else:
