@@ -13,15 +13,17 @@ from data.tokenizers.tokenizer import Tokenizer
 _CHUNK_CHARACTERS = 128 * 1024  # a longer text is encoded in chunks, cut between words
 _BATCH_CHARACTERS = 256 * 1024
 
+_Chunk = tuple[ShardWriter, tuple[int, int] | None, str]
+"""The shard of a chunk, the (file, number) of a document that begins with it, and its text."""
+
 
 class Encoder:
     """Encodes documents in batches and passes them to the writers of their splits."""
 
     def __init__(self, tokenizer: Tokenizer, writers: dict[Split, ShardWriter]):
         self._tokenizer, self._writers = tokenizer, writers
-        self._pending: list[tuple[ShardWriter, tuple[int, int] | None, str]] = []
-        # The end of the last text, which the next chunk may continue.
-        self._last: tuple[ShardWriter, tuple[int, int] | None, str] | None = None
+        self._pending: list[_Chunk] = []
+        self._last: _Chunk | None = None  # the end of the last text, which the next may continue
         self._num_characters = 0
 
     def add(self, document: Document, file: int, number: int) -> None:
@@ -57,7 +59,7 @@ class Encoder:
                 self._add_chunk(self._last)
             self._last, begins = (writer, begins, chunk), None
 
-    def _add_chunk(self, chunk: tuple[ShardWriter, tuple[int, int] | None, str]) -> None:
+    def _add_chunk(self, chunk: _Chunk) -> None:
         self._pending.append(chunk)
         self._num_characters += len(chunk[-1])
         if self._num_characters >= _BATCH_CHARACTERS:

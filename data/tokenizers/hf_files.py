@@ -84,12 +84,14 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> bytes | None:
     None if there is none: it is tested on a few texts, and on all characters of an alphabet.
     """
     given = tokenizer.content() if tokenizer.kind == "huggingface" else None
-    exported = {
-        "bytes": _from_bytes,
-        "characters": _from_characters,
-        "sentencepiece": _from_sentencepiece,
-        "huggingface": lambda it: tokenizers.Tokenizer.from_str(it.content().decode()),
-    }[tokenizer.kind](tokenizer)
+    if tokenizer.kind == "bytes":
+        exported = _from_bytes()
+    elif isinstance(tokenizer, CharacterTokenizer):
+        exported = _from_characters(tokenizer.alphabet)
+    elif tokenizer.kind == "sentencepiece":
+        exported = _from_sentencepiece(tokenizer)
+    else:
+        exported = tokenizers.Tokenizer.from_str(tokenizer.content().decode())
     if exported is None:
         return None
     names = {token_id: name for name, token_id in tokenizer.special.items() if name != "separator"}
@@ -113,8 +115,7 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> bytes | None:
     return exported.to_str().encode()
 
 
-def _from_bytes(tokenizer: Tokenizer) -> Any:
-    del tokenizer
+def _from_bytes() -> Any:
     vocab = {character: byte for byte, character in enumerate(bytes_to_unicode())}
     exported = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     exported.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -122,9 +123,8 @@ def _from_bytes(tokenizer: Tokenizer) -> Any:
     return exported
 
 
-def _from_characters(tokenizer: Tokenizer) -> Any:
-    assert isinstance(tokenizer, CharacterTokenizer)
-    vocab = {character: i for i, character in enumerate(tokenizer.alphabet)}
+def _from_characters(alphabet: str) -> Any:
+    vocab = {character: i for i, character in enumerate(alphabet)}
     model = models.WordLevel(vocab=vocab, unk_token=None)  # pyright: ignore[reportArgumentType]
     exported = tokenizers.Tokenizer(model)
     exported.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
