@@ -141,7 +141,7 @@ def _best_fit(length_C: np.ndarray, sequence_len: int) -> np.ndarray:
             row_C[done : done + num_placed] = rows[np.arange(num_placed) // each]
             open_rows.put(rows[:num_full], space - each * length)
             open_rows.put(rows[num_full:num_used], space - extra * length)
-            open_rows.put_back(rows[num_used:], space)
+            open_rows.put(rows[num_used:], space, is_first=True)
             done += num_placed
             num_left -= num_placed
     return row_C
@@ -165,19 +165,13 @@ class _OpenRows:
             del self._ascending[index]
         return space, rows
 
-    def put(self, rows: np.ndarray, space: int) -> None:
+    def put(self, rows: np.ndarray, space: int, *, is_first: bool = False) -> None:
+        """Adds rows with this space, to be taken last, or first."""
         if len(rows) and space:
-            self._queue(space).append(rows)
-
-    def put_back(self, rows: np.ndarray, space: int) -> None:
-        """Returns unused rows that were taken, to be taken first."""
-        if len(rows) and space:
-            self._queue(space).appendleft(rows)
-
-    def _queue(self, space: int) -> deque[np.ndarray]:
-        if not self._queues[space]:
-            bisect.insort(self._ascending, space)
-        return self._queues[space]
+            queue = self._queues[space]
+            if not queue:
+                bisect.insort(self._ascending, space)
+            (queue.appendleft if is_first else queue.append)(rows)
 
 
 class EpochRows:

@@ -15,6 +15,8 @@ from data.objectives.pack_segments import BatchShape, DocumentSpan, Segment, doc
 from data.objectives.span_corruption import UL2, Denoiser, corrupt, lengths
 from data.tokenizers.tokenizer import Tokenizer
 
+_TOKEN_OF_GROUP = {"masked": "[MASK]", "span": "<extra_id_99>", "infill": "<|fim_middle|>"}
+
 
 class RowTokens(NamedTuple):
     """The tokens of a row, before the objective is applied."""
@@ -40,7 +42,7 @@ class BatchMaker:
         self._config, self._separator = config, tokenizer.separator
         kinds = config.objectives()
         missing = [name for name in config.special_groups if name not in config.special_tokens]
-        missing = [name for name in missing if not _has(tokenizer, name)]
+        missing = [name for name in missing if _TOKEN_OF_GROUP[name] not in tokenizer.special]
         require(
             not missing,
             f"data.special_tokens={' '.join(config.special_tokens) or None} must name "
@@ -174,11 +176,6 @@ def denoisers_of(config: DataConfig, name: str) -> tuple[Denoiser, ...]:
 def _most_changed(config: DataConfig, name: str) -> int:
     """Returns how many document spans of a row may get three tokens longer."""
     return max(config.sequence_len // (256 if name == "infill" else 128), 1)
-
-
-def _has(tokenizer: Tokenizer, group: str) -> bool:
-    token = {"masked": "[MASK]", "span": "<extra_id_99>", "infill": "<|fim_middle|>"}[group]
-    return token in tokenizer.special
 
 
 def _masking(config: DataConfig, tokenizer: Tokenizer) -> Masking:

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from data.prepare.documents import Document
 from data.prepare.shards import ShardWriter
 from data.prepare.text.corpus import Split
@@ -37,10 +35,12 @@ class Encoder:
         for split, side, begins in sides:
             writer = self._writers[split]
             if document.ids is not None:
-                self._add_ids(writer, document.ids[side], begins, file, number + (side.start or 0))
-                continue
-            text = document.text[side]
-            if text:
+                if begins:
+                    writer.begin(file, number + (side.start or 0))
+                ids = document.ids[side]
+                text = self._tokenizer.decode(ids)
+                writer.add(ids, num_characters=len(text), num_bytes=utf8_len(text))
+            elif text := document.text[side]:
                 self._add_text(writer, (file, number) if begins else None, text)
 
     def flush(self) -> None:
@@ -77,14 +77,6 @@ class Encoder:
             ids = next(first_ids if begins else later_ids)
             writer.add(ids, num_characters=len(text), num_bytes=utf8_len(text))
         self._pending, self._num_characters = [], 0
-
-    def _add_ids(
-        self, writer: ShardWriter, ids: np.ndarray, begins: bool, file: int, number: int
-    ) -> None:
-        if begins:
-            writer.begin(file, number)
-        text = self._tokenizer.decode(ids)
-        writer.add(ids, num_characters=len(text), num_bytes=utf8_len(text))
 
 
 def _chunks(text: str) -> Iterator[str]:

@@ -84,6 +84,7 @@ def to_tokenizer_json(tokenizer: Tokenizer) -> bytes | None:
     None if there is none: it is tested on a few texts, and on all characters of an alphabet.
     """
     given = tokenizer.content() if tokenizer.kind == "huggingface" else None
+    exported: Any
     if tokenizer.kind == "bytes":
         exported = _from_bytes()
     elif isinstance(tokenizer, CharacterTokenizer):

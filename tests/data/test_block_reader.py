@@ -158,6 +158,7 @@ def test_each_file_is_checked_by_one_of_the_processes(store):
 @pytest.fixture
 def no_file_opens() -> Iterator[Callable[[], None]]:
     """From now on this process cannot open a file, until it calls what this gives."""
+    data.block_reader._open.cache_clear()  # a failure closes what is open, which frees numbers
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.open(os.devnull, os.O_RDONLY)
     os.close(lowest_free)
