@@ -39,7 +39,6 @@ class ByteCounter:
         self.total = 0
 
     def add(self, num_bytes: int) -> None:
-        """Adds bytes; thread-safe."""
         with self._lock:
             self.total += num_bytes
 
@@ -87,7 +86,6 @@ def with_retries(work: Callable[[], Result], what: str) -> Result:
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Returns the entry of a file in a manifest."""
     return {"file": path.name, "sha256": digest_file(path), "size": path.stat().st_size}
 
 
@@ -104,9 +102,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     A reader, or a restart after a kill, sees the complete file or none. A killed process leaves
     PATH.tmp-PID behind.
-
-    Raises:
-        SettingsError: the disk is full.
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
@@ -120,7 +115,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -133,7 +127,6 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Writes an array as .npy atomically."""
     content = io.BytesIO()
     np.save(content, array)
     with atomic_write(path) as temporary:
@@ -173,7 +166,6 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def lock_error(path: Path, error: OSError) -> SettingsError:
-    """Returns the error for a file system without locks (NO_LOCKS)."""
     return SettingsError(
         f"{path} cannot be locked ({error.strerror}), so two processes could write to "
         f"{path.parent} at once: mount its file system with locks (Lustre with -o flock, NFS with "
@@ -183,11 +175,7 @@ def lock_error(path: Path, error: OSError) -> SettingsError:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
-    """Holds FOLDER/NAME.lock; other processes of this machine wait for it.
-
-    Raises:
-        SettingsError: the file system has no locks.
-    """
+    """Holds FOLDER/NAME.lock; other processes of this machine wait for it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.lock"
     with path.open("w") as file:

@@ -44,8 +44,6 @@ class Batch(NamedTuple, Generic[Array]):
     encoder: EncoderInputs[Array] | None = None
 
     def map(self, function: Callable[[Array], Other]) -> "Batch[Other]":
-        """Returns the batch with a function applied to each array that is not None."""
-
         def apply(array: Any) -> Any:
             if isinstance(array, EncoderInputs):
                 return EncoderInputs(*map(function, array))

@@ -12,8 +12,8 @@ from configs.require import require
 from data.batch import Batch
 from data.batches import TrainRows, batch_digest
 from data.mixture import Data
+from data.packing import EpochRows
 from data.prepare.text.source_files import record_name
-from data.rows import EpochRows
 from data.step_ranges import StepRange
 from data.token_store import TokenStore, TokenStream
 from data.tokenizers.special_tokens import END_OF_TEXT
@@ -24,51 +24,35 @@ from data.tokenizers.tokenizer import Tokenizer
 class SpanReport:
     """Consecutive tokens of one document within a row."""
 
-    name: str
-    """File of the document, with its line or row from 1 if the file has many."""
-    document: int
-    """Number of the document in its split, from 0."""
-    start: int
-    """Tokens of the document before the span, its separator not counted."""
+    name: str  # as `document_name` returns it
+    document: int  # its number in its split, from 0
+    start: int  # tokens of the document before the span, its separator not counted
     stop: int
-    """Tokens of the document up to the end of the span."""
-    begins: bool
-    """Whether the document begins here, so that its separator precedes the tokens."""
-    num_tokens: int
-    """Tokens of the span in the row, with the separator."""
-    text: str
-    """Decoded; a character that the edge of a row cuts in two is U+FFFD."""
+    begins: bool  # whether the document begins here, so that its separator precedes the tokens
+    num_tokens: int  # of the span in the row, with the separator
+    text: str  # decoded; a character that the edge of a row cuts in two is U+FFFD
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentReport:
     """Inputs and targets of a segment of a row, special tokens by name."""
 
-    inputs: str
-    """Of a model with an encoder, the inputs of the encoder."""
-    targets: str
-    """The targets that count in the loss; "..." separates those that are not adjacent."""
-    is_next: bool | None
-    """Whether the second text follows the first; None without next-sentence prediction."""
+    inputs: str  # of a model with an encoder, those of the encoder
+    targets: str  # those that count in the loss; "..." separates those that are not adjacent
+    is_next: bool | None  # whether the second text follows the first; None without such pairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowReport:
     """A row of a batch."""
 
-    index: int
-    """Row of the batch, from 0."""
+    index: int  # row of the batch, from 0
     source: str
-    epoch: int
-    """Completed passes over the source before this one."""
-    row: int
-    """Row of the epoch, in the order of the packing."""
-    num_rows: int
-    """Rows in an epoch of the source."""
-    num_padding: int
-    """Positions of the row that hold no token."""
-    sha256: str
-    """Digest of the row in all arrays of the batch."""
+    epoch: int  # completed passes over the source before this one
+    row: int  # row of the epoch, in the order of the packing
+    num_rows: int  # rows in an epoch of the source
+    num_padding: int  # positions of the row that hold no token
+    sha256: str  # of the row in all arrays of the batch
     spans: tuple[SpanReport, ...]
     """What was read, in order. For the causal objective these are the inputs; the last target is
     the next token of the stream, or a separator."""
@@ -90,20 +74,14 @@ class RowReport:
 class StepReport:
     """The batch of a step."""
 
-    step: int
-    """From 1, as in metrics.jsonl."""
-    first_row: int
-    """Index of its first row in the sequence of rows, counting skipped rows."""
+    step: int  # from 1, as in metrics.jsonl
+    first_row: int  # index of its first row in the sequence of rows, counting skipped rows
     batch_sha256: str
-    num_rows: int
-    """Rows in the whole batch."""
+    num_rows: int  # in the whole batch
     sequence_len: int
-    """Tokens in a row."""
-    rows: tuple[RowReport, ...]
-    """The requested ones."""
+    rows: tuple[RowReport, ...]  # the requested ones
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the report as JSON, under the keys of `./tessera inspect --json`."""
         return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
 
 
@@ -117,14 +95,8 @@ def report_step(
 ) -> StepReport:
     """Returns the report of the batch of a step; any step costs the same.
 
-    Args:
-        steps: the range of steps that it belongs to.
-        step: from 1.
-        rows: rows of the batch to report; None reports all.
-
     Raises:
         SettingsError: the batch has no such row.
-        IntegrityError: a shard does not match the manifest.
     """
     batch_size, config = steps.batch_size, steps.data_config(config)
     wanted = range(batch_size) if rows is None else rows
@@ -173,7 +145,6 @@ def _report_row(
 
 
 def segment_reports(row: Batch[np.ndarray], tokenizer: Tokenizer) -> Iterator[SegmentReport]:
-    """Yields the report of each segment of a batch of one row."""
     for segment in range(1, int(row.segments_BT.max()) + 1):
         here = row.segments_BT[0] == segment
         inputs = row.tokens_BT[0][here]
@@ -191,7 +162,6 @@ def segment_reports(row: Batch[np.ndarray], tokenizer: Tokenizer) -> Iterator[Se
 
 
 def text_of(ids: np.ndarray, tokenizer: Tokenizer) -> str:
-    """Returns the text of tokens, special tokens by name."""
     names = {i: name for name, i in tokenizer.special.items()}
     names.setdefault(tokenizer.separator, END_OF_TEXT[0])
     return "".join(
@@ -201,7 +171,6 @@ def text_of(ids: np.ndarray, tokenizer: Tokenizer) -> str:
 
 
 def span_reports(rows: EpochRows, store: TokenStore, row: int) -> list[SpanReport]:
-    """Returns the reports of the document spans of a row."""
     starts = rows.stream.starts
     reports = []
     for start, stop in rows.packing.spans(row):
@@ -227,6 +196,5 @@ def _report_span(stream: TokenStream, store: TokenStore, begin: int, end: int) -
 
 
 def document_name(store: TokenStore, file: int, number: int) -> str:
-    """Returns the file of a document, with its line or row from 1 if the file has many."""
     entry = store.files[file]
     return record_name(entry["name"], entry["kind"], number)

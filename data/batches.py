@@ -17,7 +17,7 @@ from configs.data import DataConfig
 from data.batch import Batch
 from data.mixture import ENDLESS, Data, MixtureSchedule
 from data.objectives.batch_maker import BatchMaker, RowTokens, stream_len
-from data.rows import EpochRows, Windows
+from data.packing import EpochRows, Windows
 from data.step_ranges import StepRange
 from data.token_store import TokenStream
 from data.tokenizers.tokenizer import Tokenizer
@@ -71,7 +71,6 @@ class TrainRows:
         )
 
     def read(self, index: int) -> RowTokens:
-        """Returns the tokens of the row at an index of the sequence."""
         key = (self._seed, index)
         others = ()
         if self.batch_maker.needs_other_row:
@@ -83,7 +82,6 @@ class TrainRows:
         return cast(list[np.ndarray], self._sequence[index])
 
     def address(self, index: int) -> RowAddress:
-        """Returns where the row at an index comes from."""
         source, nth = self.schedule[index]
         return RowAddress(source, nth // len(self.rows[source]), int(self._orders[source][nth]))
 
@@ -123,7 +121,6 @@ class Continuation(NamedTuple):
     """Approximate number of unread tokens of the epochs that end early."""
 
     def message(self) -> str:
-        """Returns a line about the changed settings and their effect."""
         steps = self.ranges[-1]
         what = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in self.changed.items())
         if steps.first_row:
@@ -171,12 +168,10 @@ def continue_ranges(
 
 
 def is_one_sequence(one: StepRange, other: StepRange, config: DataConfig) -> bool:
-    """Returns whether two ranges number the same rows in the same way."""
     return one.taken == other.taken and _sequence(one, config) == _sequence(other, config)
 
 
 def _sequence(steps: StepRange, config: DataConfig) -> tuple:
-    """Returns the settings that decide the rows of the sources and their order."""
     own = steps.data_config(config)
     return steps.seed, stream_len(own), own.packing
 
@@ -229,7 +224,6 @@ def validation_batches(
 
 
 def num_validation_rows(stream: TokenStream, config: DataConfig, max_tokens: int | None) -> int:
-    """Returns how many rows of a split are evaluated."""
     length = stream_len(config)
     num_rows = len(Windows(stream.num_tokens, length))
     return num_rows if max_tokens is None else min(num_rows, max(max_tokens // length, 1))

@@ -4,8 +4,7 @@ A failed read is damage only if the file is absent or differs from its manifest.
 retried, whatever its message.
 """
 
-import threading
-from collections import OrderedDict, deque
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,33 +13,21 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from configs.errors import IntegrityError
 from data.atomic_files import ABSENT, BYTES_MOVED, digest_file, with_retries
+from data.prepare.shards import BLOCK_LEN
 
-_MAX_READERS = 64
-"""Most open shards, with a file handle each; a shuffle reads all shards."""
-_MAX_BYTES = 2**30
-"""Most bytes of cached blocks, over all shards."""
+_MAX_READERS = 64  # open shards, with a file handle each; a shuffle reads all shards
+_MAX_BLOCKS = 2**30 // (4 * BLOCK_LEN)  # cached blocks of all shards: 1 GiB at most
 _OPTIONS = "readahead_buffer_size:0"  # blocks are read in any order
 _BUFFER_BYTES = 2**15
 
-_lock = threading.Lock()  # of the state that all shards of this process share
-_readers: "OrderedDict[ShardReader, ArrayRecordReader]" = OrderedDict()
-_cached: deque[tuple[dict[int, np.ndarray], int, int]] = deque()
-_num_cached_bytes = 0
-
 
 class ShardReader:
-    """Reads the blocks of an ArrayRecord file, opened on first use; thread-safe.
-
-    Args:
-        entry: of the file in the manifest.
-        block_len: tokens in a block; only the last may have fewer.
-    """
+    """Reads the blocks of an ArrayRecord file, opened on first use; thread-safe."""
 
     def __init__(self, folder: Path, entry: dict[str, Any], block_len: int, dtype: np.dtype):
         self.path = folder / entry["file"]
         self.num_blocks = -(-entry["tokens"] // block_len)
         self._entry, self._block_len, self._dtype = entry, block_len, dtype
-        self._blocks: dict[int, np.ndarray] = {}
 
     def block(self, number: int) -> np.ndarray:
         """Returns the tokens of a block, read-only.
@@ -49,67 +36,41 @@ class ShardReader:
             IntegrityError: the file does not match the manifest.
             Unavailable: the file cannot be read now.
         """
-        ids = self._blocks.get(number)
-        if ids is None:
-            ids = with_retries(lambda: self._read(number), f"{self.path} cannot be read")
-            _cache(self._blocks, number, ids)
-        return ids
+        return _block(self, number)
 
-    def _read(self, number: int) -> np.ndarray:
+    def read(self, number: int) -> np.ndarray:
+        """Returns a block without the cache; raises OSError if a retry may help."""
         try:
-            (content,) = self._reader().read([number])
+            (content,) = _open(self).read([number])
         except (RuntimeError, OSError) as error:
-            with _lock:
-                _readers.pop(self, None)  # it would fail forever
+            _open.cache_clear()  # a reader that failed would fail forever
             check_file(self.path, self._entry)
             raise OSError(" ".join(str(error).split())) from None
         BYTES_MOVED.add(len(content))
         num_tokens = min(self._block_len, self._entry["tokens"] - number * self._block_len)
-        if len(content) != num_tokens * self._dtype.itemsize:
-            num_found = len(content) / self._dtype.itemsize
-            raise damaged(
-                self.path,
-                f"has changed since it was written: block {number} has {num_found:g} tokens, the "
-                f"manifest says {num_tokens}",
-            )
+        num_found = len(content) / self._dtype.itemsize
+        if num_found != num_tokens:
+            problem = f"block {number} has {num_found:g} tokens, the manifest says {num_tokens}"
+            raise damaged(self.path, f"has changed since it was written: {problem}")
         return np.frombuffer(content, self._dtype)
 
-    def _reader(self) -> ArrayRecordReader:
-        """Returns the open file; an evicted one closes after its last use."""
-        with _lock:
-            reader = _readers.get(self)
-        if reader is None:
-            reader = ArrayRecordReader(
-                str(self.path), options=_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES
-            )
-            if not reader.ok():
-                reader.read([0])  # raises the error that opening did not
-            if reader.num_records() != self.num_blocks:
-                raise damaged(
-                    self.path,
-                    f"has {reader.num_records()} blocks, the manifest says {self.num_blocks}",
-                )
-        with _lock:
-            reader = _readers.setdefault(self, reader)
-            _readers.move_to_end(self)
-            closing = _readers.popitem(last=False) if len(_readers) > _MAX_READERS else None
-        del closing  # outside the lock, as closing takes a while
-        return reader
+
+@functools.lru_cache(_MAX_BLOCKS)
+def _block(shard: ShardReader, number: int) -> np.ndarray:
+    return with_retries(lambda: shard.read(number), f"{shard.path} cannot be read")
 
 
-def _cache(blocks: dict[int, np.ndarray], number: int, ids: np.ndarray) -> None:
-    """Caches a block, and evicts the oldest blocks above _MAX_BYTES."""
-    global _num_cached_bytes
-    with _lock:
-        if number in blocks:  # another thread has read it meanwhile
-            return
-        blocks[number] = ids
-        _cached.append((blocks, number, ids.nbytes))
-        _num_cached_bytes += ids.nbytes
-        while _num_cached_bytes > _MAX_BYTES:
-            others, oldest, num_bytes = _cached.popleft()
-            del others[oldest]
-            _num_cached_bytes -= num_bytes
+@functools.lru_cache(_MAX_READERS)
+def _open(shard: ShardReader) -> ArrayRecordReader:
+    """Returns the open file; an evicted one closes after its last use."""
+    reader = ArrayRecordReader(
+        str(shard.path), options=_OPTIONS, file_reader_buffer_size=_BUFFER_BYTES
+    )
+    if not reader.ok():
+        reader.read([0])  # raises the error that opening did not
+    if (found := reader.num_records()) != shard.num_blocks:
+        raise damaged(shard.path, f"has {found} blocks, the manifest says {shard.num_blocks}")
+    return reader
 
 
 def check_file(
@@ -133,12 +94,7 @@ def check_file(
 
 
 def read_file(path: Path) -> bytes:
-    """Returns the bytes of a file of a prepared folder.
-
-    Raises:
-        IntegrityError: the file is absent.
-        Unavailable: the file cannot be read now.
-    """
+    """Returns the bytes of a file; raises IntegrityError if it is absent, or Unavailable."""
     try:
         content = with_retries(path.read_bytes, f"{path} cannot be read")
     except ABSENT as error:

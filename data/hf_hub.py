@@ -15,7 +15,6 @@ _PREFIX = "hf:"
 
 
 def is_hub(path: str) -> bool:
-    """Returns whether a path is hf:OWNER/NAME or hf:OWNER/NAME:CONFIG."""
     return path.startswith(_PREFIX)
 
 

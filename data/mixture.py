@@ -25,21 +25,18 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """The training sources and validation sets of a run."""
+    """The training sources and validation sets of a run; all have one tokenizer."""
 
     sources: tuple[Source, ...]
-    """Training data; the validation split of each source is a validation set."""
+    """The validation split of each is a validation set, besides the further ones."""
     extra_validation: tuple[tuple[str, TokenStream], ...] = ()
-    """Further validation sets."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, the same for all."""
         return self.sources[0].store.tokenizer
 
     @property
     def is_mixture(self) -> bool:
-        """Whether there is more than one source."""
         return len(self.sources) > 1
 
     @property
@@ -52,7 +49,6 @@ class Data:
 
     @property
     def folders(self) -> dict[str, str]:
-        """{source name: absolute path of its folder}."""
         return {source.name: str(source.store.folder.absolute()) for source in self.sources}
 
     def validation_sets(self) -> dict[str, TokenStream]:
@@ -100,14 +96,9 @@ class MixtureSchedule(grain.transforms.DatasetSelectionMap):
         return ENDLESS
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        first, shares, counts = self._phase(index)
-        left = index - first
-        for source, share in enumerate(shares):
-            taken = left * share.numerator // share.denominator
-            if (left + 1) * share.numerator // share.denominator > taken:
-                return source, counts[source] + taken
-            left -= taken
-        raise AssertionError("the last share is 1, so it takes the rest")
+        before, after = self.counts(index), self.counts(index + 1)
+        source = next(i for i, count in enumerate(before) if after[i] > count)
+        return source, before[source]
 
     def counts(self, index: int) -> list[int]:
         """Returns how many rows of each source come before an index."""

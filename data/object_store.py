@@ -1,6 +1,7 @@
 """Reads and writes files in object stores (s3:// gs:// ...) or folders, through fsspec."""
 
 import contextlib
+import errno
 import glob
 import os
 import re
@@ -11,11 +12,10 @@ from typing import Any
 
 import fsspec
 
-from configs.errors import IntegrityError, SettingsError
+from configs.errors import IntegrityError, SettingsError, TesseraError, Unavailable
 from configs.require import require
 from configs.suggested_commands import pip_install
 from data.atomic_files import BYTES_MOVED, explain_full_disk, stays_inside
-from data.object_store_errors import explain_store_errors
 from data.prepare.text.source_files import before_wildcard
 
 _NUM_STREAMS = 4  # files at a time; s3fs also splits large files into parts
@@ -23,10 +23,67 @@ _COPIED_BYTES = 2**20
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 _VERSION_KEYS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")
 
+_TEMPORARY = {
+    *("ConnectionError", "TimeoutError", "HTTPClientError", "ClientConnectionError"),
+    *("ClientPayloadError", "IncompleteRead", "ResponseParserError", "TransportError"),
+}
+"""Classes of Python, botocore, aiohttp, requests and google.auth for network errors."""
+_TEMPORARY_STATUS = (408, 409, 429)
+"""And all from 500 on: HTTP statuses after which the same request may succeed later."""
+_TEMPORARY_ERRNO = {
+    *("EIO", "EREMOTEIO", "ESTALE", "EBUSY", "ENOMEM", "EMFILE", "ENFILE", "ENETDOWN"),
+    *("ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ENOTCONN"),
+}
+
 
 def is_remote(path: str) -> bool:
     """Returns whether a path is a URL, SCHEME://..., with a scheme other than file."""
     return re.match(r"(?!file:)[a-z][a-z0-9+.-]*://", path, re.IGNORECASE) is not None
+
+
+@contextlib.contextmanager
+def explain_store_errors(url: str, done: str) -> Iterator[None]:
+    """Turns errors of an object store into one line with the URL.
+
+    Raises:
+        SettingsError: the store does not have the file, or refuses the request.
+        Unavailable: the store does not respond; a retry may help.
+    """
+    try:
+        yield
+    except TesseraError:
+        raise
+    except Exception as error:  # each package of a store raises its own classes
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        way_out = "check the address, the credentials and the endpoint"
+        kind = Unavailable if _is_temporary(error) else SettingsError
+        raise kind(f"{url} cannot be {done}: {reason}; {way_out}") from error
+
+
+def _is_temporary(error: Exception) -> bool:
+    """Returns whether an error is of the network, a disk or a busy store, not of the request.
+
+    s3fs turns error codes of a store into Python errors, all unknown ones into EIO: so the HTTP
+    status decides, if there is one.
+    """
+    if _TEMPORARY.intersection(kind.__name__ for kind in type(error).__mro__):
+        return True
+    status = _http_status(error)
+    if status is not None:
+        return status >= 500 or status in _TEMPORARY_STATUS
+    number = error.errno if isinstance(error, OSError) else None
+    return errno.errorcode.get(number or 0) in _TEMPORARY_ERRNO
+
+
+def _http_status(error: BaseException) -> int | None:
+    for raised in (error, error.__cause__):
+        response = getattr(raised, "response", None)  # of botocore
+        if isinstance(response, dict):
+            return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        status = getattr(raised, "status", getattr(raised, "code", None))  # of aiohttp, of gcsfs
+        if isinstance(status, int):
+            return status
+    return None
 
 
 class ObjectStore:
@@ -51,31 +108,18 @@ class ObjectStore:
             raise SettingsError(f"{url} cannot be opened: {error}; {way_out}") from None
 
     def address(self, name: str) -> str:
-        """Returns the full URL of a file."""
         return self._fs.unstrip_protocol(f"{self._root}/{name}")
 
     def read(self, name: str) -> bytes:
-        """Returns the bytes of a file."""
         with explain_store_errors(self.address(name), "read"):
             return self._fs.cat_file(f"{self._root}/{name}")
 
     def read_if_exists(self, name: str) -> bytes | None:
-        """Returns the bytes of a file; None if it is absent."""
-        with (
-            explain_store_errors(self.address(name), "read"),
-            contextlib.suppress(FileNotFoundError),
-        ):
-            return self._fs.cat_file(f"{self._root}/{name}")
-        return None
+        return self._if_exists(self._fs.cat_file, name, "read")
 
     def info(self, name: str) -> dict[str, Any] | None:
-        """Returns the version of a file, its size and ETag; None if it is absent."""
-        with (
-            explain_store_errors(self.address(name), "read"),
-            contextlib.suppress(FileNotFoundError),
-        ):
-            info = self._fs.info(f"{self._root}/{name}")
-            return _version(info) if info["type"] == "file" else None
+        info = self._if_exists(self._fs.info, name, "read")
+        return _version(info) if info and info["type"] == "file" else None
 
     @contextlib.contextmanager
     def fetching(self, name: str, temporary: Path, path: Path) -> Iterator[Path]:
@@ -95,30 +139,25 @@ class ObjectStore:
             os.replace(copy, path)
 
     def names(self, below: str) -> list[str]:
-        """Returns the names of all files below a folder; none if it is absent."""
-        with (
-            explain_store_errors(self.address(below), "read"),
-            contextlib.suppress(FileNotFoundError),
-        ):
-            found = self._fs.find(f"{self._root}/{below}")
-            return sorted(path.removeprefix(f"{self._root}/") for path in found)
-        return []
+        found = self._if_exists(self._fs.find, below, "read") or []
+        return sorted(path.removeprefix(f"{self._root}/") for path in found)
 
     def remove(self, name: str) -> None:
-        """Removes a file, if it exists."""
-        with (
-            explain_store_errors(self.address(name), "removed"),
-            contextlib.suppress(FileNotFoundError),
-        ):
-            self._fs.rm_file(f"{self._root}/{name}")
+        self._if_exists(self._fs.rm_file, name, "removed")
+
+    def _if_exists(self, call: Callable[[str], Any], name: str, done: str) -> Any:
+        path = f"{self._root}/{name}"
+        with explain_store_errors(self.address(name), done):
+            try:
+                return call(path)
+            except FileNotFoundError:
+                return None
 
     def move(self, name: str, to: str) -> None:
-        """Renames a file."""
         with explain_store_errors(self.address(name), "moved"):
             self._fs.mv(f"{self._root}/{name}", f"{self._root}/{to}")
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a small file."""
         with self._writing(name) as target:
             self._fs.pipe_file(target, content)
             BYTES_MOVED.add(len(content))
@@ -135,7 +174,6 @@ class ObjectStore:
             os.replace(f"{path}.tmp", path)
 
     def put(self, name: str, path: Path) -> None:
-        """Copies a local file into the store."""
         with self._writing(name) as target:
             if self._is_local:
                 copy_counted(path, Path(target))
@@ -189,13 +227,11 @@ class TransferCallback(fsspec.Callback):
     _counted = 0
 
     def call(self, *args: Any, **kwargs: Any) -> None:
-        """Counts the change of `value`; fsspec calls it after each."""
         BYTES_MOVED.add(max(self.value - self._counted, 0))
         self._counted = self.value
 
 
 def copy_counted(source: Path, target: Path) -> None:
-    """Copies a local file and counts its bytes in BYTES_MOVED."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as read, target.open("wb", buffering=0) as written:
         while block := memoryview(read.read(_COPIED_BYTES)):

@@ -9,21 +9,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.data import STDLIB, DataConfig, PrepareConfig, named
+from configs.data import DataConfig, PrepareConfig, named
 from configs.require import require
 from data.atomic_files import locked
 from data.hf_hub import fetch_dataset, is_hub
 from data.mixture import Data, Source
 from data.object_store import is_remote
-from data.prepare.corpus_preparation import Preparation
+from data.prepare.corpus_preparation import Log, Preparation, prepare
 from data.prepare.engine import Workers
-from data.prepare.prepare_corpora import Log, prepare
-from data.prepare.text.corpus import open_corpus, open_overlap
+from data.prepare.text.corpus import open_corpus, open_overlap, require_path
 from data.prepare.work_folder import OnProgress, remove_work
 from data.remote_folders import fetch_files, fetch_folder, is_prepared
 from data.token_store import (
     FORMAT_VERSION,
     TokenStore,
+    TokenStream,
     is_prepared_folder,
     open_store,
     stored_tokenizer,
@@ -63,11 +63,7 @@ def open_data(
     """
     paths = named(config.mixture, "data.mixture")
     if not paths:
-        require(
-            config.path is not None,
-            "data.path=None must name a text: --data.path FILE_OR_DIR (.txt .jsonl .parquet, a "
-            f"folder of them, ...), or {STDLIB} for Python's standard library",
-        )
+        require_path(config.path)
         paths = {_stem(str(config.path)): str(config.path)}
     extra_validation = named(config.validation, "data.validation")
     for name in paths:
@@ -79,7 +75,8 @@ def open_data(
     plain = PrepareConfig(
         **{field.name: getattr(config, field.name) for field in dataclasses.fields(PrepareConfig)}
     )
-    plain = with_local_texts(plain, cache_dir)
+    local = tuple(local_path(path, cache_dir) for path in plain.decontaminate_from)
+    plain = dataclasses.replace(plain, decontaminate_from=local)
     fractions = dict.fromkeys(paths, config.validation_fraction) | dict.fromkeys(
         extra_validation, 1.0
     )
@@ -116,23 +113,19 @@ def open_data(
         )
     return Data(
         sources=tuple(Source(name, stores[name]) for name in paths),
-        extra_validation=tuple(
-            (
-                name,
-                stores[name].validation
-                if stores[name].validation.num_tokens
-                else stores[name].train,
-            )
-            for name in extra_validation
-        ),
+        extra_validation=tuple((name, _for_validation(stores[name])) for name in extra_validation),
     )
 
 
+def _for_validation(store: TokenStore) -> TokenStream:
+    return store.validation if store.validation.num_tokens else store.train
+
+
 def _ignored(config: PrepareConfig, store: TokenStore) -> str:
-    """Returns the given settings that differ from those the folder was prepared with."""
     made_with = store.manifest["made_with"]
-    given = json.loads(json.dumps(dataclasses.asdict(config)))
-    defaults = json.loads(json.dumps(dataclasses.asdict(PrepareConfig())))
+    given, defaults = (
+        json.loads(json.dumps(dataclasses.asdict(each))) for each in (config, PrepareConfig())
+    )
     return ", ".join(
         f"data.{name}={value} (made with {made_with.get(name)})"
         for name, value in given.items()
@@ -145,7 +138,6 @@ def _stem(path: str) -> str:
 
 
 def local_path(path: str, cache_dir: Path) -> str:
-    """Returns the path itself, or the local copy of a remote path or hub data set."""
     if is_hub(path):
         return str(fetch_dataset(path, cache_dir))
     if is_remote(path):
@@ -153,19 +145,8 @@ def local_path(path: str, cache_dir: Path) -> str:
     return path
 
 
-def with_local_texts(config: PrepareConfig, cache_dir: Path) -> PrepareConfig:
-    """Returns the settings with local copies of remote evaluation texts."""
-    local = tuple(local_path(path, cache_dir) for path in config.decontaminate_from)
-    return dataclasses.replace(config, decontaminate_from=local)
-
-
 def given_tokenizer(config: PrepareConfig) -> Tokenizer | None:
-    """Returns the tokenizer that data.tokenizer names; None if it must be trained first.
-
-    Raises:
-        SettingsError: it cannot be read.
-        IntegrityError: the tokenizer of a prepared folder does not match the manifest.
-    """
+    """Returns the tokenizer that data.tokenizer names; None if it must be trained first."""
     folder = Path(config.tokenizer).expanduser()
     if "/" in config.tokenizer and folder.is_dir():
         return stored_tokenizer(folder)
@@ -173,7 +154,6 @@ def given_tokenizer(config: PrepareConfig) -> Tokenizer | None:
 
 
 def _common_tokenizer(stores: Mapping[str, TokenStore]) -> Tokenizer | None:
-    """Returns the common tokenizer of prepared folders; raises SettingsError if they differ."""
     digests = {name: tokenizer_digest(store.tokenizer) for name, store in stores.items()}
     for name, digest in digests.items():
         first = next(iter(digests))

@@ -1,8 +1,12 @@
-"""Best-fit packing: rows of whole documents, computed from the starts of documents.
+"""Rows of T inputs and T targets, as spans of the stream of a split.
 
-A document that fits a row is never cut. A longer one is cut every T tokens from its beginning; each
-full chunk fills a row, and the remainder is packed like a document. Each input of the stream is in
-exactly one row, so no token is lost; the rest of a row is padding.
+Concatenate and split: documents are joined by separators, and a row is the next T tokens. Best fit:
+a row is whole documents, packed by the starts of documents. Within a row a token attends only to
+its own document (segments), and positions restart with each document. Either way, each token of
+the stream but the first is a target exactly once in an epoch.
+
+In best fit, a document that fits a row is never cut. A longer one is cut every T tokens from its
+beginning; each full chunk fills a row, and the remainder is packed like a document.
 
 Source: Ding et al. 2024, Fewer Truncations Improve Language Modeling, arXiv:2404.10830, algorithm 1
 (best-fit decreasing). We pack in groups of consecutive documents, and place all chunks of a length
@@ -11,13 +15,33 @@ Cross-contamination, arXiv:2107.02027; within a group the rows are those of the 
 """
 
 import bisect
+import functools
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
+from data.token_store import TokenStream
+
 GROUP_LEN = 2**17
 """Documents per packing group. It decides the rows, so it is part of the order of data."""
+
+
+class Windows:
+    """Concatenate and split: row i is the tokens from i T on."""
+
+    def __init__(self, num_tokens: int, sequence_len: int):
+        self._num_inputs, self._sequence_len = max(num_tokens - 1, 0), sequence_len
+
+    def __len__(self) -> int:
+        return math.ceil(self._num_inputs / self._sequence_len)
+
+    def spans(self, row: int) -> list[tuple[int, int]]:
+        """Returns (start, stop) of the inputs in a row; targets are shifted by one token."""
+        start = row * self._sequence_len
+        return [(start, min(start + self._sequence_len, self._num_inputs))]
 
 
 class BestFit:
@@ -26,25 +50,18 @@ class BestFit:
     A document that begins at starts[i] has the inputs from there to starts[i + 1]; those before
     starts[0] are a document too. Targets are the inputs' next tokens, so the last token of the
     stream, which is a separator, is a target only. Takes 12 bytes per chunk and 8 per row.
-
-    Args:
-        starts: where documents begin, ascending, int64; read in parts, so it may be a memory map.
-        num_tokens: length of the stream, with the separator that ends it.
-        sequence_len: inputs in a row, T.
     """
 
     def __init__(self, starts: np.ndarray, num_tokens: int, sequence_len: int):
-        self.sequence_len = sequence_len
-        self._num_inputs = max(num_tokens - 1, 0)
+        num_inputs = max(num_tokens - 1, 0)
         num_chunks = sum(
-            int(-(-np.diff(edges) // sequence_len).sum())
-            for edges in _groups(starts, self._num_inputs)
+            int(-(-np.diff(edges) // sequence_len).sum()) for edges in _groups(starts, num_inputs)
         )
         self._start_C = np.empty(num_chunks, np.int64)
         self._length_C = np.empty(num_chunks, np.int32)
         bounds = [np.zeros(1, np.int64)]
         done = 0
-        for edges in _groups(starts, self._num_inputs):
+        for edges in _groups(starts, num_inputs):
             start_C, length_C, row_lens = _pack_group(edges, sequence_len)
             self._start_C[done : done + len(start_C)] = start_C
             self._length_C[done : done + len(start_C)] = length_C
@@ -60,16 +77,6 @@ class BestFit:
         chunks = slice(self._bounds[row], self._bounds[row + 1])
         starts, lengths = self._start_C[chunks].tolist(), self._length_C[chunks].tolist()
         return [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
-
-    @property
-    def num_padding(self) -> int:
-        """Positions of all rows that hold no token."""
-        return len(self) * self.sequence_len - self._num_inputs
-
-    @property
-    def waste(self) -> float:
-        """The fraction of all positions that is padding, from 0 to 1."""
-        return self.num_padding / max(len(self) * self.sequence_len, 1)
 
 
 def _groups(starts: np.ndarray, num_inputs: int) -> Iterator[np.ndarray]:
@@ -134,7 +141,7 @@ def _best_fit(length_C: np.ndarray, sequence_len: int) -> np.ndarray:
             row_C[done : done + num_placed] = rows[np.arange(num_placed) // each]
             open_rows.put(rows[:num_full], space - each * length)
             open_rows.put(rows[num_full:num_used], space - extra * length)
-            open_rows.put_back(rows[num_used:], space)
+            open_rows.put(rows[num_used:], space, is_first=True)
             done += num_placed
             num_left -= num_placed
     return row_C
@@ -158,17 +165,33 @@ class _OpenRows:
             del self._ascending[index]
         return space, rows
 
-    def put(self, rows: np.ndarray, space: int) -> None:
-        """Adds rows with this space, to be taken last."""
+    def put(self, rows: np.ndarray, space: int, *, is_first: bool = False) -> None:
+        """Adds rows with this space, to be taken last, or first."""
         if len(rows) and space:
-            self._queue(space).append(rows)
+            queue = self._queues[space]
+            if not queue:
+                bisect.insort(self._ascending, space)
+            (queue.appendleft if is_first else queue.append)(rows)
 
-    def put_back(self, rows: np.ndarray, space: int) -> None:
-        """Returns unused rows that were taken, to be taken first."""
-        if len(rows) and space:
-            self._queue(space).appendleft(rows)
 
-    def _queue(self, space: int) -> deque[np.ndarray]:
-        if not self._queues[space]:
-            bisect.insort(self._ascending, space)
-        return self._queues[space]
+class EpochRows:
+    """The rows of one epoch of a stream, with random access."""
+
+    def __init__(self, stream: TokenStream, length: int, packing: Literal["concat", "best_fit"]):
+        self.stream = stream
+        self.packing: Windows | BestFit = Windows(stream.num_tokens, length)
+        if packing == "best_fit":
+            self.packing = _cached_best_fit(stream, length)
+
+    def __len__(self) -> int:
+        return len(self.packing)
+
+    def read(self, row: int) -> list[np.ndarray]:
+        """Returns the tokens of each span of a row, with the token after it: its last target."""
+        return [self.stream.read(start, stop + 1) for start, stop in self.packing.spans(row)]
+
+
+@functools.lru_cache(maxsize=8)
+def _cached_best_fit(stream: TokenStream, sequence_len: int) -> BestFit:
+    """Returns the packing of a stream; cached, as the summary of a run needs it too."""
+    return BestFit(stream.starts, stream.num_tokens, sequence_len)

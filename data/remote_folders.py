@@ -2,6 +2,8 @@
 
 A file gets its name when it is complete, and the manifest comes last, in both directions: a folder
 without one is incomplete. Processes of one machine take turns, so each file is fetched once.
+
+Errors are those of `ObjectStore`, and IntegrityError for a file that does not match the manifest.
 """
 
 import contextlib
@@ -28,9 +30,6 @@ def manifest_files(manifest: Any) -> dict[str, str]:
     """Returns {name: SHA-256} of all files that a manifest names, at any depth.
 
     An object with both "file", relative to the folder, and "sha256" names a file.
-
-    Raises:
-        IntegrityError: a name leads out of the folder, or has two digests.
     """
     files: dict[str, str] = {}
     pending = [manifest]
@@ -50,7 +49,6 @@ def manifest_files(manifest: Any) -> dict[str, str]:
 
 
 def is_prepared(url: str) -> bool:
-    """Returns whether a URL has a prepared folder; raises as `ObjectStore` does."""
     return not glob.has_magic(url) and ObjectStore(url).info(MANIFEST) is not None
 
 
@@ -59,11 +57,6 @@ def fetch_folder(url: str, cache_dir: Path) -> Path:
 
     Existing files are not fetched again. Of a complete copy only their existence is checked;
     `open_store` checks the digests.
-
-    Raises:
-        SettingsError: the store cannot be read.
-        IntegrityError: a file does not match the manifest; the copy then has no manifest.
-        Unavailable: the store does not respond; a retry may help.
     """
     store = ObjectStore(url)
     content = store.read(MANIFEST)
@@ -89,12 +82,6 @@ def push_folder(folder: Path, url: str) -> None:
     """Uploads a prepared folder to an object store: the files of its manifest, then the manifest.
 
     A file is skipped if the store has one with the same MD5.
-
-    Raises:
-        SettingsError: there is no manifest, the store cannot be written, or the URL has another
-            prepared folder.
-        IntegrityError: a file does not match the manifest, or has another size once uploaded.
-        Unavailable: the store does not respond; a retry may help.
     """
     path = folder / MANIFEST
     require(path.is_file(), f"{folder} must be a prepared folder, but has no {MANIFEST}")
@@ -119,10 +106,6 @@ def fetch_files(url: str, cache_dir: Path) -> Path:
 
     Names are those of `ObjectStore.find`. A file of an earlier call is kept if its size and its
     ETag (or time, if the store has none) are unchanged, and so is the copy.
-
-    Raises:
-        SettingsError: the store cannot be read, or has no such file.
-        Unavailable: the store does not respond; a retry may help.
     """
     store = ObjectStore(url)
     home = cache_dir / f"files-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
@@ -148,7 +131,6 @@ def fetch_files(url: str, cache_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def _workspace(cache_dir: Path, name: str) -> Iterator[Path]:
-    """Yields an empty folder for temporary files, to one process at a time; then removes it."""
     with locked(cache_dir, name):
         temporary = cache_dir / f"{name}.parts"
         shutil.rmtree(temporary, ignore_errors=True)  # files of a killed process

@@ -37,17 +37,14 @@ class StepRange:
 
     @property
     def batch_size(self) -> int:
-        """Rows of a batch."""
         return self.settings["train.batch_size"]
 
     @property
     def seed(self) -> int:
-        """Seed of the order of rows."""
         return self.settings["train.seed"]
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "StepRange":
-        """Returns the range from its fields in JSON."""
         return StepRange(
             first_step=content["first_step"],
             first_row=content["first_row"],
@@ -58,7 +55,6 @@ class StepRange:
         )
 
     def data_config(self, config: DataConfig) -> DataConfig:
-        """Returns the data settings of these steps."""
         own = {
             name.removeprefix("data."): tuple(value) if isinstance(value, list) else value
             for name, value in self.settings.items()
@@ -83,11 +79,9 @@ class StepRange:
         )
 
     def weights_at(self, row: int) -> tuple[float, ...]:
-        """Returns the weights of the phase that a row of the sequence belongs to."""
         return next(weights for first, weights in reversed(self.phases) if first <= row)
 
     def without_rows(self, rows: Iterable[tuple[int, int]]) -> "StepRange":
-        """Returns the range with further rows (start, stop) of the sequence skipped."""
         return replace(self, skipped=tuple(merge_intervals([*self.skipped, *rows])))
 
     def continued_by(self, new: "StepRange") -> "StepRange":
@@ -114,7 +108,6 @@ class StepRange:
         )
 
     def _steps_to(self, row: int) -> int:
-        """Returns how many steps of the run come before a row, if no row is skipped."""
         return self.first_step + (row - self.first_row) // self.batch_size
 
     def changes_from(self, old: "StepRange") -> dict[str, tuple[Any, Any]]:
@@ -124,7 +117,6 @@ class StepRange:
 
 
 def step_range(config: DataConfig, *, batch_size: int, seed: int, first_step: int = 0) -> StepRange:
-    """Returns a range that begins a sequence at first_step."""
     phases: dict[int, tuple[float, ...]] = {}
     for step, weights in config.weight_phases():  # their first step is 1
         phases[max(step - 1 - first_step, 0) * batch_size] = weights
@@ -142,7 +134,6 @@ def step_range(config: DataConfig, *, batch_size: int, seed: int, first_step: in
 
 
 def steps_from(config: RunConfig, step: int = 0) -> StepRange:
-    """Returns the range of a run that begins a sequence after so many steps."""
     train = config.train
     return step_range(config.data, batch_size=train.batch_size, seed=train.seed, first_step=step)
 

@@ -8,9 +8,8 @@ import numpy as np
 
 from data.batch_report import document_name
 from data.block_reader import read_file
-from data.packing import BestFit
+from data.packing import EpochRows
 from data.prepare.text.corpus import Split
-from data.rows import Windows
 from data.token_store import TokenStore, TokenStream
 
 MAX_COUNTED_TOKENS = 16 * 2**20
@@ -28,18 +27,15 @@ class FileCount:
 
     name: str
     documents: int
-    tokens: int
-    """With the separators of its documents."""
+    tokens: int  # with the separators of its documents
 
 
 @dataclass(frozen=True, kw_only=True)
 class LengthBin:
     """Number of documents in a range of lengths."""
 
-    first: int
-    """Fewest tokens, without separator."""
+    first: int  # fewest tokens, without separator
     last: int
-    """Most tokens."""
     documents: int
 
 
@@ -49,10 +45,8 @@ class PackingCount:
 
     packing: str
     rows: int
-    padding: int
-    """Positions without a token."""
-    padding_share: float
-    """Of all positions, from 0 to 1."""
+    padding: int  # positions without a token
+    padding_share: float  # of all positions, from 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +54,7 @@ class TokenCount:
     """How often a token occurs."""
 
     token: int
-    text: str
-    """As `token_text` returns it."""
+    text: str  # as `token_text` returns it
     count: int
 
 
@@ -70,12 +63,9 @@ class Frequencies:
     """Token frequencies in the counted tokens."""
 
     counted_tokens: int
-    is_whole: bool
-    """Whether these are the whole split; otherwise spans at even distances."""
-    unseen: int
-    """Entries of the vocabulary that do not occur."""
-    frequent: tuple[TokenCount, ...]
-    """The most frequent, descending."""
+    is_whole: bool  # whether these are the whole split; otherwise spans at even distances
+    unseen: int  # entries of the vocabulary that do not occur
+    frequent: tuple[TokenCount, ...]  # descending
     ranks: tuple[tuple[int, int], ...]
     """(rank from 1, count), ranks evenly spaced on a logarithmic axis."""
 
@@ -86,8 +76,7 @@ class Sample:
 
     name: str
     document: int
-    num_tokens: int
-    """Of the whole document, without separator."""
+    num_tokens: int  # of the whole document, without separator
     text: str
     is_cut: bool
 
@@ -96,20 +85,15 @@ class Sample:
 class SplitStatistics:
     """Statistics of a split; `./tessera inspect --json` has the same fields."""
 
-    tokens: int
-    """With all separators, including the last."""
+    tokens: int  # with all separators, including the last
     documents: int
     characters: int
     bytes: int
-    bytes_per_token: float
-    """Without separators."""
+    bytes_per_token: float  # without separators
     shards: int
-    files: tuple[FileCount, ...]
-    """Those with the most tokens, descending."""
-    other_files: FileCount | None
-    """All others as one; its name has their number."""
-    lengths: tuple[LengthBin, ...]
-    """Bins of powers of two, without gaps; every document is in one."""
+    files: tuple[FileCount, ...]  # those with the most tokens, descending
+    other_files: FileCount | None  # all others as one; its name has their number
+    lengths: tuple[LengthBin, ...]  # bins of powers of two, without gaps
     packings: tuple[PackingCount, ...]
     frequencies: Frequencies
     samples: tuple[Sample, ...]
@@ -123,9 +107,6 @@ def count_split(
     Args:
         sequence_len: tokens in the rows of the packings.
         max_counted: most tokens to count frequencies in.
-
-    Raises:
-        IntegrityError: a shard does not match the manifest.
     """
     counts, stream = store.manifest["splits"][split], store.split(split)
     edges = np.append(stream.starts, stream.num_tokens - 1)
@@ -157,24 +138,15 @@ def _count_files(
     documents = np.bincount(file_D)
     # Counts below 2^53 are exact in float64.
     tokens = np.bincount(file_D, weights=length_D).astype(np.int64)
+
+    def count(name: str, files: list[int]) -> FileCount:
+        own = int(documents[files].sum()), int(tokens[files].sum())
+        return FileCount(name=name, documents=own[0], tokens=own[1])
+
     order = [file for file in np.argsort(-tokens, kind="stable").tolist() if documents[file]]
     shown, others = order[:NUM_FILES], order[NUM_FILES:]
-    counts = tuple(
-        FileCount(
-            name=store.files[file]["name"],
-            documents=int(documents[file]),
-            tokens=int(tokens[file]),
-        )
-        for file in shown
-    )
-    if not others:
-        return counts, None
-    rest = FileCount(
-        name=f"{len(others):,} others",
-        documents=int(documents[others].sum()),
-        tokens=int(tokens[others].sum()),
-    )
-    return counts, rest
+    counts = tuple(count(store.files[file]["name"], [file]) for file in shown)
+    return counts, count(f"{len(others):,} others", others) if others else None
 
 
 def _count_lengths(length_D: np.ndarray) -> tuple[LengthBin, ...]:
@@ -192,12 +164,9 @@ def _count_lengths(length_D: np.ndarray) -> tuple[LengthBin, ...]:
 
 
 def _count_packings(stream: TokenStream, sequence_len: int) -> tuple[PackingCount, ...]:
-    num_rows = {
-        "concat": len(Windows(stream.num_tokens, sequence_len)),
-        "best_fit": len(BestFit(stream.starts, stream.num_tokens, sequence_len)),
-    }
     counts = []
-    for packing, rows in num_rows.items():
+    for packing in ("concat", "best_fit"):
+        rows = len(EpochRows(stream, sequence_len, packing))
         padding = rows * sequence_len - (stream.num_tokens - 1)
         share = padding / max(rows * sequence_len, 1)
         counts.append(
@@ -226,7 +195,6 @@ def _count_tokens(store: TokenStore, stream: TokenStream, max_counted: int) -> F
 
 
 def _counted_spans(num_tokens: int, max_counted: int) -> Iterator[tuple[int, int]]:
-    """Yields the spans of a stream to count: all of it, or spans at even distances."""
     if num_tokens <= max_counted:
         for start in range(0, num_tokens, _READ_TOKENS):
             yield start, min(start + _READ_TOKENS, num_tokens)
@@ -238,10 +206,7 @@ def _counted_spans(num_tokens: int, max_counted: int) -> Iterator[tuple[int, int
 
 
 def token_text(store: TokenStore, token: int) -> str:
-    """Returns the text of a token within a text.
-
-    <NAME> for a special token, and <ID> for a part of a character.
-    """
+    """Returns the text of a token; <NAME> for a special one, <ID> for a part of a character."""
     names = {i: name for name, i in store.tokenizer.special.items()}
     names[store.tokenizer.separator] = "separator"
     if token in names:
@@ -259,12 +224,12 @@ def _samples(store: TokenStore, stream: TokenStream) -> Iterator[Sample]:
     for document in np.linspace(0, last, num_samples).round().astype(int).tolist():
         position = stream.locate(int(stream.starts[document]))
         begin = int(stream.starts[document]) + 1
-        ends = int(stream.starts[document + 1]) if document < last else stream.num_tokens - 1
-        ids = stream.read(begin, min(begin + _SAMPLE_TOKENS, ends))
+        end = int(stream.starts[document + 1]) if document < last else stream.num_tokens - 1
+        ids = stream.read(begin, min(begin + _SAMPLE_TOKENS, end))
         yield Sample(
             name=document_name(store, position.file, position.number),
             document=document,
-            num_tokens=ends - begin,
+            num_tokens=end - begin,
             text=store.tokenizer.decode(ids.tolist()),
-            is_cut=ends - begin > len(ids),
+            is_cut=end - begin > len(ids),
         )

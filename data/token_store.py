@@ -75,12 +75,7 @@ class TokenStream:
         self._index = functools.lru_cache(_NUM_CACHED_INDICES)(self._load_index)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Returns tokens start to stop of the stream, unsigned, fewer at the end of the stream.
-
-        Raises:
-            IntegrityError: a shard does not match the manifest.
-            Unavailable: a shard cannot be read now.
-        """
+        """Returns tokens start to stop, fewer at the end; raises as `ShardReader.block`."""
         stop = min(stop, self.num_tokens)
         blocks = []
         while start < min(stop, self.num_tokens - 1):
@@ -93,16 +88,15 @@ class TokenStream:
             blocks.append(np.array([self._separator], self._dtype))
         if len(blocks) == 1:
             return blocks[0]
-        return np.concatenate(blocks) if blocks else np.zeros(0, self._dtype)
+        return np.concatenate([np.zeros(0, self._dtype), *blocks])
 
     @functools.cached_property
     def starts(self) -> np.ndarray:
         """Start of each document in the stream, ascending, int64."""
-        starts = [
-            self._index(shard)["start"].astype(np.int64) + self._first_token[shard]
-            for shard in range(len(self._shards))
-        ]
-        return np.concatenate(starts) if starts else np.zeros(0, np.int64)
+        starts = [np.zeros(0, np.int64)]
+        for shard, first in enumerate(self._first_token[:-1]):
+            starts.append(self._index(shard)["start"].astype(np.int64) + first)
+        return np.concatenate(starts)
 
     def locate(self, position: int) -> DocumentPosition:
         """Returns the document and offset of a token; the last separator belongs to no document."""
@@ -113,7 +107,6 @@ class TokenStream:
         return DocumentPosition(document, int(entry["file"]), int(entry["number"]), offset)
 
     def document(self, number: int) -> np.ndarray:
-        """Returns the tokens of a document, without its separator."""
         ends = self.starts[number + 1] if number + 1 < len(self.starts) else self.num_tokens - 1
         return self.read(int(self.starts[number]) + 1, int(ends))
 
@@ -153,32 +146,24 @@ class TokenStore:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def split(self, name: Split) -> TokenStream:
-        """Returns a split by its name."""
         return self.train if name == "train" else self.validation
 
     @functools.cached_property
     def files(self) -> list[dict[str, Any]]:
-        """Entries of the files of the corpus, in files.json."""
         return json.loads(read_file(self.folder / FILES))
 
     @property
     def report(self) -> dict[str, Any]:
-        """What preparing skipped, dropped or changed, and why."""
         return json.loads(read_file(self.folder / REPORT))
 
     def check_format(self) -> None:
-        """Raises SettingsError unless it has the current format, which a new run needs."""
         version, made_with = self.manifest["format_version"], self.manifest["made_with"]
         defaults = {**json.loads(json.dumps(asdict(PrepareConfig()))), "validation_fraction": 0.1}
-        arguments = [
-            argument
-            for name, value in made_with.items()
-            if name in defaults and value not in (defaults[name], None)
-            for argument in (
-                f"--data.{name.replace('_', '-')}",
-                *map(str, value if isinstance(value, list) else [value]),
-            )
-        ]
+        arguments: list[str] = []
+        for name, value in made_with.items():
+            if name in defaults and value not in (defaults[name], None):
+                values = value if isinstance(value, list) else [value]
+                arguments += [f"--data.{name.replace('_', '-')}", *map(str, values)]
         require(
             version == FORMAT_VERSION,
             f"{self.folder}: format_version={version} must be {FORMAT_VERSION} for a new run: "
@@ -187,7 +172,6 @@ class TokenStore:
         )
 
     def describe(self) -> str:
-        """Returns a one-line summary."""
         splits = {name: split for name, split in self.manifest["splits"].items() if split["tokens"]}
         parts = ", ".join(
             f"{split['tokens']:,} {name} tokens in {split['documents']:,} documents"
@@ -224,7 +208,9 @@ def open_store(
         manifest = json.loads(content)
         if manifest["format_version"] not in READABLE:
             raise ValueError(f"format_version={manifest['format_version']} must be in {READABLE}")
-        _verify(folder, manifest_entries(manifest)[process::num_processes], verify)
+        share = manifest_entries(manifest)[process::num_processes]
+        with ThreadPoolExecutor(_NUM_VERIFIERS) as threads:
+            list(threads.map(lambda entry: _verify(folder, entry, verify), share))
         return TokenStore(
             folder,
             manifest,
@@ -240,13 +226,6 @@ def open_store(
 
 
 def stored_tokenizer(folder: Path) -> Tokenizer:
-    """Returns the tokenizer of a prepared folder, without reading its tokens.
-
-    Raises:
-        SettingsError: it is no prepared folder.
-        IntegrityError: the tokenizer does not match the manifest.
-        Unavailable: the folder cannot be read now.
-    """
     require(
         is_prepared_folder(folder),
         f"data.tokenizer={folder} must be a .model, a tokenizer.json or a prepared folder, but has "
@@ -261,12 +240,10 @@ def stored_tokenizer(folder: Path) -> Tokenizer:
 
 
 def is_prepared_folder(folder: Path) -> bool:
-    """Returns whether a folder is prepared; raises Unavailable if it cannot be read now."""
     return with_retries((folder / MANIFEST).is_file, f"{folder / MANIFEST} cannot be read")
 
 
 def is_of_earlier_format(folder: Path) -> bool:
-    """Returns whether a folder has an earlier format (or a damaged manifest)."""
     if not is_prepared_folder(folder):
         return False
     try:
@@ -286,11 +263,7 @@ def _open_tokenizer(path: Path, entry: dict[str, Any]) -> Tokenizer:
 
 
 def manifest_entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the entries {file, sha256, size} of all files of a prepared folder.
-
-    Raises:
-        ValueError: a name leads out of the folder.
-    """
+    """Returns {file, sha256, size} of all files; raises ValueError for a name outside."""
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
     entries = [*manifest["files"], *shards, *(shard["index"] for shard in shards)]
     for entry in entries:
@@ -299,12 +272,6 @@ def manifest_entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return entries
 
 
-def _verify(
-    folder: Path, entries: list[dict[str, Any]], verify: Literal["digests", "sizes"]
-) -> None:
-    def check(entry: dict[str, Any]) -> None:
-        path = folder / entry["file"]
-        with_retries(lambda: check_file(path, entry, verify), f"{path} cannot be read")
-
-    with ThreadPoolExecutor(_NUM_VERIFIERS) as threads:
-        list(threads.map(check, entries))
+def _verify(folder: Path, entry: dict[str, Any], verify: Literal["digests", "sizes"]) -> None:
+    path = folder / entry["file"]
+    with_retries(lambda: check_file(path, entry, verify), f"{path} cannot be read")

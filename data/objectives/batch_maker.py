@@ -1,7 +1,6 @@
 """Makes batches under the objective of a run, and says how many stream tokens a row takes."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,8 @@ from data.objectives.pack_segments import BatchShape, DocumentSpan, Segment, doc
 from data.objectives.span_corruption import UL2, Denoiser, corrupt, lengths
 from data.tokenizers.tokenizer import Tokenizer
 
+_TOKEN_OF_GROUP = {"masked": "[MASK]", "span": "<extra_id_99>", "infill": "<|fim_middle|>"}
+
 
 class RowTokens(NamedTuple):
     """The tokens of a row, before the objective is applied."""
@@ -29,7 +30,7 @@ class RowTokens(NamedTuple):
 
 
 MakeSegments = Callable[
-    [Sequence[DocumentSpan], Sequence[DocumentSpan], np.random.Generator], Sequence[Segment]
+    [Sequence[DocumentSpan], Sequence[DocumentSpan], np.random.Generator], Iterable[Segment]
 ]
 """From the document spans of a row, those of another row, and an RNG to segments."""
 
@@ -38,15 +39,10 @@ class BatchMaker:
     """Makes batches: a pure function of the tokens of rows and their RNG keys."""
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
-        """Prepares the objectives.
-
-        Raises:
-            SettingsError: the tokenizer lacks special tokens or word starts that they need.
-        """
         self._config, self._separator = config, tokenizer.separator
         kinds = config.objectives()
         missing = [name for name in config.special_groups if name not in config.special_tokens]
-        missing = [name for name in missing if not _has(tokenizer, name)]
+        missing = [name for name in missing if _TOKEN_OF_GROUP[name] not in tokenizer.special]
         require(
             not missing,
             f"data.special_tokens={' '.join(config.special_tokens) or None} must name "
@@ -59,7 +55,6 @@ class BatchMaker:
 
     @property
     def needs_other_row(self) -> bool:
-        """Whether rows need the spans of another row (next-sentence prediction)."""
         return any(name == "masked_pairs" for name, _ in self._config.objectives())
 
     def batch(self, rows: Sequence[RowTokens]) -> Batch[np.ndarray]:
@@ -69,7 +64,7 @@ class BatchMaker:
             return causal_batch(spans, self._config.sequence_len, self._separator)
         return pack([self._segments(row) for row in rows], self._shape)
 
-    def _segments(self, row: RowTokens) -> Sequence[Segment]:
+    def _segments(self, row: RowTokens) -> Iterable[Segment]:
         if not row.spans:
             return []
         rng = np.random.default_rng(row.rng_key)
@@ -85,44 +80,35 @@ class BatchMaker:
         special = dict(tokenizer.special)
         match name:
             case "causal":
-                return lambda spans, _, rng: list(causal(spans, separator))
+                return lambda spans, _, rng: causal(spans, separator)
             case "prefix":
                 two_sided = config.target_len is not None
-                return lambda spans, _, rng: list(
-                    prefix(spans, separator, rng, two_sided=two_sided)
-                )
+                return lambda spans, _, rng: prefix(spans, separator, rng, two_sided=two_sided)
             case "infill":
-                change = partial(infill, rate=config.infill_rate, most=_most_changed(config, name))
-                return lambda spans, _, rng: list(change(spans, separator, special, rng))
+                rate, most = config.infill_rate, _most_changed(config, name)
+                return lambda spans, _, rng: infill(
+                    spans, separator, special, rng, rate=rate, most=most
+                )
             case "masked":
                 masking = _masking(config, tokenizer)
-                return lambda spans, _, rng: list(masked(spans, special, masking, rng))
+                return lambda spans, _, rng: masked(spans, special, masking, rng)
             case "masked_pairs":
-                masking = _masking(config, tokenizer)
-                most = _most_changed(config, name)
-                return lambda spans, others, rng: list(
-                    masked_pairs(spans, others, special, masking, rng, most=most)
+                masking, most = _masking(config, tokenizer), _most_changed(config, name)
+                return lambda spans, others, rng: masked_pairs(
+                    spans, others, special, masking, rng, most=most
                 )
         sentinels = np.array([special[f"<extra_id_{i}>"] for i in range(NUM_SENTINELS)])
         denoisers = denoisers_of(config, name)
-
-        def denoise(
-            spans: Sequence[DocumentSpan], _: Sequence[DocumentSpan], rng: np.random.Generator
-        ) -> Sequence[Segment]:
-            denoiser = denoisers[int(rng.integers(len(denoisers)))]
-            return list(
-                corrupt(
-                    spans,
-                    denoiser,
-                    separator,
-                    sentinels,
-                    rng,
-                    target_len=config.target_len,
-                    most_targets=config.target_len or config.sequence_len,
-                )
-            )
-
-        return denoise
+        most_targets = config.target_len or config.sequence_len
+        return lambda spans, _, rng: corrupt(
+            spans,
+            denoisers[int(rng.integers(len(denoisers)))],
+            separator,
+            sentinels,
+            rng,
+            target_len=config.target_len,
+            most_targets=most_targets,
+        )
 
 
 def batch_shape(config: DataConfig) -> BatchShape:
@@ -145,11 +131,7 @@ def empty_row(config: DataConfig) -> Batch[np.ndarray]:
 
 
 def stream_len(config: DataConfig) -> int:
-    """Returns how many tokens of the stream a row takes, so that its inputs and targets fit.
-
-    Raises:
-        SettingsError: no token would fit, or a row would have more spans than sentinels exist.
-    """
+    """Returns how many tokens of the stream a row takes, so that its inputs and targets fit."""
     length = min(_stream_len(config, name) for name, _ in config.objectives())
     require(
         length >= 2 or config.objective == "causal",
@@ -188,18 +170,12 @@ def _fits(denoiser: Denoiser, length: int, config: DataConfig) -> bool:
 
 
 def denoisers_of(config: DataConfig, name: str) -> tuple[Denoiser, ...]:
-    """Returns the denoisers of an objective."""
     return UL2 if name == "ul2" else (Denoiser(config.span_density, config.span_len),)
 
 
 def _most_changed(config: DataConfig, name: str) -> int:
     """Returns how many document spans of a row may get three tokens longer."""
     return max(config.sequence_len // (256 if name == "infill" else 128), 1)
-
-
-def _has(tokenizer: Tokenizer, group: str) -> bool:
-    token = {"masked": "[MASK]", "span": "<extra_id_99>", "infill": "<|fim_middle|>"}[group]
-    return token in tokenizer.special
 
 
 def _masking(config: DataConfig, tokenizer: Tokenizer) -> Masking:

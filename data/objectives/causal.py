@@ -38,7 +38,6 @@ def causal_batch(
 
 
 def causal(spans: Iterable[DocumentSpan], separator: int) -> Iterator[Segment]:
-    """Yields each span unchanged, its separator first."""
     for span in spans:
         sequence = with_boundaries(span, separator)
         if len(sequence) > 1:
@@ -46,10 +45,8 @@ def causal(spans: Iterable[DocumentSpan], separator: int) -> Iterator[Segment]:
 
 
 def with_boundaries(span: DocumentSpan, separator: int) -> np.ndarray:
-    """Returns a span with its separator, if the document begins there, and the token after it."""
-    return np.concatenate(([separator] * span.begins, span.content, [span.following])).astype(
-        np.int32
-    )
+    sequence = np.concatenate(([separator] * span.begins, span.content, [span.following]))
+    return sequence.astype(np.int32)
 
 
 def prefix(
@@ -73,11 +70,7 @@ def prefix(
 def cut_in_two(
     spans: Iterable[DocumentSpan], separator: int, choose: Callable[[int], int], *, two_sided: bool
 ) -> Iterator[Segment]:
-    """Yields each span of two tokens or more, cut after `choose(length)` tokens.
-
-    Args:
-        two_sided: as of `prefix`.
-    """
+    """Yields each span of two tokens or more, cut after `choose(length)` tokens."""
     for span in spans:
         sequence = with_boundaries(span, separator)
         length = len(sequence) - 1
@@ -124,7 +117,6 @@ def infill(
     """
     sentinels = [special[f"<|fim_{name}|>"] for name in ("prefix", "suffix", "middle")]
     for number, span in enumerate(spans):
-        sequence = with_boundaries(span, separator)
         content = span.content
         if rng.random() < rate and number < most and len(content) > 2:
             first, second = np.sort(rng.choice(len(content) + 1, 2, replace=False))
@@ -135,8 +127,7 @@ def infill(
                 if rng.random() < 0.5
                 else (begin, start, suffix, end, mid, middle)
             )
-            sequence = np.concatenate(([separator] * span.begins, *parts, [span.following])).astype(
-                np.int32
-            )
+            span = span._replace(content=np.concatenate(parts))
+        sequence = with_boundaries(span, separator)
         if len(sequence) > 1:
             yield Segment(sequence[:-1], sequence[1:])

@@ -65,7 +65,6 @@ def masked(
     masking: Masking,
     rng: np.random.Generator,
 ) -> Iterator[Segment]:
-    """Yields each span with some tokens masked, [CLS] in place of its separator."""
     for span in spans:
         tokens = np.concatenate(([special["[CLS]"]] * span.begins, span.content))
         tokens = tokens.astype(np.int32)

@@ -1,6 +1,6 @@
 """Segments: inputs and targets made of one document; packed into a batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,11 +46,7 @@ class DocumentSpan(NamedTuple):
 
 
 def document_spans(spans: Sequence[np.ndarray], separator: int) -> Iterator[DocumentSpan]:
-    """Yields the document spans of a row.
-
-    Args:
-        spans: stream spans of the row, each with the token after it.
-    """
+    """Yields the document spans of the stream spans of a row, each with the token after it."""
     for ids in spans:
         starts = np.flatnonzero(ids[:-1] == separator)
         edges = np.unique(np.concatenate(([0], starts, [len(ids) - 1])))
@@ -59,7 +55,7 @@ def document_spans(spans: Sequence[np.ndarray], separator: int) -> Iterator[Docu
             yield DocumentSpan(begins, ids[start + begins : stop], int(ids[stop]))
 
 
-def pack(rows: Sequence[Sequence[Segment]], shape: BatchShape) -> Batch[np.ndarray]:
+def pack(rows: Sequence[Iterable[Segment]], shape: BatchShape) -> Batch[np.ndarray]:
     """Returns the batch of rows of segments; each row is filled in order from its first column."""
     size = (len(rows), shape.length)
     ints = [np.zeros(size, np.int32) for _ in range(6)]

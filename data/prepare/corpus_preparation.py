@@ -7,6 +7,7 @@ task. The manifest is written last: a folder without one is unfinished.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from configs.data import PrepareConfig
+from configs.errors import SettingsError
 from configs.require import require
 from data.atomic_files import file_entry, write_json
 from data.hf_hub import is_hub
@@ -29,7 +31,16 @@ from data.prepare.text.text_records import NUM_EXAMPLES
 from data.prepare.validation_split import ValidationSplit, choose_split
 from data.prepare.work_folder import WORK, OnProgress, WorkFolder, remove_work
 from data.token_store import FILES, MANIFEST, REPORT
-from data.tokenizers.tokenizer import Tokenizer, tokenizer_digest
+from data.tokenizers.tokenizer import Tokenizer, lossy_texts, tokenizer_digest
+from data.tokenizers.train_tokenizer import (
+    SAMPLE_CHARACTERS,
+    UNK_CHARACTER,
+    character_tokenizer,
+    train_sentencepiece,
+)
+
+Log = Callable[[str], None]
+"""Prints a line about what happens."""
 
 _NUM_FILES = 1000  # that the report lists
 
@@ -51,9 +62,6 @@ class Preparation:
         Args:
             made_with: the settings as given, where config.path is a local copy.
             corpus: the corpus of config.path, if it is open already.
-
-        Raises:
-            SettingsError: there is nothing to read, or the folder holds other files.
         """
         self.config, self.folder = config, folder
         self._made_with = made_with or config
@@ -73,11 +81,7 @@ class Preparation:
         self._work = WorkFolder(self._plan, workers, on_progress)
 
     def scan(self, tokenizer: Tokenizer | None = None) -> None:
-        """Cleans and counts every task, finds duplicates among all of them, and chooses the split.
-
-        Args:
-            tokenizer: required for files of tokens, for its separator.
-        """
+        """Cleans and counts every task, finds duplicates among all, and chooses the split."""
         if self.corpus.has_tokens:
             assert tokenizer is not None
             self._work.put_tokenizer(tokenizer)
@@ -100,7 +104,6 @@ class Preparation:
 
     @property
     def separator_notes(self) -> list[str]:
-        """Notes about the document separators found in .txt files."""
         found = Counter[str]()
         for scan_ in self._scans:
             found.update(scan_["marks"])
@@ -131,7 +134,6 @@ class Preparation:
         return round(total * sum(self.split.num_train) / max(1, num_read))
 
     def sample(self, stride: int) -> list[str]:
-        """Returns every stride-th line of the training text."""
         first_lines = np.cumsum([0, *(scan["lines"] for scan in self._scans)]).tolist()
         calls = [
             (str(self._plan.work), task, first_lines[task], stride)
@@ -142,14 +144,7 @@ class Preparation:
         return [line for task in sorted(found) for line in found[task]]
 
     def write(self, tokenizer: Tokenizer, notes: str = "") -> None:
-        """Writes every shard, then the manifest, and removes the work folder.
-
-        Args:
-            notes: how the tokenizer was trained, for the report.
-
-        Raises:
-            SettingsError: a split has no text, or a file has changed since the corpus was opened.
-        """
+        """Writes every shard, the report with notes, the manifest; removes the work folder."""
         self._work.put_tokenizer(tokenizer)
         calls = [(first_lines,) for first_lines in self._first_lines()]
         shards = self._work.run("tokenize", "shards", write, calls)
@@ -225,7 +220,6 @@ class Preparation:
         return {**counts, "shards": entries}
 
     def _report(self) -> dict[str, Any]:
-        """Returns what was skipped, dropped or changed, and why, with examples."""
         unread, documents = (
             sum((Counter(scan[name]) for scan in self._scans), Counter[str]())
             for name in ("unread", "by_file")
@@ -262,3 +256,52 @@ class Preparation:
                         self.corpus.tasks[task][index].file, first_lines[index] + number
                     )
         return [scan_["cleaning"] for scan_ in self._scans]
+
+
+def prepare(preparations: list[Preparation], tokenizer: Tokenizer | None, log: Log) -> None:
+    notes = ""
+    for preparation in preparations:
+        others = ", ".join(f"{n} {name}" for name, n in preparation.corpus.not_read.items())
+        note = f"; other files are ignored: {others}" if others else ""
+        log(f"preparing {preparation.description}{note}")
+        for line in preparation.corpus.notes:
+            log(f"note: {line}")
+        if tokenizer is None and preparation.corpus.has_tokens:
+            config = preparation.config
+            raise SettingsError(
+                f"data.tokenizer={config.tokenizer} is trained on text, but data.path="
+                f"{config.path} holds tokens: give the tokenizer that made them, a .model or a "
+                "tokenizer.json"
+            )
+        preparation.scan(tokenizer)
+        for line in preparation.separator_notes:
+            log(f"note: {line}")
+        log(preparation.split.describe())
+    if preparations and tokenizer is None:
+        num = sum(preparation.num_line_characters for preparation in preparations)
+        preparations[0].on_progress("train the tokenizer", 0, num)
+        tokenizer, notes = _train(preparations)
+        preparations[0].on_progress("train the tokenizer", num, num)
+        log(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size} tokens{notes and f'; {notes}'}")
+    if preparations and tokenizer is not None and (changed := lossy_texts(tokenizer)):
+        log(
+            "warning: this tokenizer does not decode every text to the original; it changes "
+            f"{', '.join(changed)}"
+        )
+    for preparation in preparations:
+        assert tokenizer is not None
+        preparation.write(tokenizer, notes)
+
+
+def _train(preparations: list[Preparation]) -> tuple[Tokenizer, str]:
+    """Returns a tokenizer trained on all texts, and notes on the text it was not trained on."""
+    config = preparations[0].config
+    if config.tokenizer == "characters":
+        return character_tokenizer(set().union(*(p.alphabet for p in preparations)), config), ""
+    num_characters = sum(preparation.num_line_characters for preparation in preparations)
+    stride = -(-num_characters // SAMPLE_CHARACTERS) or 1
+    lines = [line for preparation in preparations for line in preparation.sample(stride)]
+    num_split = sum(UNK_CHARACTER in line for line in lines)
+    notes = [f"trained on one line of {stride}, in chunks of 1000 characters"] * (stride > 1)
+    notes += [f"{num_split:,} lines of its training text are split at U+2585"] * bool(num_split)
+    return train_sentencepiece(lines, config), ", ".join(notes)

@@ -20,14 +20,10 @@ _SPARE_BYTES = 2**20
 def drop_duplicates(
     plan: Plan, scans: Sequence[dict[str, Any]], first_lines: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
-    """Writes which documents of each task are dropped, and subtracts them from the counts.
+    """Writes which documents of each task are dropped, and returns the section of the report.
 
-    Args:
-        scans: results of `scan`; the counts of documents and characters are changed here.
-        first_lines: of each byte range of each task, the number of lines before it in its file.
-
-    Returns:
-        The section of the report: for each step the dropped documents, their characters, examples.
+    Subtracts them from the documents and characters of `scans`. `first_lines` has, for each byte
+    range of each task, the number of lines before it in its file.
     """
     tasks = range(len(scans))
     files = [plan.path("signatures", task, "npy") for task in tasks]
@@ -71,7 +67,6 @@ def drop_duplicates(
 
 
 def _num_bytes_needed(num_documents: int, config: PrepareConfig) -> int:
-    """Returns the most bytes that `find_duplicates` needs on disk."""
     num_bands, _ = bands_and_rows(config.duplicate_similarity)
     entries = max(24, 16 * num_bands if "near_duplicates" in config.clean else 0)
     return num_documents * (entries + 8) + _SPARE_BYTES

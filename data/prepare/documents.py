@@ -115,7 +115,6 @@ def _between_separators(
 
 
 def cleaned(documents: Iterator[Document], cleaner: Cleaner) -> Iterator[Document]:
-    """Yields the documents that cleaning keeps, with their cleaned text."""
     for document in documents:
         text = cleaner(f"{document.range_index}:{document.number}", document.text)
         if text:
@@ -123,7 +122,6 @@ def cleaned(documents: Iterator[Document], cleaner: Cleaner) -> Iterator[Documen
 
 
 def write_cleaned(documents: Iterator[Document], path: Path) -> Iterator[Document]:
-    """Yields documents and writes them to a file, so that they are cleaned only once."""
     with atomic_write(path) as temporary, zstandard.open(temporary, "wt") as file:
         for document in documents:
             file.write(json.dumps([document.range_index, document.number, document.text]) + "\n")
@@ -138,7 +136,6 @@ def _read_cleaned(path: Path) -> Iterator[Document]:
 
 
 def may_train_tokenizer(plan: Plan, task: int, document: Document) -> bool:
-    """Returns whether a tokenizer may be trained on a document, as far as names of files decide."""
     file = plan.corpus.tasks[task][document.range_index].file
     return plan.corpus.split_of(file, document.number) != "validation"
 
@@ -155,7 +152,6 @@ def _make_cleaner(work: str, changed_at: int) -> Cleaner:
 
 
 def _overlap_texts(config: PrepareConfig) -> Iterator[str]:
-    """Yields the texts of the evaluation sets, for decontamination."""
     for path in config.decontaminate_from:
         own, corpus = open_overlap(config, path)
         for byte_range in (byte_range for task in corpus.tasks for byte_range in task):

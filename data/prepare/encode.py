@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from data.prepare.documents import Document
 from data.prepare.shards import ShardWriter
 from data.prepare.text.corpus import Split
-from data.prepare.text.utf8 import utf8_len
+from data.prepare.text.streams import utf8_len
 from data.tokenizers.tokenizer import Tokenizer
 
 _CHUNK_CHARACTERS = 128 * 1024  # a longer text is encoded in chunks, cut between words
 _BATCH_CHARACTERS = 256 * 1024
+
+_Chunk = tuple[ShardWriter, tuple[int, int] | None, str]
+"""The shard of a chunk, the (file, number) of a document that begins with it, and its text."""
 
 
 class Encoder:
@@ -19,9 +20,8 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, writers: dict[Split, ShardWriter]):
         self._tokenizer, self._writers = tokenizer, writers
-        self._pending: list[tuple[ShardWriter, tuple[int, int] | None, str]] = []
-        # The end of the last text, which the next chunk may continue.
-        self._last: tuple[ShardWriter, tuple[int, int] | None, str] | None = None
+        self._pending: list[_Chunk] = []
+        self._last: _Chunk | None = None  # the end of the last text, which the next may continue
         self._num_characters = 0
 
     def add(self, document: Document, file: int, number: int) -> None:
@@ -35,14 +35,15 @@ class Encoder:
         for split, side, begins in sides:
             writer = self._writers[split]
             if document.ids is not None:
-                self._add_ids(writer, document.ids[side], begins, file, number + (side.start or 0))
-                continue
-            text = document.text[side]
-            if text:
+                if begins:
+                    writer.begin(file, number + (side.start or 0))
+                ids = document.ids[side]
+                text = self._tokenizer.decode(ids)
+                writer.add(ids, num_characters=len(text), num_bytes=utf8_len(text))
+            elif text := document.text[side]:
                 self._add_text(writer, (file, number) if begins else None, text)
 
     def flush(self) -> None:
-        """Encodes and writes all pending text."""
         if self._last is not None:
             self._pending.append(self._last)
         self._last = None
@@ -58,8 +59,7 @@ class Encoder:
                 self._add_chunk(self._last)
             self._last, begins = (writer, begins, chunk), None
 
-    def _add_chunk(self, chunk: tuple[ShardWriter, tuple[int, int] | None, str]) -> None:
-        """Adds a chunk, and encodes all once there are enough."""
+    def _add_chunk(self, chunk: _Chunk) -> None:
         self._pending.append(chunk)
         self._num_characters += len(chunk[-1])
         if self._num_characters >= _BATCH_CHARACTERS:
@@ -77,15 +77,6 @@ class Encoder:
             ids = next(first_ids if begins else later_ids)
             writer.add(ids, num_characters=len(text), num_bytes=utf8_len(text))
         self._pending, self._num_characters = [], 0
-
-    def _add_ids(
-        self, writer: ShardWriter, ids: np.ndarray, begins: bool, file: int, number: int
-    ) -> None:
-        """Adds tokens without encoding."""
-        if begins:
-            writer.begin(file, number)
-        text = self._tokenizer.decode(ids)
-        writer.add(ids, num_characters=len(text), num_bytes=utf8_len(text))
 
 
 def _chunks(text: str) -> Iterator[str]:

@@ -68,9 +68,8 @@ def _run_locally(
             "(--num-workers of ./tessera prepare sets fewer); run the same command again to resume"
         ) from None
     finally:
-        processes = list(
-            (executor._processes or {}).values()
-        )  # there is no public way to end a call
+        # There is no public way to end a call.
+        processes = list((executor._processes or {}).values())
         executor.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()

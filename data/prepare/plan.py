@@ -25,17 +25,14 @@ class Plan:
     """The folder of unfinished work, within the prepared folder."""
 
     def path(self, stage: str, task: int, suffix: str) -> Path:
-        """Returns the path of the result of a stage of a task."""
         return self.work / f"{stage}-{task:05d}.{suffix}"
 
     @property
     def local_steps(self) -> tuple[str, ...]:
-        """The cleaning steps that read one document at a time."""
         return tuple(step for step in self.config.clean if step not in DUPLICATE_STEPS)
 
     @property
     def finds_duplicates(self) -> bool:
-        """Whether a cleaning step compares documents with one another."""
         return len(self.local_steps) < len(self.config.clean)
 
 
@@ -50,7 +47,7 @@ def plan_content(plan: Plan) -> dict[str, Any]:
     content = {
         "format_version": FORMAT_VERSION,
         "config": asdict(plan.config),
-        "corpus": plan.corpus.to_json(),
+        "corpus": asdict(plan.corpus),
         "decontaminate": [text.digest() for text in texts],
     }
     return json.loads(json.dumps(content))
@@ -62,7 +59,6 @@ def changed_at(work: str, name: str) -> int:
 
 
 def read_plan(work: str) -> Plan:
-    """Returns the plan in a work folder."""
     return _read_plan(work, changed_at(work, PLAN))
 
 
@@ -77,7 +73,6 @@ def _read_plan(work: str, changed_at: int) -> Plan:
 
 
 def tokenizer_of(work: str) -> Tokenizer:
-    """Returns the tokenizer of the folder being prepared."""
     return _load_tokenizer(work, changed_at(work, TOKENIZER))
 
 

@@ -26,7 +26,6 @@ INDEX_DTYPE = np.dtype([("start", "<u8"), ("number", "<u8"), ("file", "<u4")])
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Returns the dtype of tokens in a shard."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
@@ -49,7 +48,6 @@ class ShardWriter:
         self.counts = {"tokens": 0, "documents": 0, "characters": 0, "bytes": 0}
 
     def begin(self, file: int, number: int) -> None:
-        """Begins a document."""
         self._index.append((self.counts["tokens"], number, file))
         self.counts["documents"] += 1
         self._append(self._separator)
@@ -77,7 +75,6 @@ class ShardWriter:
         return {**file_entry(self._path), **self.counts, "index": file_entry(index_path)}
 
     def abandon(self) -> None:
-        """Removes the files of a shard that could not be finished."""
         if self._writer is not None:
             with contextlib.suppress(Exception):
                 self._writer.close()

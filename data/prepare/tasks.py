@@ -26,8 +26,8 @@ from data.prepare.encode import Encoder
 from data.prepare.plan import Plan, read_plan, tokenizer_of
 from data.prepare.shards import ShardWriter
 from data.prepare.text.corpus import SPLITS, Split
+from data.prepare.text.streams import utf8_len
 from data.prepare.text.text_records import ReadReport
-from data.prepare.text.utf8 import utf8_len
 from data.tokenizers.train_tokenizer import lines_of
 
 SCANNED_DTYPE = np.dtype(
@@ -112,7 +112,6 @@ class _ScannedDocuments:
         self._left = 0  # characters or tokens still missing in the digest of the last document
 
     def add(self, document: Document) -> None:
-        """Adds the next document, or the next chunk of one."""
         if document.begins or not self._content:
             key = str(self._plan.config.validation_seed).encode()
             self._digest = hashlib.blake2b(digest_size=8, key=key)
@@ -159,11 +158,7 @@ def _after(plan: Plan, task: int) -> Iterator[Document]:
 
 
 def sample(work: str, task: int, first_line: int, stride: int) -> list[str]:
-    """Returns every stride-th line of the training text of the corpus that is in this task.
-
-    Args:
-        first_line: lines of the tasks before.
-    """
+    """Returns the lines of the training text of a task whose number in the corpus is due."""
     plan = read_plan(work)
     lines = []
     number = first_line
@@ -178,8 +173,7 @@ def sample(work: str, task: int, first_line: int, stride: int) -> list[str]:
 def write(work: str, task: int, first_lines: list[int]) -> dict[str, Any]:
     """Writes the shards of a task and returns {split: entry of the manifest}.
 
-    Args:
-        first_lines: of each byte range, the number of lines before it in its file.
+    `first_lines` has, for each byte range, the number of lines before it in its file.
     """
     plan = read_plan(work)
     tokenizer = tokenizer_of(work)

@@ -51,7 +51,6 @@ class ValidationSplit:
     """Characters (or tokens) of all tasks, in both splits."""
 
     def describe(self) -> str:
-        """Returns a line about what validates."""
         share = 1 - sum(self.num_train) / max(1, self.num_characters)
         return f"validation: {self.rule}; {share:.2%} of the text"
 
@@ -88,14 +87,12 @@ def choose_split(plan: Plan, scans: Sequence[dict[str, Any]]) -> ValidationSplit
 
 
 def validation_fraction(config: PrepareConfig, num_bytes: int) -> float:
-    """Returns data.validation_fraction, or its default."""
     if config.validation_fraction is not None:
         return config.validation_fraction
     return min(_DEFAULT_FRACTION, _DEFAULT_BYTES / max(1, num_bytes))
 
 
 def _rows(plan: Plan, task: int) -> np.ndarray:
-    """Returns the scanned records of a task without dropped documents."""
     rows = np.load(plan.path("scanned", task, "npy"))
     return rows[~np.load(plan.path("dropped", task, "npy"))] if plan.finds_duplicates else rows
 
@@ -132,7 +129,6 @@ def _boundaries(plan: Plan, scans: Sequence[dict[str, Any]]) -> list[_Boundary]:
 def _documents(
     plan: Plan, boundaries: Sequence[_Boundary]
 ) -> Iterator[tuple[np.ndarray, _Documents]]:
-    """Yields the records of each task and the documents that begin in it."""
     for task, boundary in enumerate(boundaries):
         rows = _rows(plan, task)
         first = np.flatnonzero(_begins(rows, boundary))
@@ -159,7 +155,6 @@ def _split_by_digest(
 
 
 def _is_low(documents: _Documents, total: int, fraction: float) -> np.ndarray:
-    """Returns which documents validate by their digest alone."""
     is_low = documents.digest / 2.0**64 < fraction
     return (documents.split == 0) & (documents.size <= fraction * total) & is_low
 

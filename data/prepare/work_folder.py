@@ -10,7 +10,7 @@ from configs.require import require
 from data.atomic_files import atomic_write, explain_full_disk, write_json
 from data.prepare.engine import Workers
 from data.prepare.plan import PLAN, TOKENIZER, Plan, plan_content
-from data.prepare.text.corpus import Corpus
+from data.prepare.text.source_files import size_of
 from data.token_store import FILES, MANIFEST, REPORT
 from data.tokenizers.tokenizer import Tokenizer
 
@@ -25,11 +25,7 @@ class WorkFolder:
     """The results of tasks on disk, so that a killed preparation resumes where it stopped."""
 
     def __init__(self, plan: Plan, workers: Workers, on_progress: OnProgress):
-        """Resumes an earlier process with the same plan; removes the work of any other plan.
-
-        Raises:
-            SettingsError: the folder above holds other files.
-        """
+        """Resumes an earlier process with the same plan; removes the work of any other plan."""
         self._plan, self._workers, self._on_progress = plan, workers, on_progress
         self.folder = plan.work.parent
         path, content = plan.work / PLAN, plan_content(plan)
@@ -42,7 +38,6 @@ class WorkFolder:
         write_json(path, content)
 
     def _clear(self) -> None:
-        """Removes the files of a preparation with other settings or another text, no others."""
         require(
             self.folder.is_dir() or not self.folder.exists(),
             f"--out={self.folder} must be a new folder, but is a file",
@@ -60,7 +55,6 @@ class WorkFolder:
         remove_work(self.folder)  # last: it marks the other files as ours
 
     def remove_unfinished(self) -> None:
-        """Removes the temporary files of killed processes."""
         for left in self.folder.rglob("*.tmp-*"):
             left.unlink(missing_ok=True)  # its process may be about to end
 
@@ -93,7 +87,7 @@ class WorkFolder:
         corpus = self._plan.corpus
         results = [self._result(stage, task) for task in range(len(corpus.tasks))]
         missing = [task for task, result in enumerate(results) if result is None]
-        sizes = [_num_bytes(corpus, task) for task in range(len(results))]
+        sizes = [sum(size_of(part, corpus.files) for part in task) for task in corpus.tasks]
         done = sum(sizes) - sum(sizes[task] for task in missing)
         self._on_progress(shown, done, sum(sizes))
         calls = [(str(self._plan.work), task, *arguments[task]) for task in missing]
@@ -115,11 +109,3 @@ def remove_work(folder: Path) -> None:
     """
     if (folder / WORK).exists():
         shutil.rmtree(folder / WORK)
-
-
-def _num_bytes(corpus: Corpus, task: int) -> int:
-    """Returns the bytes of the files that a task reads."""
-    return sum(
-        (corpus.files[r.file].num_bytes if r.stop is None else r.stop) - r.start
-        for r in corpus.tasks[task]
-    )

@@ -30,9 +30,6 @@ def from_tiktoken(content: bytes, config: PrepareConfig) -> bytes:
 
     tiktoken merges any two neighbours that make up the token of lowest rank, so every split of a
     token into two becomes a merge. <|endoftext|> has its id in tiktoken, else the next free one.
-
-    Raises:
-        ValueError: the file does not parse, or lacks the token of a byte.
     """
     lines = [line.split() for line in content.splitlines() if line.strip()]
     ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}

@@ -71,10 +71,6 @@ def special_token_ids(
 
     A token that the tokenizer has, under this name or an alias, keeps its id; the others get ids
     from vocab_size up. Only [SEP] may be the separator. The order of groups makes no difference.
-
-    Args:
-        id_of: returns the id of a token of the tokenizer, None if it has no such token.
-        separator: the id that separates documents.
     """
     # In others <s> begins a text that nothing ends, or both are HTML tags, as in Gemma.
     roberta = separator is not None and id_of("</s>") == separator and id_of("<s>") is not None

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -15,49 +15,15 @@ from data.tokenizers.special_tokens import END_OF_TEXT
 SPACE_MARK = "\u2581"  # how SentencePiece writes a space
 
 
-class SubwordModel(Protocol):
-    """A vocabulary of pieces, and the library that splits text into them."""
-
-    kind: str
-    size: int
-    """Ids are below it."""
-    end_of_text: int | None
-    """The usual separator of documents, None if the vocabulary has none."""
-    unknown: int | None
-    """The unknown token, None if there is none."""
-
-    def id_of(self, piece: str) -> int | None:
-        """Returns the id of a piece, None if there is no such piece."""
-        ...
-
-    def piece(self, piece_id: int) -> str:
-        """Returns the spelling of a piece."""
-        ...
-
-    def reserve(self, ids: Iterable[int]) -> set[int]:
-        """Keeps ids out of encoded text; returns them and all others that the model keeps out."""
-        ...
-
-    def encode_batch(self, texts: Sequence[str], *, mid_document: bool) -> list[np.ndarray]:
-        """Returns the ids of each text, int32; the library may still return reserved ones.
-
-        Args:
-            mid_document: the texts continue documents, so no space is prepended.
-        """
-        ...
-
-    def decode(self, ids: list[int]) -> str:
-        """Returns the text of ids, none of them reserved."""
-        ...
-
-
 class SentencePieceModel:
-    """A SentencePiece model: a .model file, or one from `train_sentencepiece`."""
+    """A SentencePiece model: a .model file, or one from `train_sentencepiece`.
+
+    Its ids are below `size`; `end_of_text` is the usual separator of documents.
+    """
 
     kind = "sentencepiece"
 
     def __init__(self, content: bytes):
-        """Parses a .model file; raises ValueError if it is not one."""
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(content)
@@ -78,20 +44,22 @@ class SentencePieceModel:
         self._is_plain_ascii = not any(map(str.isascii, self._in_bytes))
 
     def id_of(self, piece: str) -> int | None:
-        """Returns the id of a piece; the library returns the unknown id for any other string."""
+        # The library returns the unknown id for any other string.
         piece_id = self._processor.piece_to_id(piece)
         return piece_id if self._processor.id_to_piece(piece_id) == piece else None
 
     def piece(self, piece_id: int) -> str:
-        """Returns the spelling of a piece, with U+2581 for a space."""
         return self._processor.id_to_piece(piece_id)
 
     def reserve(self, ids: Iterable[int]) -> set[int]:
-        """Returns the ids; the library itself keeps control pieces out of text."""
-        return set(ids)
+        return set(ids)  # the library itself keeps control pieces out of text
 
     def encode_batch(self, texts: Sequence[str], *, mid_document: bool) -> list[np.ndarray]:
-        """Returns the ids of each text; the arrays are read-only."""
+        """Returns the ids of each text, int32, read-only; some may still be reserved.
+
+        Args:
+            mid_document: the texts continue documents, so no space is prepended.
+        """
         return [self._encode(text, mid_document) for text in texts]
 
     def _encode(self, text: str, mid_document: bool) -> np.ndarray:
@@ -115,7 +83,6 @@ class SentencePieceModel:
         return processor.encode(text, return_type="numpy")
 
     def decode(self, ids: list[int]) -> str:
-        """Returns the text of ids, without control pieces."""
         return self._processor.decode(ids)
 
 
@@ -135,12 +102,14 @@ def _without_dummy_prefix(content: bytes) -> tuple[Any, bool] | None:
 
 
 class HuggingFaceModel:
-    """A tokenizer.json without its padding, truncation, BPE dropout and post-processing."""
+    """A tokenizer.json without its padding, truncation, BPE dropout and post-processing.
+
+    Its interface is that of SentencePieceModel.
+    """
 
     kind = "huggingface"
 
     def __init__(self, content: bytes):
-        """Parses a tokenizer.json; raises ValueError if it is not one."""
         self._tokenizer = _plain_tokenizer(content)
         settings: dict[str, Any] = json.loads(content)
         model = settings["model"]
@@ -158,11 +127,9 @@ class HuggingFaceModel:
             self.unknown = self.id_of(model["unk_token"])
 
     def id_of(self, piece: str) -> int | None:
-        """Returns the id of a piece or an added token."""
         return self._tokenizer.token_to_id(piece)
 
     def piece(self, piece_id: int) -> str:
-        """Returns the spelling of a piece in the alphabet of the vocabulary."""
         return self._tokenizer.id_to_token(piece_id) or ""
 
     def reserve(self, ids: Iterable[int]) -> set[int]:
@@ -177,7 +144,6 @@ class HuggingFaceModel:
         return reserved
 
     def encode_batch(self, texts: Sequence[str], *, mid_document: bool) -> list[np.ndarray]:
-        """Returns the ids of each text, without computing offsets."""
         tokenizer = self._without_prefix if mid_document else self._tokenizer
         try:
             encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -189,7 +155,6 @@ class HuggingFaceModel:
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: list[int]) -> str:
-        """Returns the text of ids, with the spelling of the unknown token."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
@@ -222,6 +187,9 @@ def _without_prefix(step: Any) -> Any:
         case "ByteLevel":
             return step | {"add_prefix_space": False}
     return {name: _without_prefix(value) for name, value in step.items()}
+
+
+SubwordModel = SentencePieceModel | HuggingFaceModel
 
 
 def load_subword_model(kind: str, content: bytes) -> SubwordModel:

@@ -7,7 +7,7 @@ import numpy as np
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from configs.require import require
-from data.prepare.text.utf8 import utf8
+from data.prepare.text.streams import utf8
 from data.tokenizers.special_tokens import END_OF_TEXT, SEPARATOR, special_token_ids
 from data.tokenizers.subword_backends import SPACE_MARK, SubwordModel
 
@@ -24,11 +24,7 @@ class SubwordTokenizer:
     """
 
     def __init__(self, model: SubwordModel, content: bytes, special: Mapping[str, int]):
-        """Wraps a model; special may hold the separator, and tokens that the model lacks.
-
-        Raises:
-            SettingsError: special has no separator, and the model has no usual one.
-        """
+        """Wraps a model; special may hold the separator, and tokens that the model lacks."""
         self.kind = model.kind
         self.special = special
         self.separator: int = _separator(model, special)
@@ -39,11 +35,9 @@ class SubwordTokenizer:
         self._reserved[list(model.reserve(own))] = True
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the ids of a text."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], *, mid_document: bool = False) -> list[np.ndarray]:
-        """Returns the ids of each text, in one thread."""
         for text in texts:
             if not text.isascii():
                 utf8(text)
@@ -70,7 +64,6 @@ class SubwordTokenizer:
         return starts
 
     def content(self) -> bytes:
-        """Returns the file as read or trained."""
         return self._content
 
     def _has_reserved(self, ids: np.ndarray) -> bool:
@@ -80,12 +73,10 @@ class SubwordTokenizer:
         return bool(self._reserved[ids].any())
 
     def _spelled_out(self, ids: np.ndarray) -> np.ndarray:
-        """Returns ids in which the characters of each reserved piece replace it."""
         parts = [self._characters(i) if self._reserved[i] else [i] for i in ids.tolist()]
         return np.array([i for part in parts for i in part], np.int32)
 
     def _characters(self, piece_id: int) -> list[int]:
-        """Returns ids that spell a reserved piece as text."""
         piece = self._model.piece(piece_id)
         characters = [self._character(character) for character in piece]
         # The unknown token cannot encode its own spelling.
@@ -112,11 +103,6 @@ class SubwordTokenizer:
 def open_subword_tokenizer(
     model: SubwordModel, content: bytes, config: PrepareConfig
 ) -> SubwordTokenizer:
-    """Returns the tokenizer of a model, with the separator and special tokens of a config.
-
-    Raises:
-        SettingsError: separator_token is not in the model, or None and it has no usual one.
-    """
     special = {}
     if config.separator_token is not None:
         chosen = model.id_of(config.separator_token)

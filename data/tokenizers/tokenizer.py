@@ -12,7 +12,7 @@ import numpy as np
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from configs.require import require
-from data.prepare.text.utf8 import utf8
+from data.prepare.text.streams import utf8
 from data.tokenizers.bpe_files import from_tiktoken, from_vocab
 from data.tokenizers.special_tokens import NO_SPECIAL_TOKENS, special_token_ids
 from data.tokenizers.subword_backends import load_subword_model
@@ -143,11 +143,7 @@ _WITHOUT_PATTERN = (".tiktoken", "merges.txt", "vocab.json")
 
 
 def open_tokenizer(config: PrepareConfig) -> Tokenizer | None:
-    """Returns the tokenizer of the settings, None if it has to be trained first.
-
-    Raises:
-        SettingsError: the file of data.tokenizer cannot be read, or has no such separator.
-    """
+    """Returns the tokenizer of the settings, None if it has to be trained first."""
     path = Path(config.tokenizer).expanduser()
     form = next((end for end in reversed(_FILES) if path.name.endswith(end)), None)
     require(
@@ -192,7 +188,6 @@ def open_tokenizer(config: PrepareConfig) -> Tokenizer | None:
 
 
 def load_tokenizer(kind: str, content: bytes, special: Mapping[str, int]) -> Tokenizer:
-    """Returns the tokenizer with this kind, content and special tokens."""
     match kind:
         case "bytes":
             return ByteTokenizer(special)
@@ -206,12 +201,10 @@ def load_tokenizer(kind: str, content: bytes, special: Mapping[str, int]) -> Tok
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Returns the SHA-256 of the kind, content and special tokens of a tokenizer."""
     return content_digest(tokenizer.kind, tokenizer.content(), tokenizer.special)
 
 
 def content_digest(kind: str, content: bytes, special: Mapping[str, int]) -> str:
-    """Returns the digest of the tokenizer that `load_tokenizer` makes from these."""
     digest = hashlib.sha256(kind.encode() + b"\0" + content).hexdigest()
     if special:
         digest += json.dumps(dict(special), sort_keys=True)

@@ -35,7 +35,6 @@ def lines_of(text: str) -> Iterator[str]:
 
 
 def character_tokenizer(alphabet: Iterable[str], config: PrepareConfig) -> CharacterTokenizer:
-    """Returns the tokenizer of all characters in some strings, in any order."""
     characters = "".join(sorted({character for part in alphabet for character in part}))
     special = special_token_ids(config.special_tokens, len(characters) + 1)
     return CharacterTokenizer(characters, special)

@@ -18,9 +18,8 @@ from configs.suggested_commands import tessera
 from data.atomic_files import explain_full_disk, locked
 from data.object_store import is_remote
 from data.open_data import given_tokenizer, local_path
-from data.prepare.corpus_preparation import Preparation
+from data.prepare.corpus_preparation import Log, Preparation, prepare
 from data.prepare.engine import Engine, Workers
-from data.prepare.prepare_corpora import Log, prepare
 from data.prepare.text.corpus import open_corpus
 from data.prepare.work_folder import remove_work
 from data.remote_folders import is_prepared, push_folder

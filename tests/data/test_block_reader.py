@@ -1,5 +1,6 @@
 """Many shards with few files open and few bytes kept; what may pass is not called damage."""
 
+import functools
 import json
 import os
 import resource
@@ -80,9 +81,15 @@ def test_any_number_of_shards_is_read_with_few_files_open(tmp_path, store, rng, 
     assert num_open_files() - before < 80
 
 
+def keep(monkeypatch, name: str, number: int) -> None:
+    """Lets so many open files or blocks be kept, and none at first."""
+    function = getattr(data.block_reader, name).__wrapped__
+    monkeypatch.setattr(data.block_reader, name, functools.lru_cache(number)(function))
+
+
 def test_a_shard_that_is_closed_while_other_threads_read_it_reads_the_same(store, rng, monkeypatch):
-    monkeypatch.setattr(data.block_reader, "_MAX_READERS", 1)
-    monkeypatch.setattr(data.block_reader, "_MAX_BYTES", 0)
+    keep(monkeypatch, "_open", 1)
+    keep(monkeypatch, "_block", 0)
     monkeypatch.setattr(data.atomic_files, "_WAITS_SEC", ())
     wanted = store.train.read(0, store.train.num_tokens)
     starts = rng.integers(0, store.train.num_tokens - 150, 3000).tolist()
@@ -95,7 +102,7 @@ def test_a_shard_that_is_closed_while_other_threads_read_it_reads_the_same(store
         np.testing.assert_array_equal(ids, wanted[start : start + 150])
 
 
-def test_what_is_kept_of_all_streams_together_has_one_limit_in_bytes(store, monkeypatch):
+def test_what_is_kept_of_all_streams_together_has_one_limit(store, monkeypatch):
     def read(stream) -> int:
         """Returns how many bytes were read from disk to give the tokens of a stream."""
         before = BYTES_MOVED.total
@@ -104,14 +111,16 @@ def test_what_is_kept_of_all_streams_together_has_one_limit_in_bytes(store, monk
 
     first, second = (open_store(store.folder, "sizes").train for _ in range(2))
     num_bytes = 2 * (first.num_tokens - 1)
-    monkeypatch.setattr(data.block_reader, "_MAX_BYTES", num_bytes + 600)
+    block_len, shards = (store.manifest[key] for key in ("block_len", "splits"))
+    num_blocks = sum(-(-shard["tokens"] // block_len) for shard in shards["train"]["shards"])
+    keep(monkeypatch, "_block", num_blocks + 1)
     assert read(first) == num_bytes
     assert read(first) == 0
     assert read(second) == num_bytes
     assert read(second) == 0
-    assert read(first) > num_bytes - 900
-    monkeypatch.setattr(data.block_reader, "_MAX_BYTES", 2 * num_bytes)
-    read(second)
+    assert read(first) == num_bytes
+    keep(monkeypatch, "_block", 2 * num_blocks)
+    assert read(first) == read(second) == num_bytes
     assert read(first) == read(second) == 0
 
 
@@ -149,6 +158,7 @@ def test_each_file_is_checked_by_one_of_the_processes(store):
 @pytest.fixture
 def no_file_opens() -> Iterator[Callable[[], None]]:
     """From now on this process cannot open a file, until it calls what this gives."""
+    data.block_reader._open.cache_clear()  # a failure closes what is open, which frees numbers
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.open(os.devnull, os.O_RDONLY)
     os.close(lowest_free)

@@ -61,8 +61,6 @@ def test_rows_by_eye():
         [(11, 15), (30, 34)],
         [(20, 22), (34, 35)],
     ]
-    assert rows.num_padding == 5
-    assert rows.waste == 5 / 40
 
 
 @settings(max_examples=200, deadline=None)
@@ -84,8 +82,6 @@ def test_a_row_is_in_stream_order_and_holds_no_more_than_its_length(lengths, seq
     held = [sum(stop - start for start, stop in row) for row in rows_of(rows)]
     assert all(0 < tokens <= sequence_len for tokens in held)
     assert all(row == sorted(row) for row in rows_of(rows))
-    assert rows.num_padding == sum(sequence_len - tokens for tokens in held)
-    assert rows.waste == rows.num_padding / (sequence_len * len(rows))
 
 
 @settings(max_examples=200, deadline=None)
@@ -126,7 +122,7 @@ def test_a_document_without_inputs_makes_no_piece(starts):
 @pytest.mark.parametrize("num_tokens", [0, 1])
 def test_a_stream_without_targets_has_no_rows(num_tokens):
     rows = BestFit(np.arange(num_tokens), num_tokens, sequence_len=8)
-    assert len(rows) == rows.num_padding == rows.waste == 0
+    assert len(rows) == 0
 
 
 @pytest.mark.parametrize("starts", [[0, 5, 4], [0, 11]])
@@ -149,7 +145,7 @@ def test_a_group_is_packed_fast_into_little_memory_with_little_waste(rng):
         begin = time.process_time()
         rows = packed(lengths, sequence_len)
         assert time.process_time() - begin < 1  # measured 0.05 and 0.09 s
-        assert rows.waste < waste
+        assert 1 - lengths.sum() / (sequence_len * len(rows)) < waste
         arrays = [value for value in vars(rows).values() if isinstance(value, np.ndarray)]
         num_pieces = len(chunks_of(lengths, sequence_len))
         assert sum(array.nbytes for array in arrays) == 12 * num_pieces + 8 * (len(rows) + 1)

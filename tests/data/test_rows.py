@@ -15,7 +15,7 @@ from small_data import (
 
 from data.batch import Batch
 from data.objectives.causal import causal_batch
-from data.rows import EpochRows
+from data.packing import EpochRows
 
 SEP = 9
 

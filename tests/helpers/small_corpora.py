@@ -15,9 +15,8 @@ import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from configs.data import PrepareConfig
-from data.prepare.corpus_preparation import Preparation
+from data.prepare.corpus_preparation import Preparation, prepare
 from data.prepare.engine import Workers
-from data.prepare.prepare_corpora import prepare
 from data.prepare.text.corpus import open_corpus
 from data.prepare.text.readers import read_range
 from data.prepare.text.text_records import ReadReport, TextRecord

@@ -67,7 +67,6 @@ def make_control_characters() -> CleaningStep:
 
 
 def make_length(config: PrepareConfig) -> CleaningStep:
-    """Returns a step that drops texts outside data.min_characters to data.max_characters."""
     most = config.max_characters
 
     def check_length(text: str) -> str | Dropped:

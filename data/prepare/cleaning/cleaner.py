@@ -1,12 +1,36 @@
-"""Runs the cleaning steps on one document at a time, and reports what they did."""
+"""The cleaning steps that read one document at a time, run in order, and what they did."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from configs.data import CleanStep, PrepareConfig
-from data.prepare.cleaning.cleaning_step import Dropped
-from data.prepare.cleaning.step_table import LOCAL_STEPS, make_cleaning_step
+from data.prepare.cleaning.boilerplate import drop_boilerplate_lines
+from data.prepare.cleaning.c4 import clean_like_c4
+from data.prepare.cleaning.characters import make_control_characters, make_length, normalise
+from data.prepare.cleaning.cleaning_step import CleaningStep, Dropped
+from data.prepare.cleaning.decontaminate import make_decontaminate
+from data.prepare.cleaning.gopher import check_quality, check_repetition, check_stop_words
+from data.prepare.cleaning.html import make_html
+from data.prepare.cleaning.language import make_language
+from data.prepare.cleaning.personal_data import mask_personal
+
+_MAKERS: dict[CleanStep, Callable[[PrepareConfig, Iterable[str]], CleaningStep]] = {
+    "unicode": lambda config, overlap_texts: normalise,
+    "html": lambda config, overlap_texts: make_html(),
+    "control_characters": lambda config, overlap_texts: make_control_characters(),
+    "boilerplate_lines": lambda config, overlap_texts: drop_boilerplate_lines,
+    "length": lambda config, overlap_texts: make_length(config),
+    "gopher_quality": lambda config, overlap_texts: check_quality,
+    "gopher_stop_words": lambda config, overlap_texts: check_stop_words,
+    "gopher_repetition": lambda config, overlap_texts: check_repetition,
+    "c4": lambda config, overlap_texts: clean_like_c4,
+    "language": lambda config, overlap_texts: make_language(config),
+    "mask_personal": lambda config, overlap_texts: mask_personal,
+    "decontaminate": make_decontaminate,
+}
+LOCAL_STEPS: tuple[CleanStep, ...] = tuple(_MAKERS)
+"""Every CleanStep but those of DUPLICATE_STEPS, which compare documents."""
 
 NOTHING_LEFT = "nothing left"
 """The rule of a document that a step leaves only white space of."""
@@ -14,6 +38,8 @@ NOTHING_LEFT = "nothing left"
 NUM_EXAMPLES = 3
 """Examples in a report for each step: this many changed and this many dropped documents."""
 EXCERPT_CHARACTERS = 80
+_COUNTS = ("documents", "changed", "dropped", "characters_removed")
+_EXAMPLES = ("changed_examples", "dropped_examples")
 
 Report = list[dict[str, Any]]
 """What each step did, in order, as JSON; see `Cleaner.report`."""
@@ -38,7 +64,6 @@ class Cleaner:
         self.report = [_empty_report(name) for name in names]
 
     def with_empty_report(self) -> "Cleaner":
-        """Returns a cleaner with the same steps and an empty report; creating it costs nothing."""
         other = copy.copy(self)
         other.report = [_empty_report(report["step"]) for report in self.report]
         return other
@@ -56,6 +81,13 @@ class Cleaner:
         return text
 
 
+def make_cleaning_step(
+    name: CleanStep, config: PrepareConfig, overlap_texts: Iterable[str] = ()
+) -> CleaningStep:
+    """Returns a step of LOCAL_STEPS; raises SettingsError if its settings cannot be used."""
+    return _MAKERS[name](config, overlap_texts)
+
+
 def merge_reports(reports: Sequence[Report]) -> Report:
     """Returns the reports of consecutive tasks, given in order, as one.
 
@@ -66,24 +98,19 @@ def merge_reports(reports: Sequence[Report]) -> Report:
         total = _empty_report(of_step[0]["step"])
         for report in of_step:
             assert report["step"] == total["step"]
-            for count in ("documents", "changed", "dropped", "characters_removed"):
+            for count in _COUNTS:
                 total[count] += report[count]
             for rule, number in report["rules"].items():
                 total["rules"][rule] = total["rules"].get(rule, 0) + number
-            for examples in ("changed_examples", "dropped_examples"):
+            for examples in _EXAMPLES:
                 total[examples] = (total[examples] + report[examples])[:NUM_EXAMPLES]
         merged.append(total)
     return merged
 
 
 def _empty_report(name: CleanStep) -> dict[str, Any]:
-    return {
-        "step": name,
-        **dict.fromkeys(("documents", "changed", "dropped", "characters_removed"), 0),
-        "rules": {},
-        "changed_examples": [],
-        "dropped_examples": [],
-    }
+    examples = {key: [] for key in _EXAMPLES}
+    return {"step": name, **dict.fromkeys(_COUNTS, 0), "rules": {}, **examples}
 
 
 def _record(report: dict[str, Any], name: str, before: str, after: str | Dropped) -> None:
@@ -93,19 +120,16 @@ def _record(report: dict[str, Any], name: str, before: str, after: str | Dropped
         report["characters_removed"] += len(before)
         report["rules"][after.rule] = report["rules"].get(after.rule, 0) + 1
         if len(report["dropped_examples"]) < NUM_EXAMPLES:
-            text = before[:EXCERPT_CHARACTERS]
-            example = {"document": name, "rule": after.rule, "text": text}
+            example = {"document": name, "rule": after.rule, "text": before[:EXCERPT_CHARACTERS]}
             report["dropped_examples"].append(example)
     elif after != before:
         report["changed"] += 1
         report["characters_removed"] += len(before) - len(after)
         if len(report["changed_examples"]) < NUM_EXAMPLES:
-            excerpts = _excerpts(before, after)
-            report["changed_examples"].append({"document": name, **excerpts})
+            report["changed_examples"].append({"document": name, **_excerpts(before, after)})
 
 
 def _excerpts(before: str, after: str) -> dict[str, str]:
-    """Returns excerpts of two texts around their first difference."""
     pairs = enumerate(zip(before, after, strict=False))
     first = next((i for i, (a, b) in pairs if a != b), min(len(before), len(after)))
     start = max(first - EXCERPT_CHARACTERS // 4, 0)

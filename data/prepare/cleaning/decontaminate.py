@@ -69,7 +69,6 @@ def _hash_ngrams(values: np.ndarray, n: int) -> np.ndarray:
 
 
 def _has_any(values: np.ndarray, n: int, hashes: np.ndarray) -> bool:
-    """Returns whether a run of n values, none of them 0, has one of the sorted hashes."""
     num_unknown = np.cumsum(np.concatenate(([0], values == 0)))
     is_known = num_unknown[n:] == num_unknown[:-n]
     if not is_known.any():

@@ -8,13 +8,13 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from configs.data import PrepareConfig
-from data.prepare.cleaning.key_buckets import group_by_key
 from data.prepare.cleaning.minhash import NUM_BINS, comparable, minhash, mix, similarity
 
 KEPT = -1
@@ -26,6 +26,8 @@ MAX_COMPARED = 16
 MIN_RECALL = 0.9
 """Least probability that two documents exactly at the threshold share a band."""
 
+BUCKET_ENTRIES = 1 << 22
+"""Mean entries of a bucket: 64 to 96 MiB, read and sorted at once."""
 _CHUNK = 1 << 15  # signatures in memory at once: 17 MiB
 _MAX_OPEN_FILES = 256  # a process may have 1024 at once on most systems
 
@@ -58,7 +60,8 @@ def find_duplicates(
 ) -> list[np.ndarray]:
     """Returns for each document its earlier original, or KEPT: int64, one array per file.
 
-    Documents are numbered over all files, in order. The original of a document is
+    Documents are numbered over all files (.npy of `signature_dtype`), in order. The original of
+    a document is
 
     - by "exact_duplicates": the first document with the same `exact`;
     - by "near_duplicates", if there is none: the first earlier document that shares a band of the
@@ -73,11 +76,6 @@ def find_duplicates(
     `group_by_key`), and the arrays returned are slices of one mapped file in work_dir. On disk this
     takes 24 bytes per document for exact duplicates, 16 per document and band for near ones (one
     after the other), and 8 for the result.
-
-    Args:
-        files: .npy of `signature_dtype`, one per task; any may be empty.
-        config: the steps and the similarity.
-        work_dir: a folder for files that may be removed once the result is not needed any more.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     starts = np.cumsum([0, *(len(np.load(path, mmap_mode="r")) for path in files)])
@@ -175,7 +173,6 @@ def _band_keys(
 def _similarity_of(
     opened: Callable[[int], np.ndarray], starts: np.ndarray, one: np.ndarray, other: np.ndarray
 ) -> np.ndarray:
-    """Returns the similarity of pairs of documents, given by their numbers."""
     similarities = [np.zeros(0)]
     for begin in range(0, len(one), _CHUNK):
         pair = (documents[begin : begin + _CHUNK] for documents in (one, other))
@@ -194,3 +191,57 @@ def _near_of(
         here = file == number
         near[here] = opened(int(number))["near"][documents[here] - starts[number]]
     return near
+
+
+def group_by_key(
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]], num_entries: int, folder: Path
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (documents, first), with all documents that share a key next to one another.
+
+    `documents` are int64, ascending within a group; `first` is the index at which the group of each
+    begins. Groups of one are omitted. Each yield is a bucket: all keys with the same upper bits, so
+    a key is in one bucket only. The result does not depend on how entries are divided into chunks.
+
+    Args:
+        chunks: (keys uint64 [N, W], the first column uniformly distributed; documents int64 [N]),
+            the documents ascending from chunk to chunk.
+        num_entries: total number of entries of all chunks.
+        folder: for the buckets; emptied before and removed after.
+    """
+    shutil.rmtree(folder, ignore_errors=True)  # files of a killed process would be read as ours
+    folder.mkdir(parents=True)
+    num_buckets = max(1, -(-num_entries // BUCKET_ENTRIES))
+    width = 0
+    for keys, documents in chunks:
+        width = keys.shape[1] + 1
+        _append(keys, documents, num_buckets, folder)
+    for path in sorted(folder.iterdir()):
+        entries = np.fromfile(path, np.uint64).reshape(-1, width)
+        path.unlink()
+        yield _groups(entries)
+    folder.rmdir()
+
+
+def _append(keys: np.ndarray, documents: np.ndarray, num_buckets: int, folder: Path) -> None:
+    # The upper 32 bits, scaled to the number of buckets: equal ranges of keys, in order.
+    bucket = (keys[:, 0] >> np.uint64(32)) * np.uint64(num_buckets) >> np.uint64(32)
+    order = np.argsort(bucket, kind="stable")
+    entries = np.column_stack((keys, documents.astype(np.uint64)))[order]
+    edges = np.searchsorted(bucket[order], np.arange(num_buckets + 1, dtype=np.uint64))
+    for number in np.flatnonzero(np.diff(edges)):
+        with (folder / f"{number:08}").open("ab") as file:
+            # tofile would write less on a full disk without an error.
+            file.write(entries[edges[number] : edges[number + 1]].tobytes())
+
+
+def _groups(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # lexsort is stable, and entries are in ascending order of documents.
+    entries = entries[np.lexsort(entries[:, :-1].T)]
+    begins = np.ones(len(entries), bool)
+    begins[1:] = (entries[1:, :-1] != entries[:-1, :-1]).any(axis=1)
+    start = np.flatnonzero(begins)
+    size = np.diff(start, append=len(entries))
+    size_here = np.repeat(size, size)
+    shared = size_here > 1
+    first = np.repeat(np.cumsum(np.where(size > 1, size, 0)) - size, size)[shared]
+    return entries[shared, -1].astype(np.int64), first

@@ -20,9 +20,6 @@ def make_language(config: PrepareConfig) -> CleaningStep:
     is the code of the language, so that a report shows how much was dropped of each.
 
     Source: Lui and Baldwin 2012, langid.py, ACL System Demonstrations, P12-3005.
-
-    Raises:
-        SettingsError: py3langid is not installed, or does not know a code of data.languages.
     """
     identifier = _identifier()
     known = identifier.labels

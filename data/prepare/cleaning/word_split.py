@@ -41,17 +41,14 @@ def split_words(text: str) -> list[str]:
 
 
 def is_unspaced(word: str) -> bool:
-    """Returns whether a word is a letter of a script without spaces."""
     return _LETTER.match(word) is not None
 
 
 def num_unspaced(text: str) -> int:
-    """Returns how many words of a text are letters of a script without spaces."""
     return len(_LETTER.findall(text))
 
 
 def has_letter(word: str) -> bool:
-    """Returns whether a word has at least one letter, of any script."""
     return word.isalpha() or any(map(str.isalpha, word))
 
 

@@ -3,11 +3,12 @@
 import hashlib
 import os
 import platform
+import re
 import sysconfig
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from configs.data import STDLIB, PrepareConfig
@@ -25,7 +26,6 @@ from data.prepare.text.source_files import (
     record_name,
     source_file,
 )
-from data.prepare.text.split_names import assign_splits
 from data.prepare.text.token_files import choose_dtype
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -33,6 +33,16 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 _STDLIB_EXCLUDED = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
 _STDLIB_VALIDATION = 20  # one document in 20 validates, by the digest of its name
 _TOPICS = "pydoc_data/topics.py"
+_SPLIT_WORDS: dict[str, Split | None] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": None,
+}
+_WORD = re.compile(rf"(?<![a-z0-9])({'|'.join(_SPLIT_WORDS)})(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -50,12 +60,10 @@ class Corpus:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files."""
         return sum(file.num_bytes for file in self.files)
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the files hold tokens rather than text."""
         return self.files[0].has_tokens
 
     def digest(self) -> str:
@@ -67,7 +75,6 @@ class Corpus:
         return total.hexdigest()
 
     def document_name(self, file: int, number: int) -> str:
-        """Returns the name of a document: its file, with its line or row from 1 if it has one."""
         name, kind = self.files[file].name, self.files[file].kind
         return topic_names()[number] if kind == "topics" else record_name(name, kind, number)
 
@@ -83,46 +90,26 @@ class Corpus:
         return "validation" if digest % _STDLIB_VALIDATION == 0 else "train"
 
     def changed_files(self) -> list[str]:
-        """Returns the names of files that changed since the corpus was opened."""
         return [file.name for file in self.files if not _is_as_found(file)]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the corpus as JSON holds it."""
-        return asdict(self)
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> "Corpus":
-        """Returns the corpus that `to_json` wrote."""
         files = tuple(SourceFile(**file) for file in content["files"])
-        tasks = tuple(
-            tuple(ByteRange(**byte_range) for byte_range in task) for task in content["tasks"]
-        )
+        tasks = tuple(tuple(ByteRange(**part) for part in task) for task in content["tasks"])
         return Corpus(**{**content, "files": files, "tasks": tasks, "notes": (*content["notes"],)})
 
 
 def open_corpus(config: PrepareConfig, vocab_size: int | None = None) -> Corpus:
-    """Returns the corpus that data.path names.
-
-    Args:
-        vocab_size: of the given tokenizer, if any; it may decide the width of token ids.
-
-    Raises:
-        SettingsError: there is none, or nothing in it can be read.
-    """
+    """Returns the corpus that data.path names; vocab_size may decide the width of token ids."""
+    require_path(config.path)
     notes: list[str] = []
-    if config.path is None:
-        require(
-            False,
-            "data.path=None must name a text: --data.path FILE_OR_DIR (.txt, .jsonl, .parquet, a "
-            f"folder of them, ...), or {STDLIB} for Python's standard library",
-        )
     if config.path == STDLIB:
         (root, files), not_read = _stdlib_files(), {}
         description = f"the standard library of Python {platform.python_version()}"
     else:
         root, files, not_read = find_files(config)
         description = str(root)
-        files, notes = assign_splits(files, config)
+        files, notes = _assign_splits(files, config)
         files = _with_tokens(files, config, vocab_size, notes)
         prose = Counter(Path(file.name).suffix for file in files if file.is_prose)
         if prose:
@@ -134,10 +121,71 @@ def open_corpus(config: PrepareConfig, vocab_size: int | None = None) -> Corpus:
     )
 
 
+def require_path(path: str | None) -> None:
+    require(
+        path is not None,
+        "data.path=None must name a text: --data.path FILE_OR_DIR (.txt .jsonl .parquet, a folder "
+        f"of them, ...), or {STDLIB} for Python's standard library",
+    )
+
+
 def open_overlap(config: PrepareConfig, path: str) -> tuple[PrepareConfig, Corpus]:
     """Returns an evaluation text of data.decontaminate_from, all its files whatever their names."""
     own = replace(config, path=path, clean=(), decontaminate_from=(), split_files="ignore")
     return own, open_corpus(own)
+
+
+def _split_word(name: str) -> str | None:
+    """Returns the word in a file's name, or else in its folders' names, that names a split.
+
+    The last one of a name counts: train-00000-of-00002.parquet, wiki.valid.txt, val/0.bin.
+    """
+    words = (_WORD.findall(part.lower()) for part in reversed(PurePosixPath(name).parts))
+    return next((found[-1] for found in words if found), None)
+
+
+def _assign_splits(
+    files: Sequence[SourceFile], config: PrepareConfig
+) -> tuple[list[SourceFile], list[str]]:
+    """Returns the files to read with their splits, and notes about what their names decided.
+
+    Names of held-out splits count only if other files are named train. If some files validate, all
+    others train; with data.validation_fraction=1 only the validation files are read.
+    """
+    words = {file.name: None if file.is_prose else _split_word(file.name) for file in files}
+    splits = {name: word and _SPLIT_WORDS[word] for name, word in words.items()}
+    tests = [name for name, word in words.items() if word == "test"]
+    validates = [name for name, split in splits.items() if split == "validation"]
+    if config.split_files == "ignore" or "train" not in splits.values():
+        return list(files), []
+    if not tests and not validates:
+        return list(files), []
+    trains = [file.name for file in files if file.name not in {*tests, *validates}]
+    use = "to train on"
+    if config.validation_fraction == 1:
+        use = "excluded" if validates else "to validate on"
+    excluded = {*tests, *(trains if use == "excluded" else ())}
+    kept = [
+        replace(file, split=(splits[file.name] or "train") if validates else None)
+        for file in files
+        if file.name not in excluded
+    ]
+    notes = [
+        f"{_some(names)} {what}"
+        for names, what in (
+            (trains, use),
+            (validates, "to validate on"),
+            (tests, "excluded"),
+        )
+        if names
+    ]
+    return kept, [
+        f"files are named as splits: {', '.join(notes)}; --data.split-files ignore reads all alike"
+    ]
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names):,} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def _with_tokens(
@@ -159,14 +207,15 @@ def _with_tokens(
     found = []
     chosen: Counter[tuple[str, str]] = Counter()
     for file in files:
-        dtype = None
         if file.kind == "tokens":
             dtype, by = choose_dtype(Path(file.path), config, vocab_size)
-            chosen.update([(dtype, by)] if dtype else [])
-        found.append(replace(file, dtype=dtype))
+            file = replace(file, dtype=dtype)
+            if dtype:
+                chosen[dtype, by] += 1
+        found.append(file)
     notes += [
-        f"token ids are read as {dtype} in {n:,} .bin (by: {by})"
-        for (dtype, by), n in chosen.items()
+        f"token ids are read as {dtype} in {number:,} .bin (by: {by})"
+        for (dtype, by), number in chosen.items()
     ]
     return found
 
@@ -181,10 +230,10 @@ def _stdlib_files() -> tuple[Path, list[SourceFile]]:
     require(
         bool(paths), f"data.path={STDLIB}: no .py files in {root}; set data.path to another text"
     )
-    names = [path.relative_to(root).as_posix() for path in paths]
+    names = {path: path.relative_to(root).as_posix() for path in paths}
     return root, [
         source_file(path, name, "topics" if name == _TOPICS else "python")
-        for path, name in zip(paths, names, strict=True)
+        for path, name in names.items()
     ]
 
 

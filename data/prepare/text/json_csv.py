@@ -6,14 +6,10 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
-from configs.data import PrepareConfig
-from data.prepare.text.source_files import ByteRange, SourceFile
 from data.prepare.text.streams import open_stream
-from data.prepare.text.text_fields import field_names, field_of
-from data.prepare.text.text_records import ReadReport, TextRecord
+from data.prepare.text.text_records import RangeReading, TextRecord
 
 _RECORD_CHARACTERS = 64 * 2**20
 """The longest array element, CSV line or CSV field; it bounds memory."""
@@ -21,20 +17,18 @@ _BLOCK_CHARACTERS = 2**20
 _BETWEEN = re.compile(r"[\s,]*")
 
 
-def _open_text(file: SourceFile, config: PrepareConfig) -> IO[str]:
-    errors = "replace" if config.invalid_utf8 == "replace" else "strict"
-    return io.TextIOWrapper(open_stream(Path(file.path)), "utf-8-sig", errors, newline="")
+def _open_text(reading: RangeReading) -> IO[str]:
+    errors = "replace" if reading.config.invalid_utf8 == "replace" else "strict"
+    return io.TextIOWrapper(open_stream(reading.path), "utf-8-sig", errors, newline="")
 
 
-def read_json(
-    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[TextRecord]:
-    """Yields the text of each element of an array: a record, or the text as a string."""
-    with _open_text(file, config) as stream:
+def read_json(reading: RangeReading) -> Iterator[TextRecord]:
+    config = reading.config
+    with _open_text(reading) as stream:
         for number, record in enumerate(_elements(stream)):
             if isinstance(record, str) and config.text_template is None:
                 record = {config.text_field: record}
-            if text := field_of(record, f", element {number + 1}", file, config, reading):
+            if text := reading.text_of(record, f", element {number + 1}"):
                 yield TextRecord(number, text)
 
 
@@ -73,22 +67,20 @@ def _elements(stream: IO[str]) -> Iterator[Any]:
         buffer, index, is_last = buffer + block, 0, not block
 
 
-def read_csv(
-    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[TextRecord]:
+def read_csv(reading: RangeReading) -> Iterator[TextRecord]:
     """Yields the text of each row; the first row names the fields. Quoted text may span lines.
 
     Fields are separated by commas, in a .tsv by tabs.
     """
     csv.field_size_limit(_RECORD_CHARACTERS)
-    is_tsv = ".tsv" in (suffix.lower() for suffix in Path(file.path).suffixes[-2:])
-    with _open_text(file, config) as stream:
+    is_tsv = ".tsv" in (suffix.lower() for suffix in reading.path.suffixes[-2:])
+    with _open_text(reading) as stream:
         rows = csv.reader(_lines(stream), delimiter="\t" if is_tsv else ",", strict=True)
         try:
-            yield from _rows(rows, file, config, reading)
+            yield from _rows(rows, reading)
         except csv.Error as error:
             what = f"is not CSV ({error}), so the rest of the file cannot be read"
-            reading.add(file, f", line {rows.line_num}", what)
+            reading.skip(f", line {rows.line_num}", what)
 
 
 def _lines(stream: IO[str]) -> Iterator[str]:
@@ -101,23 +93,21 @@ def _lines(stream: IO[str]) -> Iterator[str]:
         yield line
 
 
-def _rows(
-    rows: Iterator[list[str]], file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[TextRecord]:
-    header, names = next(rows, []), field_names(config)
+def _rows(rows: Iterator[list[str]], reading: RangeReading) -> Iterator[TextRecord]:
+    header, names = next(rows, []), reading.field_names
     if not set(names) <= set(header):
-        field_of(dict.fromkeys(header, ""), " in its first line", file, config, reading)
+        reading.text_of(dict.fromkeys(header, ""), " in its first line")
         return
     for name in names:
         if (num_columns := header.count(name)) > 1:
             what = f"has {num_columns} columns named {name}"
-            reading.add(file, " in its first line", what, "rename all but the one to read")
+            reading.skip(" in its first line", what, "rename all but the one to read")
             return
     for number, row in enumerate(rows):
         if row and len(row) != len(header):
             what = f"has {len(row)} fields, but the header has {len(header)}"
-            reading.add(file, f", row {number + 1}", what)
+            reading.skip(f", row {number + 1}", what)
         elif row:
             record = dict(zip(header, row, strict=True))
-            if text := field_of(record, f", row {number + 1}", file, config, reading):
+            if text := reading.text_of(record, f", row {number + 1}"):
                 yield TextRecord(number, text)

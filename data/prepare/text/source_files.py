@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -80,17 +81,14 @@ class SourceFile:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether it holds tokens rather than text."""
         return self.kind in ("tokens", "token_rows")
 
     @property
     def is_prose(self) -> bool:
-        """Whether its suffix is one of prose or source code, not of a data set."""
         return Path(self.name).suffix.lower() in _PROSE
 
     @property
     def compression(self) -> str | None:
-        """Suffix of its compression, if any."""
         suffix = Path(self.path).suffix.lower()
         return suffix if suffix in COMPRESSIONS else None
 
@@ -114,12 +112,10 @@ def before_wildcard(pattern: str) -> str:
 
 
 def record_name(name: str, kind: Kind, number: int) -> str:
-    """Returns a file's name, with the line or row from 1 where the file has many."""
     return name if kind in ("text", "python") else f"{name}:{number + 1}"
 
 
 def kind_of(path: Path) -> Kind | None:
-    """Returns the kind of a file by its name; None if it cannot be read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         kind = _KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
@@ -139,17 +135,12 @@ def _kind_on_disk(path: Path, *, is_named: bool) -> Kind | None:
 
 
 def source_file(path: Path, name: str, kind: Kind) -> SourceFile:
-    """Returns the entry of an existing file."""
     stat = path.stat()
     return SourceFile(str(path), name, kind, stat.st_size, stat.st_mtime_ns)
 
 
 def find_files(config: PrepareConfig) -> tuple[Path, list[SourceFile], dict[str, int]]:
-    """Returns the root, the files that data.path names, and {suffix: number} of ignored files.
-
-    Raises:
-        SettingsError: data.path does not exist, or has no file that can be read.
-    """
+    """Returns the root, the files that data.path names, and {suffix: number} of ignored files."""
     assert config.path is not None
     given = os.path.expanduser(config.path)
     if glob.has_magic(given) and not Path(given).exists():
@@ -173,11 +164,7 @@ def find_files(config: PrepareConfig) -> tuple[Path, list[SourceFile], dict[str,
 
 
 def _files_below(given: str, root: Path) -> list[Path]:
-    """Returns all files below a folder, following links; skips hidden folders.
-
-    Raises:
-        SettingsError: a link is broken, or a saved dataset is incomplete.
-    """
+    """Returns all files below a folder, following links; skips hidden folders."""
     found = []
     for folder, folders, names in os.walk(root, followlinks=True):
         real, above = os.path.realpath(folder), os.path.realpath(os.path.dirname(folder))
@@ -194,7 +181,6 @@ def _files_below(given: str, root: Path) -> list[Path]:
 
 
 def _saved_dataset(given: str, root: Path) -> list[Path]:
-    """Returns the files of a saved dataset, without caches or files of an earlier save."""
     state = root / "state.json"
     try:
         paths = sorted(
@@ -279,7 +265,10 @@ def plan_tasks(files: list[SourceFile], ranges: list[ByteRange]) -> list[list[By
             tasks.append([])
             num_bytes = 0
         tasks[-1].append(byte_range)
-        num_bytes += (
-            files[byte_range.file].num_bytes if byte_range.stop is None else byte_range.stop
-        ) - byte_range.start
+        num_bytes += size_of(byte_range, files)
     return tasks
+
+
+def size_of(byte_range: ByteRange, files: Sequence[SourceFile]) -> int:
+    stop = files[byte_range.file].num_bytes if byte_range.stop is None else byte_range.stop
+    return stop - byte_range.start

@@ -1,4 +1,4 @@
-"""Opens files as decompressed bytes, and detects encodings other than UTF-8 and kinds of JSON."""
+"""Files as decompressed bytes, their encodings and kinds of JSON, and text as UTF-8."""
 
 import codecs
 import gzip
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from configs.errors import SettingsError
 
 COMPRESSIONS = (".gz", ".zst")
 BYTE_ORDER_MARK = "\ufeff"
@@ -75,3 +77,18 @@ def json_layout(path: Path) -> str | None:
     except (ValueError, RecursionError):
         return None if newline else "lines"
     return "lines" if more.strip() else "object"
+
+
+def utf8(text: str) -> bytes:
+    """Returns the bytes of a text; raises SettingsError for a lone surrogate."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SettingsError(
+            f"the text has {text[error.start]!r} at character {error.start}, which UTF-8 cannot "
+            "encode; remove it"
+        ) from None
+
+
+def utf8_len(text: str) -> int:
+    return len(text) if text.isascii() else len(utf8(text))

@@ -8,8 +8,7 @@ import numpy as np
 
 from configs.data import PrepareConfig
 from configs.require import require
-from data.prepare.text.source_files import ByteRange, SourceFile
-from data.prepare.text.text_records import ReadReport, TextRecord
+from data.prepare.text.text_records import RangeReading, TextRecord
 
 _LLM_C = {20240520: np.dtype("<u2"), 20240801: np.dtype("<u4")}  # magic number: dtype
 _LLM_C_HEADER_BYTES = 1024
@@ -27,9 +26,6 @@ def choose_dtype(
 
     It is the dtype in its header (llm.c) or in the .idx beside it (Megatron); else
     data.token_dtype; else 32 bits for a vocabulary that needs them; else 16.
-
-    Raises:
-        SettingsError: two of these differ, or ids of 32 bits would be read as 16.
     """
     if path.suffix.lower() == ".npy":
         return None, ""
@@ -73,19 +69,15 @@ def _own_dtype(path: Path, head: bytes, given: str | None) -> tuple[str | None, 
         return None, ""
     with index.open("rb") as file:
         header = file.read(34)
-        if header and not header.startswith(_MEGATRON):
-            return None, ""  # another program's
-        header = header.ljust(34, b"\0")
-        num_lengths = int.from_bytes(header[18:26], "little")
-        num_lengths *= 34 + 4 * num_lengths <= index.stat().st_size  # 0 for a truncated index
-        num_tokens = sum(
-            int(
-                np.fromfile(file, "<i4", min(_TOKENS_AT_ONCE, num_lengths - start)).sum(
-                    dtype=np.int64
-                )
-            )
-            for start in range(0, num_lengths, _TOKENS_AT_ONCE)
-        )
+    if header and not header.startswith(_MEGATRON):
+        return None, ""  # another program's
+    header = header.ljust(34, b"\0")
+    num_lengths = int.from_bytes(header[18:26], "little")
+    num_lengths *= 34 + 4 * num_lengths <= index.stat().st_size  # 0 for a truncated index
+    num_tokens = 0
+    if num_lengths:
+        lengths = np.memmap(index, "<i4", "r", len(header), (num_lengths,))
+        num_tokens = int(lengths.sum(dtype=np.int64))
     dtype, num_bytes = _MEGATRON_DTYPES.get(header[17]), path.stat().st_size
     agrees = dtype is not None and num_tokens * np.dtype(dtype).itemsize == num_bytes
     require(
@@ -97,11 +89,8 @@ def _own_dtype(path: Path, head: bytes, given: str | None) -> tuple[str | None, 
     return (dtype, "the .idx") if agrees else (None, "")
 
 
-def read_tokens(
-    byte_range: ByteRange, file: SourceFile, config: PrepareConfig, reading: ReadReport
-) -> Iterator[TextRecord]:
-    """Yields an array of tokens in chunks."""
-    ids = open_tokens(Path(file.path), file.dtype)
+def read_tokens(reading: RangeReading) -> Iterator[TextRecord]:
+    ids, byte_range = open_tokens(reading.path, reading.file.dtype), reading.byte_range
     size = ids.dtype.itemsize
     stop = len(ids) if byte_range.stop is None else byte_range.stop // size
     for start in range(byte_range.start // size, min(stop, len(ids)), _TOKENS_AT_ONCE):
@@ -110,14 +99,6 @@ def read_tokens(
 
 
 def open_tokens(path: Path, dtype: str | None) -> np.ndarray:
-    """Returns an array of token ids, one axis, memory-mapped.
-
-    Args:
-        dtype: of a .bin; the header of llm.c repeats it, with the number of ids.
-
-    Raises:
-        ValueError: the file is not such an array.
-    """
     if dtype is None:
         ids = np.lib.format.open_memmap(path, mode="r")  # np.load would unpickle and unzip as well
     else:

@@ -5,8 +5,8 @@ import pytest
 
 from configs.data import PrepareConfig
 from configs.errors import SettingsError
+from data.prepare.cleaning.cleaner import make_cleaning_step
 from data.prepare.cleaning.cleaning_step import Dropped
-from data.prepare.cleaning.step_table import make_cleaning_step
 from data.prepare.cleaning.word_split import is_unspaced, num_unspaced, split_words
 
 TEXTS = {

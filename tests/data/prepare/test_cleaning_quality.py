@@ -4,8 +4,8 @@
 import pytest
 
 from configs.data import CleanStep, PrepareConfig
+from data.prepare.cleaning.cleaner import make_cleaning_step
 from data.prepare.cleaning.cleaning_step import Dropped
-from data.prepare.cleaning.step_table import make_cleaning_step
 
 FIFTY = [f"word{letter}{number}" for number in range(2) for letter in "abcdefghijklmnopqrstuvwxy"]
 

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs.data import CleanStep, PrepareConfig
+from data.prepare.cleaning.cleaner import LOCAL_STEPS, make_cleaning_step
 from data.prepare.cleaning.cleaning_step import Dropped
-from data.prepare.cleaning.step_table import LOCAL_STEPS, make_cleaning_step
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 STEPS = {
@@ -168,7 +168,7 @@ def test_the_language_step_says_which_package_it_needs():
     code = (
         "import sys; sys.modules['py3langid'] = None\n"
         "from configs.data import PrepareConfig\n"
-        "from data.prepare.cleaning.step_table import make_cleaning_step\n"
+        "from data.prepare.cleaning.cleaner import make_cleaning_step\n"
         "make_cleaning_step('language', PrepareConfig())"
     )
     done = subprocess.run((sys.executable, "-c", code), cwd=ROOT, capture_output=True, text=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.data import PrepareConfig
-from data.prepare.cleaning import key_buckets
+from data.prepare.cleaning import duplicates
 from data.prepare.cleaning.duplicates import (
     KEPT,
     bands_and_rows,
@@ -211,7 +211,7 @@ def test_duplicates_are_those_of_the_definition_however_they_are_stored(
     assert 150 < sum(repeat != KEPT for repeat in expected) < 450
     for sizes in ([600], [0, 599, 0, 1], [100] * 6, [2] * 300):
         assert found_of(tmp_path, signatures, config, sizes) == expected
-    monkeypatch.setattr(key_buckets, "BUCKET_ENTRIES", 97)  # a hundred buckets in place of one
+    monkeypatch.setattr(duplicates, "BUCKET_ENTRIES", 97)  # a hundred buckets in place of one
     for sizes in ([600], [100] * 6):
         assert found_of(tmp_path, signatures, config, sizes) == expected
 

@@ -5,8 +5,7 @@ import tokenizers
 from small_families import TOKENIZER
 from small_tokenizers import TEXTS, byte_level, content_of, open_content, settings
 
-from data.tokenizers.export_tokenizer import to_tokenizer_json
-from data.tokenizers.hf_files import special_tokens_map
+from data.tokenizers.hf_files import special_tokens_map, to_tokenizer_json
 from data.tokenizers.special_tokens import special_token_ids
 from data.tokenizers.tokenizer import ByteTokenizer, Tokenizer
 from data.tokenizers.train_tokenizer import train_sentencepiece
