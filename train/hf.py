@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from configs.data import DataConfig
@@ -48,11 +47,6 @@ from train.optimizer import Params
 from train.record.run_folder import RunFolder
 from train.state import TrainState, shape_of
 
-DTYPES: Mapping[str, Any] = {
-    "float32": np.float32,
-    "bfloat16": ml_dtypes.bfloat16,
-    "float16": np.float16,
-}
 _IMPORTED = "huggingface"
 """The folder of a run with the files that an imported model had beside its weights."""
 _IMPORTED_SUFFIXES = (".json", ".model", ".txt", ".jinja")  # settings, tokenizer, chat template
@@ -105,8 +99,8 @@ def _run_config(hf_model: HFModel, tokenizer_file: Path | None) -> RunConfig:
     if tokenizer_file is not None:
         data["tokenizer"] = str(tokenizer_file)
     if config.architecture == "encoder":
-        data |= {"objective": "masked_pairs" if config.next_sentence else "masked"}
-        data |= {"special_tokens": ("masked",)}
+        objective = "masked_pairs" if config.next_sentence else "masked"
+        data |= {"objective": objective, "special_tokens": ("masked",)}
     if config.architecture == "encoder_decoder":
         data |= {"objective": "span", "special_tokens": ("span",)}
         data |= {"sequence_len": min(length, 512), "target_len": min(length, 512) // 4}
@@ -198,7 +192,7 @@ def export_model(
     family, hf_config = find_family(config.model)
     imported = run_dir / _IMPORTED if (run_dir / _IMPORTED).is_dir() else None
     tensors = {tensor.name: tensor for tensor in family.tensors(config.model)}
-    stored_dtype = np.dtype(DTYPES[dtype])
+    stored_dtype = jnp.dtype(dtype)
     if stored_dtype != np.float32:
         rounded = jax.jit(lambda x: x.astype(stored_dtype).astype(x.dtype), donate_argnums=0)
         params = jax.tree.map(rounded, params)
@@ -214,7 +208,8 @@ def export_model(
             write_json(temporary / INDEX, shard_index(shards, stored_dtype))
         hf_config |= {"dtype": dtype, "torch_dtype": dtype}
         hf_config |= {"max_position_embeddings": max_sequence_len}
-        write_json(temporary / CONFIG, {**hf_config, **_token_ids(imported, tokenizer)})
+        hf_config |= _token_ids(imported, tokenizer)
+        write_json(temporary / CONFIG, hf_config)
         if imported is not None:
             for path in sorted(imported.iterdir()):
                 if path.name != CONFIG:
@@ -257,10 +252,10 @@ def _logits(config: ModelConfig, params: Params) -> np.ndarray:
     shape_BT = (2 * jax.device_count(), _CHECK_LEN)
     tokens_BT = rng.integers(0, config.num_tokens, shape_BT, np.int32)
     positions_BT = np.broadcast_to(np.arange(_CHECK_LEN, dtype=np.int32), shape_BT)
-    text = jax.tree.map(jnp.asarray, (tokens_BT, positions_BT, np.ones_like(tokens_BT)))
-    inputs = Inputs(*text)
+    segments_BT = jnp.ones(shape_BT, jnp.int32)
+    inputs = Inputs(jnp.asarray(tokens_BT), jnp.asarray(positions_BT), segments_BT)
     if config.architecture == "encoder_decoder":
-        inputs = inputs._replace(encoder=Inputs(*text))
+        inputs = inputs._replace(encoder=inputs)
     shape = shape_of(config)
 
     @jax.jit

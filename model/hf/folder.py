@@ -38,7 +38,7 @@ class HFModel:
         return 512
 
     def read_params(self, shapes: Tree, layout: Tree) -> dict[str, Any]:
-        """Returns Tessera's parameters in this layout, layers in model order."""
+        """Returns Tessera's parameters in this layout."""
         return read_params(self.matched_tensors, shapes, layout)
 
 
@@ -63,10 +63,7 @@ def open_hf_model(path: Path, **overrides: Any) -> HFModel:
         IntegrityError: a file is missing or truncated.
     """
     file = path / CONFIG
-    require(
-        file.is_file(),
-        f"{path} must be the folder of a Hugging Face model, but has no {CONFIG}",
-    )
+    require(file.is_file(), f"{path} must be a Hugging Face model's folder, but has no {CONFIG}")
     try:
         hf_config = json.loads(file.read_bytes())
     except ValueError as error:

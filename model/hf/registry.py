@@ -6,40 +6,14 @@ from typing import Any
 
 from configs.errors import SettingsError
 from configs.model import ModelConfig
-from model.hf.families.decoders import (
-    GEMMA2,
-    GEMMA3,
-    LLAMA,
-    MISTRAL,
-    MIXTRAL,
-    OLMO2,
-    QWEN2,
-    QWEN3,
-    QWEN3_MOE,
-)
+from model.hf.families.decoders import DECODERS
 from model.hf.families.deepseek import DEEPSEEK_V3
 from model.hf.families.encoder_decoders import MARIAN, T5
 from model.hf.families.encoders import BERT, MODERNBERT
 from model.hf.families.gpt2 import GPT2
 from model.hf.family import Family, HFConfig
 
-FAMILIES = (
-    LLAMA,
-    QWEN3,
-    QWEN2,
-    MISTRAL,
-    OLMO2,
-    GEMMA2,
-    GEMMA3,
-    MIXTRAL,
-    QWEN3_MOE,
-    DEEPSEEK_V3,
-    GPT2,
-    BERT,
-    MODERNBERT,
-    T5,
-    MARIAN,
-)
+FAMILIES = (*DECODERS, DEEPSEEK_V3, GPT2, BERT, MODERNBERT, T5, MARIAN)
 """In the order in which an export tries them."""
 
 _NOT_IN_HF = (

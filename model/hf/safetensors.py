@@ -7,7 +7,7 @@ memory. Source: github.com/huggingface/safetensors, "Format".
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -53,11 +53,7 @@ class StoredTensor:
         return prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """Returns the tensor.
-
-        Raises:
-            IntegrityError: the file ends inside it.
-        """
+        """Returns the tensor; IntegrityError if the file ends inside it."""
         with self.file.open("rb") as file:
             file.seek(self.start)
             content = bytearray(self.num_bytes)
@@ -116,21 +112,21 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         entries = json.loads(content)
         entries.pop("__metadata__", None)
-        tensors, end = {}, 8 + length
+        tensors, begin = {}, 8 + length
+        end = begin
         for name, entry in entries.items():
             first, last = entry["data_offsets"]
             dtype = entry["dtype"]
             if dtype not in _DTYPES:
                 raise IntegrityError(f"{path}: {name} has dtype {dtype}, which is not supported")
-            stored = StoredTensor(
-                path, np.dtype(_DTYPES[dtype]), tuple(entry["shape"]), 8 + length + first
-            )
+            shape = tuple(entry["shape"])
+            stored = StoredTensor(path, np.dtype(_DTYPES[dtype]), shape, begin + first)
             if last - first != stored.num_bytes or first < 0:
                 raise IntegrityError(
                     f"{path}: {name} has {last - first} bytes, its shape {stored.num_bytes}"
                 )
             tensors[name] = stored
-            end = max(end, 8 + length + last)
+            end = max(end, begin + last)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path} has a header that does not parse: {error!r}") from None
     if end != size:
@@ -171,11 +167,10 @@ def write_shard(path: Path, shard: Shard, dtype: np.dtype, arrays: Iterable[np.n
     """Writes a file from arrays in the order of the shard; takes one at a time."""
     dtype_name = next(name for name, known in _DTYPES.items() if np.dtype(known) == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    begin = 0
+    end = 0
     for name, shape in shard.shapes.items():
-        end = begin + prod(shape) * dtype.itemsize
+        begin, end = end, end + prod(shape) * dtype.itemsize
         header[name] = {"dtype": dtype_name, "shape": list(shape), "data_offsets": [begin, end]}
-        begin = end
     content = json.dumps(header, separators=(",", ":")).encode()
     content += b" " * (-len(content) % 8)
     with path.open("wb") as file:
@@ -194,8 +189,3 @@ def shard_index(shards: Iterable[Shard], dtype: np.dtype) -> dict[str, Any]:
     weight_map = {name: shard.name for shard in shards for name in shard.shapes}
     total = sum(prod(shape) for shard in shards for shape in shard.shapes.values())
     return {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": weight_map}
-
-
-def in_disk_order(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
-    """Yields tensors in the order in which they are stored on disk."""
-    yield from sorted(tensors.items(), key=lambda item: (item[1].file.name, item[1].start))

@@ -34,30 +34,34 @@ class HFTensor:
     """The inverse, exact to the bit."""
 
 
-def reshaped(name: str, param: ParamSlice, tessera_shape: Shape, hf_shape: Shape = ()) -> HFTensor:
-    """Returns a tensor with the elements of the slice in the same order; hf_shape () is flat."""
-    hf_shape = hf_shape or (prod(tessera_shape),)
+def reshaped(
+    name: str, path: str, index: tuple[int, ...], shape: Shape, hf_shape: Shape = ()
+) -> HFTensor:
+    """Returns a tensor with the elements of a slice in the same order; hf_shape () is flat."""
+    hf_shape = hf_shape or (prod(shape),)
     return HFTensor(
         name,
         hf_shape,
-        (param,),
-        to_slices=lambda x: [x.reshape(tessera_shape)],
+        (ParamSlice(path, index),),
+        to_slices=lambda x: [x.reshape(shape)],
         from_slices=lambda values: values[0].reshape(hf_shape),
     )
 
 
-def transposed(name: str, param: ParamSlice, tessera_shape: Shape, num_in: int = 1) -> HFTensor:
+def transposed(
+    name: str, path: str, index: tuple[int, ...], shape: Shape, num_in: int = 1
+) -> HFTensor:
     """Returns a linear layer: [out, in] in the checkpoint, [in..., out...] in Tessera.
 
     Args:
-        num_in: leading dims of tessera_shape that are the input.
+        num_in: leading dims of the slice's shape that are the input.
     """
-    into, out = prod(tessera_shape[:num_in]), prod(tessera_shape[num_in:])
+    into, out = prod(shape[:num_in]), prod(shape[num_in:])
     return HFTensor(
         name,
         (out, into),
-        (param,),
-        to_slices=lambda x: [x.T.reshape(tessera_shape)],
+        (ParamSlice(path, index),),
+        to_slices=lambda x: [x.T.reshape(shape)],
         from_slices=lambda values: values[0].reshape(into, out).T,
     )
 

@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from configs.errors import SettingsError
 from configs.model import ModelConfig
 from model.hf.family import Family
-from model.hf.safetensors import StoredTensor, in_disk_order
-from model.hf.tensors import HFTensor, ParamSlice
+from model.hf.safetensors import StoredTensor
+from model.hf.tensors import HFTensor
 from sharding.fill_sharded import fill, zeros
 from sharding.tree_paths import by_path, nested
 
@@ -29,7 +28,8 @@ def match_tensors(
     expected = {tensor.name: tensor for tensor in family.tensors(config)}
     matched: dict[str, tuple[HFTensor, StoredTensor]] = {}
     unexpected, wrong_shapes = [], []
-    for stored_name, there in in_disk_order(stored):
+    on_disk = sorted(stored.items(), key=lambda item: (item[1].file.name, item[1].start))
+    for stored_name, there in on_disk:
         name = family.canonical_name(stored_name)
         tensor = expected.get(name)
         if tensor is not None:
@@ -63,12 +63,7 @@ def _first_of(names: list[str], most: int = 4) -> str:
 def read_params(
     matched: list[tuple[HFTensor, StoredTensor]], shapes: Tree, layout: Tree
 ) -> dict[str, Any]:
-    """Returns float32 parameters, initialized sharded and filled tensor by tensor.
-
-    Args:
-        shapes: of all parameters, by path.
-        layout: the sharding of each.
-    """
+    """Returns float32 parameters, initialized sharded and filled tensor by tensor."""
     flat_shapes, flat_layout = by_path(shapes), by_path(layout)
     arrays = {
         path: zeros(leaf.shape, leaf.dtype, flat_layout[path]) for path, leaf in flat_shapes.items()
@@ -85,8 +80,5 @@ def hf_arrays(params: Tree, tensors: list[HFTensor]) -> Iterator[np.ndarray]:
     """Yields the array of each tensor in its Hugging Face shape, float32, one fetched at a time."""
     flat = by_path(params)
     for tensor in tensors:
-        yield tensor.from_slices([_fetch(flat[param.path], param) for param in tensor.slices])
-
-
-def _fetch(array: jax.Array, param: ParamSlice) -> np.ndarray:
-    return np.asarray(array[param.index] if param.index else array)
+        arrays = ((flat[param.path], param.index) for param in tensor.slices)
+        yield tensor.from_slices([np.asarray(x[index] if index else x) for x, index in arrays])

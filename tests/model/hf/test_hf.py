@@ -18,6 +18,7 @@ from model.hf.folder import open_hf_model
 from model.hf.registry import FAMILIES, find_family, read_hf_config
 from model.hf.safetensors import INDEX, WEIGHTS, stored_tensors
 from model.hf.tensors import ParamSlice
+from sharding.tree_paths import by_path
 from train.state import shape_of
 
 CONTINUED = """
@@ -64,26 +65,16 @@ def here(tmp_path, monkeypatch):
 @by_golden
 def test_every_slice_of_the_parameters_is_in_exactly_one_tensor(folder):
     hf_model = open_hf_model(folder, dtype="float32")
-    shapes = {}
-
-    def flatten(tree, path=()):
-        for name, node in tree.items():
-            if isinstance(node, dict):
-                flatten(node, (*path, name))
-            else:
-                shapes["/".join((*path, name))] = node.shape
-
-    flatten(shape_of(hf_model.config).params)
     slices = [param for tensor, _ in hf_model.matched_tensors for param in tensor.slices]
     assert len({*slices}) == len(slices)
     wanted = set()
-    for path, shape in shapes.items():
+    for path, leaf in by_path(shape_of(hf_model.config).params).items():
         num = 0
         if path.split("/")[0] in ("layers", "leading_layers", "encoder_layers"):
             experts = ("mlp/gate", "mlp/up", "mlp/down")
             is_expert = hf_model.config.num_experts and path.endswith(experts) and "layers/" in path
             num = 2 if is_expert and not path.startswith("leading") else 1
-        wanted |= {ParamSlice(path, index) for index in np.ndindex(shape[:num])}
+        wanted |= {ParamSlice(path, index) for index in np.ndindex(leaf.shape[:num])}
     assert {*slices} == wanted
 
 
@@ -155,20 +146,8 @@ def test_a_run_starts_from_hugging_face_weights_with_another_schedule(here):
 
 def test_a_run_that_does_not_match_hugging_face_weights_is_told_the_settings_that_would(here):
     write_text(here)
-    code, words = call(
-        *[
-            "train",
-            "quickstart",
-            "--data.path",
-            "text.txt",
-            "--data.tokenizer",
-            "bytes",
-            "--run-dir",
-            "run",
-        ],
-        "--init-from",
-        str(LLAMA),
-    )
+    settings = "quickstart --data.path text.txt --data.tokenizer bytes --run-dir run --init-from"
+    code, words = call("train", *settings.split(), str(LLAMA))
     assert code == 2
     for word in (
         "model.embed_dim=16 there, 192 here",
