@@ -7,6 +7,7 @@ from typing import Any
 
 from configs.errors import SettingsError
 from configs.model import ModelConfig
+from configs.position import RopeScaling
 from configs.require import require
 from model.hf.tensors import HFTensor
 
@@ -86,27 +87,27 @@ def read_rope(hf_config: HFConfig) -> dict[str, Any]:
         case "default":
             return {"rope_theta": theta}
         case "linear":
-            more = {}
+            more: dict[str, Any] = {}
         case "llama3":
             more = {
-                "rope_original_len": length,
-                "rope_low_frequency": float(rope["low_freq_factor"]),
-                "rope_high_frequency": float(rope["high_freq_factor"]),
+                "original_len": length,
+                "low_frequency": float(rope["low_freq_factor"]),
+                "high_frequency": float(rope["high_freq_factor"]),
             }
         case "yarn":
             require_values(rope, truncate=True)
             more = {
-                "rope_original_len": length,
-                "rope_beta_fast": float(rope.get("beta_fast") or 32),
-                "rope_beta_slow": float(rope.get("beta_slow") or 1),
-                "rope_attention_factor": _attention_factor(rope, factor),
+                "original_len": length,
+                "beta_fast": float(rope.get("beta_fast") or 32),
+                "beta_slow": float(rope.get("beta_slow") or 1),
+                "attention_factor": _attention_factor(rope, factor),
             }
         case kind:
             raise SettingsError(
                 f"config.json: rope_type={kind} must be default, linear, llama3 or yarn"
             )
-    kind = rope.get("rope_type", rope.get("type"))
-    return {"rope_theta": theta, "rope_scaling": kind, "rope_scaling_factor": factor, **more}
+    kind: Any = rope.get("rope_type", rope.get("type"))
+    return {"rope_theta": theta, "rope_scaling": RopeScaling(kind=kind, factor=factor, **more)}
 
 
 def _attention_factor(rope: HFConfig, factor: float) -> float:
@@ -126,20 +127,18 @@ def mscale(factor: float, weight: float) -> float:
 def write_rope(config: ModelConfig) -> dict[str, Any]:
     """Returns rope_theta and rope_scaling of config.json."""
     hf_config: dict[str, Any] = {"rope_theta": config.rope_theta}
-    if config.rope_scaling == "none":
+    rope = config.rope_scaling
+    if rope.kind == "none":
         return hf_config
-    scaling: dict[str, Any] = {
-        "rope_type": config.rope_scaling,
-        "factor": config.rope_scaling_factor,
-    }
-    if config.rope_original_len is not None:
-        scaling["original_max_position_embeddings"] = config.rope_original_len
-    if config.rope_scaling == "llama3":
-        scaling["low_freq_factor"] = config.rope_low_frequency
-        scaling["high_freq_factor"] = config.rope_high_frequency
-    if config.rope_scaling == "yarn":
-        scaling["beta_fast"], scaling["beta_slow"] = config.rope_beta_fast, config.rope_beta_slow
-        scaling["attention_factor"] = config.rope_attention_factor
+    scaling: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
+    if rope.original_len is not None:
+        scaling["original_max_position_embeddings"] = rope.original_len
+    if rope.kind == "llama3":
+        scaling["low_freq_factor"] = rope.low_frequency
+        scaling["high_freq_factor"] = rope.high_frequency
+    if rope.kind == "yarn":
+        scaling["beta_fast"], scaling["beta_slow"] = rope.beta_fast, rope.beta_slow
+        scaling["attention_factor"] = rope.attention_factor
     return {**hf_config, "rope_scaling": scaling}
 
 
