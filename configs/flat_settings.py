@@ -2,11 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
 from configs.model import head_of
-from configs.position import MAX_RELATIVE_DISTANCE, NUM_RELATIVE_BUCKETS
+from configs.position import MAX_RELATIVE_DISTANCE, NUM_RELATIVE_BUCKETS, RopeScaling
 from configs.require import Change, metadata_of, require
 from configs.run import RunConfig
 
@@ -20,6 +20,14 @@ RENAMED = {
     "model.future_weight": "model.mtp_weight",
     "model.tied_head": "model.tied_embeddings",
     "guard.max_skipped_steps": "guard.max_nonfinite_steps",
+    "model.rope_scaling": "model.rope_scaling.kind",
+    "model.rope_scaling_factor": "model.rope_scaling.factor",
+    "model.rope_original_len": "model.rope_scaling.original_len",
+    "model.rope_low_frequency": "model.rope_scaling.low_frequency",
+    "model.rope_high_frequency": "model.rope_scaling.high_frequency",
+    "model.rope_beta_fast": "model.rope_scaling.beta_fast",
+    "model.rope_beta_slow": "model.rope_scaling.beta_slow",
+    "model.rope_attention_factor": "model.rope_scaling.attention_factor",
 }
 """{name of a setting in an earlier version: its name now}; the value is kept. An old name is read
 from files that exist, and refused on the command line with the new one."""
@@ -158,28 +166,47 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
 @functools.cache
 def _defaults() -> dict[str, Any]:
     """Returns {"group.field": value} of every setting that has a default."""
-    return {
-        f"{group}.{field.name}": _json(field.default)
+    defaults = {
+        group: {
+            field.name: field.default
+            for field in dataclasses.fields(kind)
+            if field.default is not dataclasses.MISSING
+        }
         for group, kind in GROUPS.items()
-        for field in dataclasses.fields(kind)
-        if field.default is not dataclasses.MISSING
     }
+    defaults["model"]["rope_scaling"] = dataclasses.asdict(RopeScaling())
+    return {name: _json(value) for name, value in flat_items(defaults)}
 
 
 def _json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def grouped(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns {group: {field: value}} of settings by flat name; ValueError for another name."""
-    groups: dict[str, dict[str, Any]] = {}
+def built(flat: Mapping[str, Any], make: Callable[[Any, dict[str, Any]], Any]) -> RunConfig:
+    """Returns the RunConfig of settings by flat name.
+
+    Args:
+        make: makes a dataclass of its fields.
+    """
+    tree: dict[str, Any] = {}
     for name, value in flat.items():
-        group, field = name.split(".")
-        groups.setdefault(group, {})[field] = value
-    return groups
+        *groups, field = name.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[field] = value
+
+    def of(kind: Any, fields: dict[str, Any]) -> Any:
+        kinds = get_type_hints(kind)
+        for name, value in fields.items():
+            if isinstance(value, dict):
+                fields[name] = of(kinds[name], value)
+        return make(kind, fields)
+
+    return of(RunConfig, tree)
 
 
 def unflatten(flat: dict[str, Any]) -> RunConfig:
     """Returns the RunConfig that was flattened; raises SettingsError on values that cannot be."""
     values = {name: tuple(x) if isinstance(x, list) else x for name, x in flat.items()}
-    return RunConfig(**{group: GROUPS[group](**own) for group, own in grouped(values).items()})
+    return built(values, lambda kind, fields: kind(**fields))

@@ -28,7 +28,7 @@ _PLAIN_WORDS = (
         r"^invalid choice ('.*') for argument '(\S+)'. Expected one of \((.*)\)",
         r"\2 must be one of \3, not \1",
     ),
-    (r"^Error parsing config\.\w+: ", ""),
+    (r"^Error parsing config\.[\w.-]+: ", ""),
     (
         r"^Error parsing (\S+): invalid literal for int\(\) .*?: ('.*')",
         r"\1 must be an integer, not \2",

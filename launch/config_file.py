@@ -11,12 +11,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from configs.errors import SettingsError
 from configs.flat_settings import (
-    GROUPS,
     RENAMED,
     REPLACED,
+    built,
     flat_items,
     flatten,
-    grouped,
     up_to_date,
 )
 from configs.require import require
@@ -54,17 +53,16 @@ def apply_config_file(path: Path, config: RunConfig | None) -> RunConfig:
         f"{path} lacks {', '.join(missing)}: add them, or give a preset that has them: "
         f"./tessera train PRESET --config {path}",
     )
-    groups = {group: _unchecked(GROUPS[group], own) for group, own in grouped(values).items()}
-    return _unchecked(RunConfig, groups)
+    return built(values, _unchecked)
 
 
 def to_toml(config: RunConfig) -> str:
     """Returns all settings as a TOML file, which gives them back exactly."""
-    groups = grouped(flatten(config)).items()
-    return "\n\n".join(
-        "\n".join((f"[{group}]", *(f"{name} = {_toml(value)}" for name, value in own.items())))
-        for group, own in groups
-    )
+    groups: dict[str, list[str]] = {}
+    for name, value in flatten(config).items():
+        group, _, field = name.partition(".")
+        groups.setdefault(group, [f"[{group}]"]).append(f"{field} = {_toml(value)}")
+    return "\n\n".join("\n".join(lines) for lines in groups.values())
 
 
 def _toml(value: Any) -> str:

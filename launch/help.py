@@ -39,7 +39,7 @@ class Setting:
     @property
     def group(self) -> str:
         """Such as model; "" for an argument of the command itself."""
-        return self.name.rpartition(".")[0]
+        return self.name.partition(".")[0] if "." in self.name else ""
 
     @property
     def label(self) -> str:

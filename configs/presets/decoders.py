@@ -12,6 +12,7 @@ from typing import Any
 
 from configs.data import DataConfig
 from configs.model import ModelConfig
+from configs.position import RopeScaling
 from configs.presets.preset import Preset, published
 from configs.run import CheckpointConfig, EvalConfig, OptimConfig, RunConfig, TrainConfig
 
@@ -110,9 +111,7 @@ LLAMA = {
         (16, 2048, 32, 8, 64, 8192, 128_256),
         (8192, 64, 47_684, 3e-4),
         **_LLAMA3,
-        rope_scaling="llama3",
-        rope_scaling_factor=32.0,
-        rope_original_len=8192,
+        rope_scaling=RopeScaling(kind="llama3", factor=32.0, original_len=8192),
     ),
     "llama3_8b": _decoder(
         "Llama 3 8B at its published shape: 8,030,261,248 parameters, context 8192.\n\n"
@@ -244,8 +243,7 @@ GEMMA = {
         **_GEMMA3,
         attention_window=1024,
         attention_scale=256**-0.5,
-        rope_scaling="linear",
-        rope_scaling_factor=8.0,
+        rope_scaling=RopeScaling(kind="linear", factor=8.0),
     ),
     "gemma3_12b": _decoder(
         "Gemma 3 12B at its published shape: 11,766,034,176 parameters.\n\n"
@@ -255,8 +253,7 @@ GEMMA = {
         **_GEMMA3,
         attention_window=1024,
         attention_scale=256**-0.5,
-        rope_scaling="linear",
-        rope_scaling_factor=8.0,
+        rope_scaling=RopeScaling(kind="linear", factor=8.0),
     ),
     "gemma3_27b": _decoder(
         "Gemma 3 27B at its published shape: 27,009,346,304 parameters.\n\n"
@@ -266,8 +263,7 @@ GEMMA = {
         **_GEMMA3,
         attention_window=1024,
         attention_scale=168**-0.5,
-        rope_scaling="linear",
-        rope_scaling_factor=8.0,
+        rope_scaling=RopeScaling(kind="linear", factor=8.0),
     ),
 }
 

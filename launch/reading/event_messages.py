@@ -191,8 +191,9 @@ def _sequences(event: Event) -> str:
     if rows is None:
         items, name = event.get("passed_over", event.get("batch")), "batches"
         items = items if isinstance(items, list) else [items]
-        if all(isinstance(item, int) for item in items):
-            rows = merge_intervals((item, item + 1) for item in items)
+        numbers = [item for item in items if isinstance(item, int)]
+        if len(numbers) == len(items):
+            rows = merge_intervals((number, number + 1) for number in numbers)
     if not _is_rows(rows):
         return f"{name} unknown"
     ends = [(start, stop - 1) for start, stop in rows]

@@ -77,8 +77,8 @@ class Attention(nnx.Module):
             q_BTNH, k_BSKH = self.query_norm(q_BTNH), self.key_norm(k_BSKH)
         if config.position == "rotary" and encoder_output is None:
             frequency_J = frequencies(config, is_local=is_local)
-            q_BTNH = rotate(q_BTNH, positions_BT, frequency_J, config.rope_attention_factor)
-            k_BSKH = rotate(k_BSKH, positions_BT, frequency_J, config.rope_attention_factor)
+            q_BTNH = rotate(q_BTNH, positions_BT, frequency_J, config.rope_scaling.attention_factor)
+            k_BSKH = rotate(k_BSKH, positions_BT, frequency_J, config.rope_scaling.attention_factor)
         q_BTNH = checkpoint_name(q_BTNH, "query")
         k_BSKH, v_BSKH = checkpoint_name(k_BSKH, "key"), checkpoint_name(v_BSKH, "value")
         y_BTNH = attend(

@@ -67,7 +67,7 @@ class LatentAttention(nnx.Module):
         v_BTNW = project(latent_BTC, self.value[...], axes=heads)
 
         frequency_J = frequencies(config, is_local=is_local)
-        factor = config.rope_attention_factor
+        factor = config.rope_scaling.attention_factor
         q_rotary_BTNR = rotate(q_BTNH[..., H:], positions_BT, frequency_J, factor)
         k_rotary_BT1R = rotate(k_rotary_BT1R, positions_BT, frequency_J, factor)
         k_rotary_BTNR = jnp.broadcast_to(k_rotary_BT1R, q_rotary_BTNR.shape)

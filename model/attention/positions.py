@@ -36,8 +36,8 @@ def frequencies(config: ModelConfig, *, is_local: bool) -> jax.Array:
     frequency_J = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if has_own:
         return frequency_J
-    stretched_J = frequency_J / config.rope_scaling_factor
-    match config.rope_scaling:
+    stretched_J = frequency_J / config.rope_scaling.factor
+    match config.rope_scaling.kind:
         case "none":
             return frequency_J
         case "linear":
@@ -54,9 +54,9 @@ def _kept_llama3(config: ModelConfig, frequency_J: jax.Array) -> jax.Array:
 
     Source: Meta 2024, Llama 3.1's reference code, apply_scaling; arXiv:2407.21783 describes it.
     """
-    assert config.rope_original_len is not None
-    turns_J = config.rope_original_len * frequency_J / (2 * math.pi)
-    low, high = config.rope_low_frequency, config.rope_high_frequency
+    assert config.rope_scaling.original_len is not None
+    turns_J = config.rope_scaling.original_len * frequency_J / (2 * math.pi)
+    low, high = config.rope_scaling.low_frequency, config.rope_scaling.high_frequency
     return jnp.clip((turns_J - low) / (high - low), 0, 1)
 
 
@@ -66,15 +66,15 @@ def _kept_yarn(config: ModelConfig, half: int) -> jax.Array:
     Source: Peng et al. 2023, YaRN, arXiv:2309.00071, section 3.2, with whole channels as bounds, as
     in its code.
     """
-    assert config.rope_original_len is not None
-    length, theta = config.rope_original_len, config.rope_theta
+    assert config.rope_scaling.original_len is not None
+    length, theta = config.rope_scaling.original_len, config.rope_theta
 
     def channel_pair(num_turns: float) -> float:
         """Returns the channel pair that turns this often in a row, as a real number."""
         return half * math.log(length / (num_turns * 2 * math.pi)) / math.log(theta)
 
-    low = max(math.floor(channel_pair(config.rope_beta_fast)), 0)
-    high = min(math.ceil(channel_pair(config.rope_beta_slow)), 2 * half - 1)
+    low = max(math.floor(channel_pair(config.rope_scaling.beta_fast)), 0)
+    high = min(math.ceil(channel_pair(config.rope_scaling.beta_slow)), 2 * half - 1)
     ramp_J = (jnp.arange(half, dtype=jnp.float32) - low) / max(high - low, 0.001)
     return 1 - jnp.clip(ramp_J, 0, 1)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.model import ModelConfig
+from configs.position import RopeScaling
 from configs.require import require
 from model.hf.tensors import HFTensor
 
@@ -21,8 +22,8 @@ class Row:
 
     read: Callable[[HFConfig, Names], Mapping[str, Any]]
     """Returns the fields; KeyError if a key is missing, SettingsError if it has no such value."""
-    write: Callable[[ModelConfig], Mapping[str, Any]]
-    """Returns the keys."""
+    write: Callable[[Any], Mapping[str, Any]]
+    """From ModelConfig, or a part of it, to the keys."""
 
 
 Rows = Sequence[Row]
@@ -65,7 +66,7 @@ def read_rows(rows: Rows, hf_config: HFConfig, names: Names) -> dict[str, Any]:
     return {name: value for row in rows for name, value in row.read(hf_config, names).items()}
 
 
-def write_rows(rows: Rows, config: ModelConfig) -> dict[str, Any]:
+def write_rows(rows: Rows, config: Any) -> dict[str, Any]:
     """Returns the keys of config.json that rows write."""
     return {name: value for row in rows for name, value in row.write(config).items()}
 
@@ -168,10 +169,10 @@ def _attention_factor(rope: HFConfig, names: Names) -> float:
     return mscale(factor, 1.0)
 
 
-_FACTOR = key("factor", "rope_scaling_factor", 1.0, convert=float)
+_FACTOR = key("factor", "factor", 1.0, convert=float)
 _ORIGINAL_LEN = key(
     "original_max_position_embeddings",
-    "rope_original_len",
+    "original_len",
     lambda rope, _: rope.get("max_position_embeddings"),
 )
 _ROPE_SCALING = {
@@ -179,16 +180,16 @@ _ROPE_SCALING = {
     "llama3": (
         _FACTOR,
         _ORIGINAL_LEN,
-        key("low_freq_factor", "rope_low_frequency", convert=float),
-        key("high_freq_factor", "rope_high_frequency", convert=float),
+        key("low_freq_factor", "low_frequency", convert=float),
+        key("high_freq_factor", "high_frequency", convert=float),
     ),
     "yarn": (
         _FACTOR,
         _ORIGINAL_LEN,
         checked_keys(truncate=True),
-        key("beta_fast", "rope_beta_fast", 32, convert=float),
-        key("beta_slow", "rope_beta_slow", 1, convert=float),
-        key("attention_factor", "rope_attention_factor", _attention_factor, convert=float),
+        key("beta_fast", "beta_fast", 32, convert=float),
+        key("beta_slow", "beta_slow", 1, convert=float),
+        key("attention_factor", "attention_factor", _attention_factor, convert=float),
     ),
 }
 """The rows of rope_scaling, by its type."""
@@ -219,15 +220,17 @@ def read_rope(hf_config: HFConfig, names: Names) -> dict[str, Any]:
     require(
         kind in _ROPE_SCALING, f"config.json: rope_type={kind} must be one of default, {supported}"
     )
-    return {**fields, "rope_scaling": kind, **read_rows(_ROPE_SCALING[kind], rope, names)}
+    scaling = RopeScaling(kind=kind, **read_rows(_ROPE_SCALING[kind], rope, names))
+    return {**fields, "rope_scaling": scaling}
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
     """Returns rope_theta and rope_scaling of config.json."""
-    kind, theta = config.rope_scaling, {"rope_theta": config.rope_theta}
-    if kind == "none":
+    scaling, theta = config.rope_scaling, {"rope_theta": config.rope_theta}
+    if scaling.kind == "none":
         return theta
-    return {**theta, "rope_scaling": {"rope_type": kind, **write_rows(_ROPE_SCALING[kind], config)}}
+    fields = write_rows(_ROPE_SCALING[scaling.kind], scaling)
+    return {**theta, "rope_scaling": {"rope_type": scaling.kind, **fields}}
 
 
 ROPE = Row(read_rope, write_rope)

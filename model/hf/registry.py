@@ -119,7 +119,7 @@ def effective_settings(config: ModelConfig) -> dict[str, Any]:
         changed["attention_scale"] = width**-0.5
     if config.position != "rotary":
         changed |= dict.fromkeys(("rope_theta", "rope_theta_local", "rope_scaling"))
-    if config.rope_theta_local == config.rope_theta and config.rope_scaling == "none":
+    if config.rope_theta_local == config.rope_theta and config.rope_scaling.kind == "none":
         changed["rope_theta_local"] = None
     if config.num_experts is None:
         changed |= dict.fromkeys(("router", "router_normalized", "router_scale"))

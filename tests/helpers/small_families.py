@@ -8,6 +8,7 @@ import numpy as np
 from small_model import SEQUENCE_LEN, small_model, small_run
 
 from configs.model import ModelConfig
+from configs.position import RopeScaling
 from configs.run import RunConfig
 from data.batch import Batch
 from data.objectives.batch_maker import BatchMaker, RowTokens, stream_len
@@ -30,8 +31,7 @@ GEMMA: Mapping[str, Any] = {
     "attention_softcap": 3.0,
     "logit_softcap": 5.0,
     "rope_theta_local": 10.0,
-    "rope_scaling": "linear",
-    "rope_scaling_factor": 2.0,
+    "rope_scaling": RopeScaling(kind="linear", factor=2.0),
 }
 SINKS: Mapping[str, Any] = {
     "attention_sinks": True,
@@ -136,7 +136,7 @@ KINDS = {
     "gemma": kind(GEMMA),
     "sinks": kind(SINKS),
     "olmo": kind(OLMO),
-    "llama3": kind({"rope_scaling": "llama3", "rope_scaling_factor": 4.0, "rope_original_len": 8}),
+    "llama3": kind({"rope_scaling": RopeScaling(kind="llama3", factor=4.0, original_len=8)}),
     "latent": kind(LATENT),
     "bert": kind(BERT, objective="masked_pairs"),
     "modernbert": kind(MODERNBERT, objective="masked"),

@@ -96,6 +96,8 @@ def test_settings_of_an_earlier_version_are_read_and_named_and_go(run):
         ("--model.num-future-tokens", "--model.mtp-depth"),
         ("--model.norm_place", "--model.norm-placement"),
         ("--model.pooler", "--model.head"),
+        ("--model.rope-scaling", "--model.rope-scaling.kind"),
+        ("--model.rope-original-len", "--model.rope-scaling.original-len"),
         ("--model.num-relative-buckets", "always 32"),
         ("--model.no-head-bias", "--model.head"),
         ("--guard.hang-factor", "--guard.hang-limit-sec"),

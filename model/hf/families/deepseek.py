@@ -23,7 +23,7 @@ def _read_attention(hf_config: HFConfig, names: Names) -> dict[str, Any]:
 def _write_attention(config: ModelConfig) -> dict[str, Any]:
     hf_config = write_rope(config)
     rope = hf_config.get("rope_scaling")
-    if rope is not None and config.rope_attention_factor == 1.0:
+    if rope is not None and config.rope_scaling.attention_factor == 1.0:
         # As DeepSeek does: the factor scales attention scores, not queries and keys.
         del rope["attention_factor"]
         rope |= {"mscale": 1.0, "mscale_all_dim": 1.0}

@@ -20,6 +20,6 @@ def test_the_texts_of_the_reference_reach_where_models_differ(folder):
     config = open_hf_model(folder).config
     assert is_padded
     if folder.name in ("llama3", "llama_yarn", "deepseek_v3"):
-        assert 0 < (config.rope_original_len or 0) < num_tokens
+        assert 0 < (config.rope_scaling.original_len or 0) < num_tokens
     if folder.name in ("mistral", "gemma2", "gemma3", "modernbert"):
         assert 0 < (config.attention_window or 0) < num_tokens

@@ -104,6 +104,19 @@ def test_the_buckets_of_t5_are_read_where_they_are_those_of_t5(folder):
         folder.read_config()
 
 
+def test_the_rope_settings_of_an_earlier_version_are_read_as_one(folder):
+    config = PRESETS["llama_1b"]()
+    folder.begin(config, {})
+    flat = json.loads(folder.config.read_text())
+    flat = {name: x for name, x in flat.items() if not name.startswith("model.rope_scaling.")}
+    old = {"rope_scaling": "llama3", "rope_scaling_factor": 32.0, "rope_original_len": 8192}
+    old |= {"rope_low_frequency": 1.0, "rope_high_frequency": 4.0, "rope_beta_fast": 32.0}
+    flat |= {f"model.{name}": value for name, value in old.items()}
+    folder.config.write_text(json.dumps(flat))
+    assert folder.read_config() == config
+    assert folder.check_settings(config, allow_changes=False, new_run="") == {}
+
+
 def test_a_second_start_leaves_the_environment_of_the_first(folder, config):
     first = (folder.path / "environment.json").read_bytes()
     folder.begin(config, {"host": "second"})
