@@ -24,7 +24,6 @@ class TestArguments:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
     parsed = parse_arguments(TestArguments, arguments, command="./tessera test")
     tests = ["pytest", "-q", "-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile"]
     if not parsed.all:

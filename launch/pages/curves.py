@@ -95,8 +95,10 @@ def thinned(points: Sequence[Point], most: int) -> list[Point]:
     kept: list[Point] = []
     for start in range(0, len(points), size):
         ranked = sorted((y, x) for x, y in points[start : start + size] if y is not None)
-        ends = sorted({ranked[0][::-1], ranked[-1][::-1]}) if ranked else [points[start]]
-        kept += ends
+        if ranked:
+            kept += sorted({(x, y) for y, x in (ranked[0], ranked[-1])})
+        else:
+            kept.append(points[start])
     return kept
 
 

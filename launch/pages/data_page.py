@@ -14,7 +14,6 @@ from launch.reading.exclusion_tables import Section, excluded_sections
 
 
 def data_page(report: DataReport) -> Html:
-    """Returns the page of a prepared folder."""
     manifest = report.store.manifest
     name = report.folder.rstrip("/").rsplit("/", 1)[-1]
     sections = excluded_sections(report.store.report)

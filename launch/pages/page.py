@@ -126,7 +126,6 @@ def join(content: Iterable[Any]) -> Html:
 
 
 def page(title: str, *content: Any) -> Html:
-    """Returns a whole page, light or dark as the reader has it."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -169,7 +168,6 @@ def number(value: float) -> str:
 
 
 def tiles(numbers: Mapping[str, Any]) -> Html:
-    """Returns numbers in large type, each with its name below."""
     shown = (
         tag("div", tag("b", _cell(value)[0]), tag("span", name), class_="tile")
         for name, value in numbers.items()
@@ -178,17 +176,14 @@ def tiles(numbers: Mapping[str, Any]) -> Html:
 
 
 def card(title: str, *content: Any) -> Html:
-    """Returns a box with a title."""
     return tag("section", tag("h3", title), *content, class_="card")
 
 
 def cards(*content: Any) -> Html:
-    """Returns boxes side by side, where there is room."""
     return tag("div", *content, class_="cards")
 
 
 def note(text: Any) -> Html:
-    """Returns a line in small type."""
     return tag("p", text, class_="soft wide")
 
 

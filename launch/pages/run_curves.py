@@ -138,7 +138,6 @@ def _omitted(name: str, num: int, num_values: int) -> list[str]:
 
 
 def _legend(sign: str, name: str, color: str) -> Html:
-    """Returns a coloured sign and its meaning."""
     return tag(
         "span", tag("b", sign, style=f"color: {color}"), f" {name}", style="margin-right: 16px"
     )

@@ -34,7 +34,6 @@ _NONE = "-"
 
 
 def run_page(report: RunReport) -> Html:
-    """Returns the page of a run."""
     name = report.run.rstrip("/").rsplit("/", 1)[-1]
     messages = event_messages(report.events, report.run)
     return page(
