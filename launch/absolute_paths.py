@@ -13,7 +13,6 @@ RUNS = Path("runs")
 
 
 def with_whole_paths(config: DataConfig) -> DataConfig:
-    """Returns the settings with every path of this machine whole."""
     tokenizer = config.tokenizer
     is_path = "/" in tokenizer or tokenizer.endswith(TOKENIZER_FILES)
     return dataclasses.replace(

@@ -1,11 +1,13 @@
 """From words to a dataclass through tyro, and from tyro's complaints to one short message."""
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeVar, cast
 
@@ -14,12 +16,31 @@ import tyro
 from configs.errors import SettingsError
 from configs.flat_settings import CONSTANTS, MERGED, RENAMED, REPLACED
 from configs.require import require
+from configs.run import MeshConfig
 from launch.help import HELP, help_page, settings_of
+from train.record.run_folder import RunFolder
 
 RunPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 """The positional argument of the commands that read a run."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRunArguments:
+    """The arguments of the commands that use the model of a run."""
+
+    run: RunPath
+    """The run folder."""
+    step: int | None = None
+    """Step of the checkpoint; None is the newest."""
+    mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1))
+    """The layout of the model. Without these flags it is that of the run where that fits the
+    devices here, else fully sharded; with some of them the others are those of the run."""
+    virtual_devices: int | None = None
+    """Split the CPU into this many devices, to try a mesh on one machine."""
+
+
 Arguments = TypeVar("Arguments")
+RunArguments = TypeVar("RunArguments", bound=SavedRunArguments)
 
 _PLAIN_WORDS = (
     (r"^Missing from \S+ \S+: (\S+) .*", r"\1 must be given"),
@@ -47,7 +68,7 @@ def parse_arguments(
     *,
     command: str,
     default: Arguments | None = None,
-    describe: Callable[[], str] | None = None,
+    description: str | None = None,
     names: Sequence[str] | None = None,
 ) -> Arguments:
     """Returns the dataclass that the arguments ask for; hyphens and underscores are the same.
@@ -55,7 +76,7 @@ def parse_arguments(
     Args:
         command: what was typed before them, such as "./tessera eval".
         default: what is changed by them; None where the dataclass has all defaults.
-        describe: returns what heads the help; None takes the docstring of the dataclass.
+        description: heads the help; None takes the docstring of the dataclass.
         names: the settings that --help shows, one line each; None shows all.
 
     Raises:
@@ -67,7 +88,7 @@ def parse_arguments(
             kind,
             default,
             command=command,
-            description=describe and describe(),
+            description=description,
             names=names,
             whole="--help-all" in wanted,
         )
@@ -101,6 +122,21 @@ def parse_arguments(
             f"all settings: {command} --help-all"
         )
     return cast(Arguments, parsed)
+
+
+def parse_saved_run(
+    kind: type[RunArguments], arguments: Sequence[str], *, command: str
+) -> tuple[RunArguments, MeshConfig | None]:
+    """Returns the parsed arguments, and the mesh they name, None if they name none.
+
+    Raises as parse_arguments does, and SettingsError if a mesh is given without a run folder.
+    """
+    parsed = parse_arguments(kind, arguments, command=command)
+    if not any(word.startswith("--mesh.") for word in arguments):
+        return parsed, None
+    default = dataclasses.replace(parsed, mesh=RunFolder(parsed.run).read_config().mesh)
+    parsed = parse_arguments(kind, arguments, command=command, default=default)
+    return parsed, parsed.mesh
 
 
 @contextlib.contextmanager

@@ -96,7 +96,6 @@ def guarded(command: Callable[[], int], go_on: str | None = None) -> int:
 
 
 def _say(message: str) -> None:
-    """Puts the message into the log, where there is one, and on stderr otherwise."""
     logger = logging.getLogger("tessera")
     if logger.handlers:
         logger.error(message)

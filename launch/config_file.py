@@ -1,5 +1,6 @@
 """Settings in a file: the config.json of a run, or TOML, whole or in part."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -44,8 +45,11 @@ def apply_config_file(path: Path, config: RunConfig | None) -> RunConfig:
             near = did_you_mean(name, list(settings))
             raise SettingsError(f"{path}: {name} is not a setting{near}")
         kind = settings[name].type
-        require(_fits(value, kind), f"{path}: {name}={value!r} must be {type_text(kind)}")
-        found[name] = _converted(value, kind)
+        try:
+            found[name] = _converted(value, kind)
+        except TypeError:
+            message = f"{path}: {name}={value!r} must be {type_text(kind)}"
+            raise SettingsError(message) from None
     values = {name: found.get(name, each.value) for name, each in settings.items()}
     missing = [name for name, value in values.items() if value is dataclasses.MISSING]
     require(
@@ -108,30 +112,24 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Says whether a value of a file is one of a type of settings."""
-    args = get_args(kind)
-    if get_origin(kind) is Literal:
-        return value in args and not isinstance(value, bool)
-    if get_origin(kind) in (Union, UnionType):
-        return any(_fits(value, each) for each in args)
-    if get_origin(kind) is tuple:
-        return isinstance(value, list) and all(_fits(each, args[0]) for each in value)
-    if kind is NoneType:
-        return value in (None, "None")
-    if kind is float:
-        return type(value) in (int, float)
-    return type(value) is kind
-
-
 def _converted(value: Any, kind: Any) -> Any:
-    """Returns a value that fits as a field has it, for a file has other types of None and tuple."""
-    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    if value == "None" and NoneType in kinds:
-        return None
-    if type(value) is int and float in kinds and int not in kinds:
+    """Returns a value of a file as a setting has it; raises TypeError if it is of another type."""
+    kinds = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        if value in (None, "None") and NoneType in kinds:
+            return None
+        for each in kinds:
+            with contextlib.suppress(TypeError):
+                return _converted(value, each)
+    elif get_origin(kind) is Literal and value in kinds and not isinstance(value, bool):
+        return value
+    elif get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_converted(each, kinds[0]) for each in value)
+    elif type(value) is kind:
+        return value
+    elif kind is float and type(value) is int:
         return float(value)
-    return tuple(value) if isinstance(value, list) else value
+    raise TypeError
 
 
 def _unchecked(kind: Any, values: Mapping[str, Any]) -> Any:

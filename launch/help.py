@@ -43,12 +43,10 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """What stands for it in a help, such as --model.num-layers or RUN."""
         return self.metavar or f"--{self.name.replace('_', '-')}"
 
     @property
     def negative(self) -> str:
-        """The flag that turns it off, such as --model.no-qk-norm."""
         group, dot, field = self.label.removeprefix("--").rpartition(".")
         return f"--{group}{dot}no-{field}"
 
@@ -137,7 +135,6 @@ def help_page(
 
 
 def _paragraphs(settings: Sequence[Setting]) -> Iterator[str]:
-    """Yields each setting with its type, its docstring and its value."""
     for each in settings:
         if each.metavar:
             kind = ""

@@ -1,5 +1,6 @@
 """Prepares JAX before its first use: devices, determinism, the cache of compiled programs."""
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -16,15 +17,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
 _PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "numpy",
-    "sentencepiece",
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain"),
+    *("numpy", "sentencepiece"),
 )
+_M_MMAP_THRESHOLD = -3
+"""Of mallopt(3): what is at least this large is mapped by itself, and unmapped when freed."""
 _THREADS_PER_DEVICE = 16
 """A virtual device blocks a thread in every collective that waits for the others, and XLA starts
 independent ones in any order: without a free thread they would wait for ever."""
@@ -56,6 +53,17 @@ def prepare_jax(*, virtual_devices: int | None = None, deterministic: bool = Fal
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def return_freed_memory() -> None:
+    """Has what is freed go back to the system at once, for commands that hold whole models.
+
+    By default glibc keeps blocks of up to 32 MiB in its arenas, which comes to as much as a file of
+    weights. Other libraries of C have no such setting, and nothing is done.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 2**20)
+
+
 def describe_software() -> dict[str, str]:
     """Returns what must be equal in all processes of a run: versions and the code of Tessera."""
     total = hashlib.sha256()
@@ -64,7 +72,7 @@ def describe_software() -> dict[str, str]:
     return {
         "code (sha256)": total.hexdigest()[:16],
         "python": platform.python_version(),
-        **_versions(),
+        **{name: version(name) for name in _PACKAGES},
     }
 
 
@@ -80,14 +88,13 @@ def describe_devices() -> dict[str, Any]:
 
 
 def describe_environment(processes: "Processes") -> dict[str, Any]:
-    """Returns versions, devices, hosts and commit, for environment.json."""
     import jax
 
     device = jax.devices()[0]
     hosts = processes.gather("host", platform.node())
     return {
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": {name: version(name) for name in _PACKAGES},
         "platform": device.platform,
         "device_kind": device.device_kind,
         "num_devices": jax.device_count(),
@@ -107,10 +114,6 @@ def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str
     old, new = ({**e, **e.get("packages", {})} for e in (before, now))
     names = [name for name in new if name not in _NOT_COMPARED]
     return {n: (old[n], new[n]) for n in names if n in old and old[n] != new[n]}
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in _PACKAGES}
 
 
 def _commit() -> dict[str, Any]:

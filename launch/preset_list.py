@@ -5,7 +5,6 @@ import re
 from configs.counts import count
 from configs.peak_flops import PEAK_FLOPS
 from configs.presets.table import FAMILIES, PRESETS
-from configs.run import RunConfig
 
 _SIZE = re.compile(r"([\d.,]+)( M)? parameters")
 _TIME = re.compile(r"(about |a )?\S+ (minutes|hours?|days?) on [^.;]*?(cores|GPU|H100|chips)", re.I)
@@ -50,14 +49,11 @@ def _line(name: str) -> str:
         cost = time[0][0].lower() + time[0][1:]
     else:
         flop = _FLOP.search(stated)
-        flops = float(flop[1]) if flop else tokens * _flops_of_token(config)
+        counts = count(config.model, config.data.sequence_len, config.data.target_len)
+        flops = float(flop[1]) if flop else tokens * counts.flops_causal
         days = flops / (_MFU * PEAK_FLOPS["NVIDIA H100"]) / 86_400
         cost = f"{days:.{1 if days < 100 else 0}f} H100 days ({flops:.1e} FLOP)".replace("+", "")
     return f"  {name:<17}  {_short(parameters):>10}  {_short(tokens):>7}  {cost}"
-
-
-def _flops_of_token(config: RunConfig) -> int:
-    return count(config.model, config.data.sequence_len, config.data.target_len).flops_causal
 
 
 def _short(number: float) -> str:

@@ -54,7 +54,6 @@ class Progress:
             self._thread.start()
 
     def _print(self) -> None:
-        """Prints a line now and then, also while nothing is reported."""
         wait_sec = _SECONDS_BEFORE_THE_FIRST
         while not self._closed.wait(wait_sec):
             wait_sec = _SECONDS_BETWEEN_LINES

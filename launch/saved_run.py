@@ -38,7 +38,6 @@ class SavedRun:
     mesh: jax.sharding.Mesh
 
     def on_mesh(self) -> AbstractContextManager:
-        """Returns the context in which the model must be called."""
         return jax.set_mesh(self.mesh)
 
 

@@ -229,7 +229,6 @@ def _watch(
 
 
 def _newest_step(folder: RunFolder) -> int:
-    """Returns the step of the newest checkpoint; -1 if there is none, or it cannot be read."""
     try:
         return max(checkpoint_steps(folder.checkpoints), default=-1)
     except OSError:

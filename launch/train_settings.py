@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import re
 import textwrap
 from collections.abc import Sequence
@@ -84,23 +83,24 @@ def parse(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
     """
     path, rest = _config_file(arguments)
     name = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    command, describe, config = "./tessera train", None, None
+    is_help = any(word in HELP for word in rest)
+    command, description, config = "./tessera train", None, None
     if name is not None:
         require_preset(name)
         command, config = f"{command} {name}", PRESETS[name]()
-        describe = functools.partial(_description, name, config)
+        description = _description(name, config) if is_help else None
     if path is not None:
         name = name or _name_of(path)
         command, config = f"{command} --config {path}", apply_config_file(path, config)
     if name is None or config is None:
         print(preset_list())
-        raise SystemExit(0 if any(word in HELP for word in rest) else SettingsError.exit_code)
+        raise SystemExit(0 if is_help else SettingsError.exit_code)
     parsed = parse_arguments(
         TrainArguments,
         rest,
         command=command,
         default=TrainArguments(config=config, config_file=path),
-        describe=describe,
+        description=description,
         names=_SHORT_HELP,
     )
     config = _with_whole_durable_dir(parsed.config)
@@ -108,7 +108,6 @@ def parse(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
 
 
 def _config_file(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Returns the file of --config, and the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", action="append", default=[])
     try:
@@ -139,7 +138,6 @@ def _name_of(path: Path) -> str:
 
 
 def require_preset(name: str) -> None:
-    """Raises SettingsError unless there is a preset of this name."""
     names = list(PRESETS)
     known = textwrap.fill(" ".join(names), 78, break_on_hyphens=False)
     require(
@@ -147,6 +145,10 @@ def require_preset(name: str) -> None:
         f"preset {name} is not known{did_you_mean(name, names)}; ./tessera train shows the size "
         f"and cost of each:\n{textwrap.indent(known, '  ')}",
     )
+
+
+def run_dir_of(preset: str, parsed: TrainArguments) -> Path:
+    return parsed.run_dir or default_run_dir(preset, parsed.config)
 
 
 def default_run_dir(preset: str, config: RunConfig) -> Path:

@@ -1,7 +1,6 @@
 """`./tessera chaos PRESET`: which faults a run survives, tried on real runs, as a table."""
 
 import contextlib
-import functools
 import json
 import os
 import random
@@ -22,51 +21,8 @@ from configs.errors import CheckFailed, Stopped
 from configs.require import require, require_at_least
 from launch.absolute_paths import RUNS
 from launch.arguments import did_you_mean, parse_arguments
-from launch.faults.disks import (
-    change_the_layout,
-    fill_the_disk,
-    flip_a_byte,
-    lose_the_manifest,
-    needs_faketime,
-    needs_unshare,
-    refuse_copies,
-    refuse_the_last_copy,
-    refuse_writes,
-    set_the_clock_back,
-    start_twice,
-    truncate_a_file,
-)
-from launch.faults.killed import (
-    freeze_one_of_two,
-    kill_as_it_starts,
-    kill_at_a_step,
-    kill_in_a_save,
-    kill_one_of_two,
-    kill_the_supervised,
-    kill_the_supervisor,
-    stall,
-    stop,
-    stop_one_of_two,
-)
-from launch.faults.numbers import (
-    burst_of_bad_batches,
-    flip_a_bit_in_a_device,
-    infinite_loss,
-    infinite_moment,
-    nan_in_a_gradient,
-    no_end_of_bad_batches,
-    spike,
-    steps_that_are_not_finite,
-)
-from launch.faults.shim import needs_compiler
+from launch.faults import disks, killed, numbers, unanswered
 from launch.faults.trial import Broken, Result, Trial, Workplace
-from launch.faults.unanswered import (
-    come_late,
-    copy_slowly,
-    fail_to_read,
-    list_stale_files,
-    save_slowly,
-)
 from launch.progress_bar import Progress, Tracker
 from launch.train_settings import require_preset
 
@@ -115,8 +71,45 @@ class Fault:
     @property
     def promise(self) -> str:
         """What happens and how the run ends, in a sentence."""
-        harm = self.harm.func if isinstance(self.harm, functools.partial) else self.harm
-        return (harm.__doc__ or "").strip()
+        return (self.harm.__doc__ or "").strip()
+
+
+FAULTS = (
+    Fault("SIGKILL at the start", killed.kill_as_it_starts, 0.2),
+    Fault("SIGKILL at a step", killed.kill_at_a_step, 0.5),
+    Fault("SIGKILL in a save", killed.kill_in_a_save, 0.3),
+    Fault("SIGTERM or Ctrl-C", killed.stop, 0.2),
+    Fault("SIGTERM, one of two", killed.stop_one_of_two, 0.2),
+    Fault("SIGKILL, one of two", killed.kill_one_of_two, 0.2),
+    Fault("frozen, one of two", killed.freeze_one_of_two, 0.2),
+    Fault("SIGKILL, supervised", killed.kill_the_supervised, 0.1),
+    Fault("SIGKILL, supervisor", killed.kill_the_supervisor, 0.1),
+    Fault("data stalls", killed.stall, 0.05),
+    Fault("byte flipped", disks.flip_a_byte, 0.1),
+    Fault("file truncated", disks.truncate_a_file, 0.1),
+    Fault("manifest missing", disks.lose_the_manifest, 0.1),
+    Fault("disk full", disks.fill_the_disk, 0.1, disks.needs_unshare),
+    Fault("writes refused", disks.refuse_writes, 0.03),
+    Fault("copies refused", disks.refuse_copies, 0.05),
+    Fault("last copy refused", disks.refuse_the_last_copy, 0.05),
+    Fault("last copy slow", unanswered.copy_slowly, missing=unanswered.needs_compiler),
+    Fault("save slow", unanswered.save_slowly, missing=unanswered.needs_compiler),
+    Fault("manifest unreadable", unanswered.fail_to_read, 0.05, unanswered.needs_compiler),
+    Fault("stale listing", unanswered.list_stale_files, 0.05),
+    Fault("process late, one of two", unanswered.come_late),
+    Fault("two runs in one folder", disks.start_twice, 0.05),
+    Fault("clock set back", disks.set_the_clock_back, 0.1, disks.needs_faketime),
+    Fault("other layouts", disks.change_the_layout, 0.05),
+    Fault("NaN in a gradient", numbers.nan_in_a_gradient, 0.05),
+    Fault("infinite loss", numbers.infinite_loss, 0.05),
+    Fault("nonfinite steps", numbers.steps_that_are_not_finite, 0.05),
+    Fault("optimizer not finite", numbers.infinite_moment, 0.05),
+    Fault("burst of bad batches", numbers.burst_of_bad_batches, 0.05),
+    Fault("spike", numbers.spike, 0.05),
+    Fault("endless bad batches", numbers.no_end_of_bad_batches, 0.05),
+    Fault("bit flipped in a device", numbers.flip_a_bit_in_a_device, 0.05),
+)
+"""In the order of the table."""
 
 
 @dataclass(kw_only=True)
@@ -137,48 +130,7 @@ class Row:
     """The broken promises, with the folder of the run."""
 
 
-def faults(*, refused_sec: float) -> list[Fault]:
-    """Returns all faults, in the order of the table."""
-    refusal = functools.partial(refuse_writes, seconds=refused_sec)
-    return [
-        Fault("SIGKILL at the start", kill_as_it_starts, 0.2),
-        Fault("SIGKILL at a step", kill_at_a_step, 0.5),
-        Fault("SIGKILL in a save", kill_in_a_save, 0.3),
-        Fault("SIGTERM or Ctrl-C", stop, 0.2),
-        Fault("SIGTERM, one of two", stop_one_of_two, 0.2),
-        Fault("SIGKILL, one of two", kill_one_of_two, 0.2),
-        Fault("frozen, one of two", freeze_one_of_two, 0.2),
-        Fault("SIGKILL, supervised", kill_the_supervised, 0.1),
-        Fault("SIGKILL, supervisor", kill_the_supervisor, 0.1),
-        Fault("data stalls", stall, 0.05),
-        Fault("byte flipped", flip_a_byte, 0.1),
-        Fault("file truncated", truncate_a_file, 0.1),
-        Fault("manifest missing", lose_the_manifest, 0.1),
-        Fault("disk full", fill_the_disk, 0.1, needs_unshare),
-        Fault("writes refused", refusal, 0.03),
-        Fault("copies refused", refuse_copies, 0.05),
-        Fault("last copy refused", refuse_the_last_copy, 0.05),
-        Fault("last copy slow", copy_slowly, missing=needs_compiler),
-        Fault("save slow", save_slowly, missing=needs_compiler),
-        Fault("manifest unreadable", fail_to_read, 0.05, needs_compiler),
-        Fault("stale listing", list_stale_files, 0.05),
-        Fault("process late, one of two", come_late),
-        Fault("two runs in one folder", start_twice, 0.05),
-        Fault("clock set back", set_the_clock_back, 0.1, needs_faketime),
-        Fault("other layouts", change_the_layout, 0.05),
-        Fault("NaN in a gradient", nan_in_a_gradient, 0.05),
-        Fault("infinite loss", infinite_loss, 0.05),
-        Fault("nonfinite steps", steps_that_are_not_finite, 0.05),
-        Fault("optimizer not finite", infinite_moment, 0.05),
-        Fault("burst of bad batches", burst_of_bad_batches, 0.05),
-        Fault("spike", spike, 0.05),
-        Fault("endless bad batches", no_end_of_bad_batches, 0.05),
-        Fault("bit flipped in a device", flip_a_bit_in_a_device, 0.05),
-    ]
-
-
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
     own, more = list(arguments), []
     if "--" in own:
         own, more = own[: own.index("--")], own[own.index("--") + 1 :]
@@ -186,29 +138,22 @@ def main(arguments: Sequence[str]) -> int:
     require_preset(parsed.preset)
     require_at_least("--times", parsed.times, 1)
     require_at_least("--jobs", parsed.jobs or 1, 1)
-    chosen = _chosen(parsed)
-    place = Workplace(_work_folder(parsed.work_dir), parsed.preset, more)
-    code, num_broken = _try_all(chosen, place, parsed)
-    if num_broken == 0 and parsed.work_dir is None:
-        shutil.rmtree(place.folder, ignore_errors=True)
-    return code
-
-
-def _chosen(parsed: ChaosArguments) -> list[Fault]:
-    refused_sec = _REFUSED_IN_PROOF_SEC if parsed.times >= _PROOF else _REFUSED_SEC
-    everything = faults(refused_sec=refused_sec)
-    names = [fault.name for fault in everything]
+    names = [fault.name for fault in FAULTS]
     for part in parsed.only:
         require(
             any(part in name for name in names),
             f"--only={part} names no fault{did_you_mean(part, names)}; there are: "
             f"{', '.join(names)}",
         )
-    return [f for f in everything if not parsed.only or any(p in f.name for p in parsed.only)]
+    only = parsed.only or ("",)
+    chosen = [fault for fault in FAULTS if any(part in fault.name for part in only)]
+    refused_sec = _REFUSED_IN_PROOF_SEC if parsed.times >= _PROOF else _REFUSED_SEC
+    place = Workplace(_work_folder(parsed.work_dir), parsed.preset, more, refused_sec)
+    rows = [Row(fault=f.name, promise=f.promise, missing=f.missing()) for f in chosen]
+    return _try_all(chosen, rows, place, parsed)
 
 
 def _work_folder(wanted: Path | None) -> Path:
-    """Returns an empty folder for the runs."""
     if wanted is None:
         RUNS.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix="chaos-", dir=RUNS)).absolute()
@@ -219,13 +164,14 @@ def _work_folder(wanted: Path | None) -> Path:
     return wanted.absolute()
 
 
-def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) -> tuple[int, int]:
-    """Returns the exit code, and how many promises were broken."""
-    console = Console(highlight=False, stderr=parsed.json)
+def _try_all(
+    chosen: Sequence[Fault], rows: Sequence[Row], place: Workplace, parsed: ChaosArguments
+) -> int:
+    """Tries the faults, fills their rows, and returns the exit code."""
+    console = Console(highlight=False, markup=False, soft_wrap=True, stderr=parsed.json)
     seed = time.time_ns() % 10**9 if parsed.seed is None else parsed.seed
     began = time.monotonic()
-    console.print(f"preset {parsed.preset}, seed {seed}, runs in {place.folder}", soft_wrap=True)
-    rows = [Row(fault=f.name, promise=f.promise, missing=f.missing()) for f in chosen]
+    console.print(f"preset {parsed.preset}, seed {seed}, runs in {place.folder}")
     planned = [
         (fault, row, number)
         for fault, row in zip(chosen, rows, strict=True)
@@ -242,30 +188,25 @@ def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) 
             (row, pool.submit(tracker.track, fault.name, _try_once, fault, place, seed, number))
             for fault, row, number in planned
         ]
-        left = {row.fault: sum(other is row for other, _ in tries) for row in rows}
-        for row, tried in tries:
-            _count(row, tried.result())
-            left[row.fault] -= 1
-            if left[row.fault] == 0 and (row.tried or not place.stopped.is_set()):
-                console.print(_line(row), soft_wrap=True)
-    for row in rows:
-        if row.missing is not None:
-            console.print(_line(row), soft_wrap=True)
-    broken = [said for row in rows for said in row.broken]
-    seconds = time.monotonic() - began
-    num_tried = sum(row.tried for row in rows)
-    verdict = "all as promised" if not broken else f"{len(broken)} not as promised"
+        for row in rows:
+            for ended in [tried.result() for other, tried in tries if other is row]:
+                _count(row, ended)
+            if row.tried or row.missing or not place.stopped.is_set():
+                console.print(_line(row))
+    broken = [why for row in rows for why in row.broken]
+    seconds, num_tried = time.monotonic() - began, sum(row.tried for row in rows)
+    verdict = f"{len(broken)} not as promised" if broken else "all as promised"
     console.print(f"{num_tried} tries in {seconds / 60:.1f} min: {verdict}")
-    is_stopped = place.stopped.is_set()
+    is_stopped, is_kept = place.stopped.is_set(), bool(broken or parsed.work_dir)
     if is_stopped:
-        is_kept = broken or parsed.work_dir
         console.print(
             f"stopped by a signal before all {len(tries)} tries were done; no process is left, and "
-            f"the runs are {f'kept in {place.folder}' if is_kept else 'removed'}",
-            soft_wrap=True,
+            f"the runs are {f'kept in {place.folder}' if is_kept else 'removed'}"
         )
+    if not is_kept:
+        shutil.rmtree(place.folder, ignore_errors=True)
     if parsed.json:
-        said = {
+        result = {
             "preset": parsed.preset,
             "seed": seed,
             "ok": not broken and not is_stopped,
@@ -273,10 +214,10 @@ def _try_all(chosen: Sequence[Fault], place: Workplace, parsed: ChaosArguments) 
             "seconds": round(seconds, 1),
             "rows": [asdict(row) for row in rows],
         }
-        print(json.dumps(said))
+        print(json.dumps(result))
     if is_stopped:
-        return Stopped.exit_code, len(broken)
-    return CheckFailed.exit_code if broken else 0, len(broken)
+        return Stopped.exit_code
+    return CheckFailed.exit_code if broken else 0
 
 
 @contextlib.contextmanager
@@ -327,10 +268,6 @@ def _line(row: Row) -> str:
         return f"  {row.fault:<24} not tried: {row.missing}"
     lost = f"{max(row.steps_lost, default=0)} at most"
     exact = "" if row.exact is None else f"bit for bit {row.exact}/{row.tried}"
-    words = [
-        f"  {row.fault:<24} {row.kept}/{row.tried} as promised".ljust(46),
-        f"steps lost {lost}".ljust(24),
-        exact.ljust(20),
-        row.promise,
-    ]
-    return "\n".join([" ".join(words).rstrip(), *(f"    {said}" for said in row.broken)])
+    kept = f"{row.fault:<24} {row.kept}/{row.tried} as promised"
+    line = f"  {kept:<44} {f'steps lost {lost}':<24} {exact:<20} {row.promise}"
+    return "\n".join([line, *(f"    {why}" for why in row.broken)])

@@ -33,7 +33,6 @@ class CheckpointsArguments:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
     parsed = parse_arguments(CheckpointsArguments, arguments, command="./tessera checkpoints")
     folder = RunFolder(parsed.run)
     folder.read_config()  # it is a run folder

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from configs.require import require
 from configs.suggested_commands import tessera
 from launch.absolute_paths import RUNS
+from launch.arguments import SavedRunArguments, parse_saved_run
 from launch.jax_setup import prepare_jax
-from launch.saved_run_arguments import SavedRunArguments, parse_saved_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,6 @@ class EvalArguments(SavedRunArguments):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
     parsed, mesh = parse_saved_run(EvalArguments, arguments, command="./tessera eval")
     prepare_jax(virtual_devices=parsed.virtual_devices)
 

@@ -13,8 +13,7 @@ from configs.require import require
 from configs.suggested_commands import seen
 from launch.absolute_paths import RUNS
 from launch.arguments import RunPath, parse_arguments
-from launch.jax_setup import prepare_jax
-from launch.malloc import return_freed_memory
+from launch.jax_setup import prepare_jax, return_freed_memory
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -38,7 +37,6 @@ class ExportArguments:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
     parsed = parse_arguments(ExportArguments, arguments, command="./tessera export")
     shard_bytes = _bytes(parsed.shard_size)
     prepare_jax()

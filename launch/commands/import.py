@@ -9,8 +9,7 @@ import tyro
 
 from configs.suggested_commands import seen, tessera
 from launch.arguments import parse_arguments
-from launch.jax_setup import describe_environment, prepare_jax
-from launch.malloc import return_freed_memory
+from launch.jax_setup import describe_environment, prepare_jax, return_freed_memory
 from launch.next_commands import generate_hint
 from train.record.run_folder import RunFolder
 
@@ -28,7 +27,6 @@ class ImportArguments:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
     parsed = parse_arguments(ImportArguments, arguments, command="./tessera import")
     prepare_jax()
     return_freed_memory()

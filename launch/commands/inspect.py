@@ -57,7 +57,6 @@ class InspectArguments:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
     parsed = parse_arguments(InspectArguments, arguments, command="./tessera inspect")
     path, cache_dir = Path(parsed.folder).expanduser(), RUNS / ".data"
     if is_remote(parsed.folder) or (path / MANIFEST).is_file():
@@ -108,7 +107,6 @@ def main(arguments: Sequence[str]) -> int:
 def _show(
     parsed: InspectArguments, content: dict[str, Any], report: StepReport, where: str
 ) -> None:
-    """Shows a batch, or prints `content` as JSON."""
     if parsed.json:
         print(json.dumps({"run": str(Path(parsed.folder).expanduser()), **content}))
     else:

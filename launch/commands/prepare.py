@@ -46,7 +46,6 @@ class PrepareArguments:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
     started = time.perf_counter()
     parsed = parse_arguments(PrepareArguments, arguments, command="./tessera prepare")
     require(parsed.out != "", "--out must name the folder to make, such as --out prepared/web")

@@ -30,7 +30,6 @@ class ReportArguments:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
     parsed = parse_arguments(ReportArguments, arguments, command="./tessera report")
     folder = RunFolder(parsed.run)
     report = read_report(folder)

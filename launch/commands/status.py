@@ -22,7 +22,6 @@ class StatusArguments:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
     parsed = parse_arguments(StatusArguments, arguments, command="./tessera status")
     status = read_status(RunFolder(parsed.run))
     if parsed.json:
@@ -35,7 +34,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _shown(status: dict[str, Any]) -> dict[str, str | None]:
-    """Returns what a person reads, with numbers rounded."""
     num_steps, left = status["num_steps"], status["eta_sec"]
 
     def rounded(name: str, form: str) -> str | None:

@@ -34,7 +34,6 @@ class TestArguments:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
     parsed = parse_arguments(TestArguments, arguments, command="./tessera test")
     require(not (parsed.quick and parsed.all), "--quick: not together with --all, which is more")
     if parsed.part is not None:

@@ -32,10 +32,10 @@ from launch.supervise import supervise
 from launch.supervisor_pipe import start_heartbeat
 from launch.train_settings import (
     TrainArguments,
-    default_run_dir,
     parse,
     prepared_before,
     resolve,
+    run_dir_of,
 )
 from launch.train_summary import closing_summary, opening_summary
 from sharding.distributed.job import find_job
@@ -57,7 +57,6 @@ _DEVICES_WITHIN_SEC = 600.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
     if {"--print-config", "--print_config"} & {*arguments}:
         _, parsed = parse(arguments)
         print(to_toml(parsed.config))
@@ -93,13 +92,10 @@ def _join_and_train(arguments: Sequence[str], spans: Spans) -> int:
 
 
 def _supervise(arguments: Sequence[str]) -> int:
-    """Runs the same command in a process that is started again, and says how that ended."""
+    """Runs the same command in a process that is started again where that is of use."""
     preset, parsed = parse(arguments)
     job = find_job(arguments)
-    folder = RunFolder(
-        parsed.run_dir or default_run_dir(preset, parsed.config),
-        is_writer=job is None or job.process_id == 0,
-    )
+    folder = RunFolder(run_dir_of(preset, parsed), is_writer=job is None or job.process_id == 0)
     return supervise([sys.executable, "-m", "launch", "train", *arguments], folder)
 
 
@@ -112,10 +108,9 @@ def _prepare(arguments: Sequence[str]) -> tuple[str, TrainArguments]:
 
 
 def _flat(preset: str, parsed: TrainArguments) -> dict[str, Any]:
-    """Returns what was asked for, by the names that one types."""
     return {
         "preset": preset,
-        "--run-dir": str(parsed.run_dir or default_run_dir(preset, parsed.config)),
+        "--run-dir": str(run_dir_of(preset, parsed)),
         "--allow-changes": parsed.allow_changes,
         "--init-from": parsed.init_from,
         "--with-optimizer": parsed.with_optimizer,
@@ -141,9 +136,7 @@ def _train(
     from train.record.console import log_to_console, log_to_file, logger
     from train.run_context import RunContext
 
-    folder = RunFolder(
-        parsed.run_dir or default_run_dir(preset, parsed.config), is_writer=processes.is_first
-    )
+    folder = RunFolder(run_dir_of(preset, parsed), is_writer=processes.is_first)
     log_to_console(Console(highlight=False), process=processes.index)
     console = Console(highlight=False, quiet=not processes.is_first)  # for what is live
     signals = _watched(parsed.config, folder, processes, spans)
@@ -162,7 +155,7 @@ def _train(
     with folder.held(), durable.held(folder) if durable else contextlib.nullcontext():
         _check_shared(folder, processes)
         environment = describe_environment(processes)
-        before = folder.last_environment()
+        changes = environment_changes(folder.last_environment() or environment, environment)
         replaced = folder.replaced_settings() if folder.exists else []
         folder.begin(config, environment)
         processes.wait("folder")
@@ -170,17 +163,22 @@ def _train(
         processes.resume_command = command
         folder.add_event("started", command=command, cwd=os.getcwd(), environment=environment)
         if replaced:
-            logger.warning(
-                f"{folder.config} had settings of an earlier version: {', '.join(replaced)}"
-            )
+            earlier = ", ".join(replaced)
+            logger.warning(f"{folder.config} had settings of an earlier version: {earlier}")
         if changed:
             logger.warning(f"resuming with other settings: {', '.join(changed)}")
             folder.add_event("changed", settings=changed)
-        if before and (changes := environment_changes(before, environment)):
+        if changes:
             logger.warning(f"resuming in another environment: {', '.join(changes)}")
             folder.add_event("environment_changed", changes=changes)
         if processes.is_first:
-            _keep_ledger(folder, spans)
+            set_back_sec = spans.ledger.resume(folder.ledger)
+            if set_back_sec > 1:
+                logger.warning(
+                    f"the clock was set back by {set_back_sec:.0f} s since the run's last start"
+                )
+                folder.add_event("clock_set_back", seconds=round(set_back_sec, 1))
+            spans.start_writing()
         logger.info(opening_summary(folder, config, data, mesh))
         run = RunContext(
             config=config,
@@ -218,13 +216,8 @@ def _watched(
 
     def on_hang(hang: Hang) -> None:
         stacks = write_stacks(folder.logs, processes.index)
-        folder.add_event(
-            "hung",
-            phase=hang.span,
-            seconds=round(hang.seconds, 1),
-            limit_sec=hang.limit_sec,
-            stacks=stacks,
-        )
+        details = {"phase": hang.span, "limit_sec": hang.limit_sec, "stacks": stacks}
+        folder.add_event("hung", seconds=round(hang.seconds, 1), **details)
         processes.abandon(Hung(f"hung: {hang.cause}; the stacks of all threads are in {stacks}"))
 
     def progress() -> int:
@@ -234,13 +227,12 @@ def _watched(
     def on_notice_over(cause: str) -> None:
         newest = folder.newest_step()
         folder.add_event("stopped", step=newest, cause=cause, saved=False)
-        processes.abandon(
-            Stopped(
-                f"stopped by {cause}; checkpoint.notice_sec={config.checkpoint.notice_sec} was too "
-                "short to save, and the newest complete checkpoint is "
-                f"{f'that of step {newest}' if newest else 'none'}"
-            )
+        message = (
+            f"stopped by {cause}; checkpoint.notice_sec={config.checkpoint.notice_sec} was too "
+            "short to save, and the newest complete checkpoint is "
+            f"{f'that of step {newest}' if newest else 'none'}"
         )
+        processes.abandon(Stopped(message))
 
     signals = Signals()
     signals.install(config.checkpoint.notice_sec, on_notice_over)
@@ -253,16 +245,14 @@ def _open_durable(
 ) -> "DurableTier | None":
     """Returns where copies are, in the first process alone; a new machine gets its run from there.
 
-    Raises:
-        SettingsError: it cannot be read or written.
+    Raises SettingsError if it cannot be read or written.
     """
+    from train.checkpoints.durable_storage import DurableTier
+
     if config.checkpoint.durable_dir is None:
         return None
-    durable = None
-    if processes.is_first:
-        from train.checkpoints.durable_storage import DurableTier
-
-        durable = DurableTier(config.checkpoint.durable_dir)
+    durable = DurableTier(config.checkpoint.durable_dir) if processes.is_first else None
+    if durable is not None:
         durable.check_writable()
         folder.check_free()
         if not folder.exists:
@@ -280,17 +270,15 @@ def _checked(
     console: Console,
     new_run: str,
 ) -> tuple[RunConfig, "Data", Any, dict[str, tuple]]:
-    """Returns settings, data and mesh that fit together, and which settings were changed.
-
-    Raises:
-        SettingsError: something does not fit, or processes differ.
-    """
+    """Returns settings, data and mesh that fit together, and which settings were changed."""
     import jax
 
+    from data.open_data import open_data
     from sharding.layout_check import check_fit, check_platform
     from sharding.mesh import make_mesh
     from train.checkpoints.folders import newest_progress
     from train.health.replay import check_can_replay
+    from train.record.console import logger
 
     require(
         jax.process_count() == processes.num,
@@ -304,10 +292,22 @@ def _checked(
     check_can_replay(parsed.config, platform)
     check_fit(parsed.config, dict(mesh.shape))
     progress = newest_progress(folder.checkpoints)
-    with spans("preparation of the data"):
-        begun = source.folder if source is not None and source.with_optimizer else folder
+    begun = source.folder if source is not None and source.with_optimizer else folder
+    with spans("preparation of the data"), contextlib.closing(Progress(console)) as watch:
         moved = prepared_before(parsed.config, begun)
-        data = _open_data(parsed.config, processes, console, moved)
+        if not processes.is_first:  # the first one prepares it, and the others open it then
+            processes.from_first("data is prepared", None)
+        data = open_data(
+            parsed.config.data,
+            RUNS / ".data",
+            logger.info,
+            on_progress=watch,
+            known_folders=moved,
+            process=processes.index,  # each checks a part of the files
+            num_processes=processes.num,
+        )
+        if processes.is_first:
+            processes.from_first("data is prepared", None)
     config = resolve(parsed.config, data)
     check_fit(config, dict(mesh.shape))  # again, now that the vocabulary is known
     changed = {}
@@ -319,48 +319,9 @@ def _checked(
             progress.check_continues(config, data.digest)
         except SettingsError as error:
             raise SettingsError(f"{error}: {new_run}") from None
-    newest = progress and progress.step
-    same = {"data (sha256)": data.digest, "newest checkpoint": newest, **flatten(config)}
-    processes.agree("data", same, limit_sec=None)
+    same = {"data (sha256)": data.digest, "newest checkpoint": progress and progress.step}
+    processes.agree("data", {**same, **flatten(config)}, limit_sec=None)
     return config, data, mesh, changed
-
-
-def _keep_ledger(folder: RunFolder, spans: Spans) -> None:
-    """Goes on with the ledger of the run's earlier starts."""
-    from train.record.console import logger
-
-    set_back_sec = spans.ledger.resume(folder.ledger)
-    if set_back_sec > 1:
-        logger.warning(f"the clock was set back by {set_back_sec:.0f} s since the run's last start")
-        folder.add_event("clock_set_back", seconds=round(set_back_sec, 1))
-    spans.start_writing()
-
-
-def _open_data(
-    config: RunConfig, processes: "Processes", console: Console, moved: dict[str, str] | None
-) -> "Data":
-    """Returns the data of a run; the first process prepares it, and the others open it then.
-
-    Each checks a part of the files, and all hear of one that is damaged before they agree.
-    """
-    from data.open_data import open_data
-    from train.record.console import logger
-
-    if not processes.is_first:
-        processes.from_first("data is prepared", None)
-    with contextlib.closing(Progress(console)) as watch:
-        data = open_data(
-            config.data,
-            RUNS / ".data",
-            logger.info,
-            on_progress=watch,
-            known_folders=moved,
-            process=processes.index,
-            num_processes=processes.num,
-        )
-    if processes.is_first:
-        processes.from_first("data is prepared", None)
-    return data
 
 
 def _check_shared(folder: RunFolder, processes: "Processes") -> None:

@@ -55,8 +55,7 @@ def lose_the_manifest(trial: Trial) -> Result:
 def _damage(trial: Trial, damage: Callable[[Path], object]) -> Result:
     """The damage is found before use, the checkpoint quarantined, and the one before it used."""
     started = trial.start()
-    least = trial.rng.randrange(2, NUM_STEPS // SAVE_STEPS - 2) * SAVE_STEPS
-    started.wait_until(lambda: trial.saved() >= least, f"checkpoint of step {least}")
+    started.wait_for_save(trial.rng.randrange(2, NUM_STEPS // SAVE_STEPS - 2) * SAVE_STEPS)
     started.kill()
     newest = trial.saved()
     damage(trial.run.checkpoints / str(newest))
@@ -96,16 +95,15 @@ def needs_unshare() -> str | None:
     return None
 
 
-def refuse_writes(trial: Trial, seconds: float) -> Result:
+def refuse_writes(trial: Trial) -> Result:
     """The checkpoint folder refuses writes for a while: failed saves are logged, none is torn."""
     started = trial.start()
-    least = trial.rng.randrange(1, NUM_STEPS // SAVE_STEPS - 3) * SAVE_STEPS
-    started.wait_until(lambda: trial.saved() >= least, f"checkpoint of step {least}")
+    started.wait_for_save(trial.rng.randrange(1, NUM_STEPS // SAVE_STEPS - 3) * SAVE_STEPS)
     folder = trial.run.checkpoints
     away = folder.with_name("checkpoints.away")
     folder.rename(away)
     folder.touch()  # a file, so that nobody can write into it: root neither
-    trial.place.stopped.wait(seconds)
+    trial.place.stopped.wait(trial.place.refused_sec)
     folder.unlink()
     away.rename(folder)
     started.expect(0)
@@ -115,48 +113,46 @@ def refuse_writes(trial: Trial, seconds: float) -> Result:
 
 def refuse_copies(trial: Trial) -> Result:
     """Durable storage refuses writes for a while: failed copies are logged and repeated."""
-    durable = trial.place.folder / f"{trial.name}-durable"
-    started = trial.start("--checkpoint.durable_dir", str(durable))
+    started = trial.start("--checkpoint.durable_dir", str(trial.durable))
     started.wait_until(lambda: bool(trial.events("copied")), "copy")
-    return _refuse_a_copy(trial, started, durable)
+    return _refuse_a_copy(trial, started)
 
 
 def refuse_the_last_copy(trial: Trial) -> Result:
     """The last copy fails once: it is repeated before the run ends (exit code 0)."""
-    durable = trial.place.folder / f"{trial.name}-durable"
-    started = trial.start(*copied_last(durable))
-    least = NUM_STEPS - 3 * SAVE_STEPS
-    started.wait_until(lambda: trial.saved() >= least, f"checkpoint of step {least}")
-    return _refuse_a_copy(trial, started, durable)
+    started = trial.start(*copied_last(trial))
+    started.wait_for_save(NUM_STEPS - 3 * SAVE_STEPS)
+    return _refuse_a_copy(trial, started)
 
 
-def copied_last(durable: Path) -> tuple[str, ...]:
+def copied_last(trial: Trial) -> tuple[str, ...]:
     """Returns the settings with which only the last checkpoint is copied."""
     period = ("--checkpoint.durable_every_steps", str(NUM_STEPS))
-    return ("--checkpoint.durable_dir", str(durable), *period)
+    return ("--checkpoint.durable_dir", str(trial.durable), *period)
 
 
-def _refuse_a_copy(trial: Trial, started: Started, durable: Path) -> Result:
+def _refuse_a_copy(trial: Trial, started: Started) -> Result:
+    durable = trial.durable
     durable.rename(away := durable.with_name(f"{durable.name}-away"))
     durable.touch()
     started.wait_until(lambda: bool(trial.events("copy_failed")), "copy that failed")
     durable.unlink()
     away.rename(durable)
     started.expect(0)
-    expect_last_copy(durable)
+    expect_last_copy(trial)
     return trial.exact()
 
 
-def expect_last_copy(durable: Path) -> None:
+def expect_last_copy(trial: Trial) -> None:
     """Raises Broken unless durable storage has the last checkpoint."""
-    if not (durable / "checkpoints" / str(NUM_STEPS) / MANIFEST).is_file():
+    if not (trial.durable / "checkpoints" / str(NUM_STEPS) / MANIFEST).is_file():
         raise Broken("durable storage does not have the last checkpoint")
 
 
 def start_twice(trial: Trial) -> Result:
     """A second run in the folder of a running one is refused (exit code 2); the first finishes."""
     started = trial.start()
-    started.wait_until(lambda: trial.reached() >= 1, "first step")
+    started.wait_for_step(1)
     started.send(signal.SIGSTOP)  # or it may finish before the second starts
     second = trial.start()
     second.expect(2)
@@ -179,9 +175,9 @@ def set_the_clock_back(trial: Trial) -> Result:
     }
     started = trial.start(environment=environment)
     step = trial.rng.randrange(1, NUM_STEPS // 2)
-    started.wait_until(lambda: trial.reached() >= step, f"step {step}")
+    started.wait_for_step(step)
     clock.write_text(f"-{_SET_BACK_SEC}\n")
-    started.wait_until(lambda: trial.saved() > step, "checkpoint on the other clock")
+    started.wait_for_save(step + 1)  # on the other clock
     started.kill()
     clock.write_text(f"-{2 * _SET_BACK_SEC}\n")
     trial.start(environment=environment).expect(0)
@@ -208,10 +204,9 @@ def change_the_layout(trial: Trial) -> Result:
         (("--virtual-devices", "4", "--mesh.fsdp", "4", "--mesh.data", "1"), 1),
         (("--mesh.fsdp", "2", "--mesh.data", "1"), 2),
     ]
-    started, wanted = trial.start(), trial.place.reference()
+    started, wanted = trial.start(), trial.place.reference(1)
     for number, (layout, num_processes) in enumerate(layouts, start=1):
-        least = number * (NUM_STEPS // 3)
-        started.wait_until(lambda least=least: trial.saved() >= least, "checkpoint")
+        started.wait_for_save(number * (NUM_STEPS // 3))
         for i in range(len(started.processes)):
             started.kill(i)
         started = trial.start(*layout, num_processes=num_processes)

@@ -1,6 +1,5 @@
 """Faults of processes: killed, stopped, frozen, outliving their run."""
 
-import os
 import signal
 import time
 
@@ -32,18 +31,14 @@ def kill_as_it_starts(trial: Trial) -> Result:
         "random moment of the start",
     )
     started.kill()
-    trial.expect_nobody()
-    trial.finish()
-    return trial.exact()
+    return trial.recover()
 
 
 def kill_at_a_step(trial: Trial) -> Result:
     """SIGKILL shortly after a random step."""
     _reach(trial, started := trial.start())
     started.kill()
-    trial.expect_nobody()
-    trial.finish()
-    return trial.exact()
+    return trial.recover()
 
 
 def kill_in_a_save(trial: Trial) -> Result:
@@ -58,9 +53,7 @@ def kill_in_a_save(trial: Trial) -> Result:
             break
     else:
         raise Broken(f"none of {_NUM_HITS} kills hit a save")
-    trial.expect_nobody()
-    trial.finish()
-    return trial.exact()
+    return trial.recover()
 
 
 def stop(trial: Trial) -> Result:
@@ -68,9 +61,7 @@ def stop(trial: Trial) -> Result:
     _reach(trial, started := trial.start())
     started.send(trial.rng.choice((signal.SIGTERM, signal.SIGINT)))
     started.expect(75)
-    trial.expect_nobody()
-    trial.finish()
-    return _without_lost_steps(trial.exact())
+    return _without_lost_steps(trial.recover())
 
 
 def stop_one_of_two(trial: Trial) -> Result:
@@ -78,9 +69,7 @@ def stop_one_of_two(trial: Trial) -> Result:
     _reach(trial, started := trial.start(num_processes=_PAIR))
     started.send(signal.SIGTERM, trial.rng.randrange(_PAIR))
     started.expect(75)
-    trial.expect_nobody()
-    trial.finish(num_processes=_PAIR)
-    return _without_lost_steps(trial.exact(_PAIR))
+    return _without_lost_steps(trial.recover())
 
 
 def kill_one_of_two(trial: Trial) -> Result:
@@ -88,34 +77,26 @@ def kill_one_of_two(trial: Trial) -> Result:
     _reach(trial, started := trial.start(num_processes=_PAIR))
     started.kill(trial.rng.randrange(_PAIR))
     started.expect(*_CRASHES, within_sec=_SURVIVOR_SEC)
-    trial.expect_nobody()
-    trial.finish(num_processes=_PAIR)
-    return trial.exact(_PAIR)
+    return trial.recover()
 
 
 def freeze_one_of_two(trial: Trial) -> Result:
     """SIGSTOP to one of two processes: its supervisor kills it, and both are restarted."""
     started = trial.start("--supervise", num_processes=_PAIR)
     _reach(trial, started)
-    which = trial.rng.randrange(_PAIR)
-    child = trial.child_of(started.processes[which].pid)
-    if child is None:
-        raise Broken("a supervisor has no process")
-    os.kill(child, signal.SIGSTOP)
+    supervisor = started.processes[trial.rng.randrange(_PAIR)]
+    trial.signal_child(signal.SIGSTOP, supervisor.pid)
     started.expect(0)
     trial.expect_nobody()
     trial.expect_event("restarted")
-    return trial.exact(_PAIR)
+    return trial.exact()
 
 
 def kill_the_supervised(trial: Trial) -> Result:
     """SIGKILL to a supervised run: the supervisor restarts it."""
     started = trial.start("--supervise")
     _reach(trial, started)
-    child = trial.child_of(started.processes[0].pid)
-    if child is None:
-        raise Broken("the supervisor has no process")
-    os.kill(child, signal.SIGKILL)
+    trial.signal_child(signal.SIGKILL, started.processes[0].pid)
     started.expect(0)
     trial.expect_event("restarted", exit_code=137)
     return trial.exact()
@@ -146,8 +127,7 @@ def stall(trial: Trial) -> Result:
 
 def _reach(trial: Trial, started: Started) -> None:
     """Waits until shortly after a random step."""
-    step = trial.rng.randrange(1, NUM_STEPS - SAVE_STEPS)
-    started.wait_until(lambda: trial.reached() >= step, f"step {step}")
+    started.wait_for_step(trial.rng.randrange(1, NUM_STEPS - SAVE_STEPS))
     time.sleep(trial.rng.uniform(0, 0.02))
 
 

@@ -77,13 +77,12 @@ def _roll_back(trial: Trial, fault: str, num_batches: int, *more: str) -> Result
 def infinite_moment(trial: Trial) -> Result:
     """The optimizer state is infinite, no loss is: rollback to the last save, not to step 0."""
     step = trial.rng.randrange(_LATE, NUM_STEPS - SAVE_STEPS)
-    durable = trial.place.folder / f"{trial.name}-durable"
-    more = ("--checkpoint.durable_dir", str(durable))
+    more = ("--checkpoint.durable_dir", str(trial.durable))
     trial.start(*_GUARD, *more, fault=f"infinite_moment {step} {step}").expect(0)
     newest = (step - 1) // SAVE_STEPS * SAVE_STEPS
     trial.expect_event("rolled_back", rollbacks=1, to_step=newest)
     _expect_finite(trial)
-    expect_last_copy(durable)
+    expect_last_copy(trial)
     return Result(steps_lost=trial.steps_lost())
 
 

@@ -1,4 +1,4 @@
-"""Runs a command with a fault: `python -m launch.faults.worker NAME FIRST LAST -- COMMAND`.
+"""Runs a command with a fault: `python -m launch.faults.run_with_fault NAME FIRST LAST -- COMMAND`.
 
 The product has no switch for faults: its functions are wrapped from outside. Faults are tied to
 batches of the data order, so that a run that skips those does not meet them again.
@@ -109,21 +109,14 @@ def in_losses(factor: float) -> None:
     train.step.batch_sums = batch_sums
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _scaled(x: jax.Array, is_marked: jax.Array, factor: float) -> jax.Array:
     """Returns x; multiplies its gradient."""
-    return x
 
+    @jax.custom_gradient
+    def same(x: jax.Array) -> Any:
+        return x, lambda grad: jnp.where(is_marked, grad * factor, grad)
 
-def _scaled_forward(x: jax.Array, is_marked: jax.Array, factor: float) -> Any:
-    return x, is_marked
-
-
-def _scaled_backward(factor: float, is_marked: jax.Array, grad: jax.Array) -> Any:
-    return jnp.where(is_marked, grad * factor, grad), None
-
-
-_scaled.defvjp(_scaled_forward, _scaled_backward)
+    return same(x)
 
 
 def flip_bit(array: jax.Array, device: Any) -> jax.Array:

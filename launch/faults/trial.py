@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +70,15 @@ class Workplace:
     """A folder with a text, the runs of all trials, and the undisturbed runs beside them.
 
     Once it is `stopped`, no process of a trial is started.
+
+    Args:
+        more: arguments of every run.
+        refused_sec: how long storage refuses writes.
     """
 
-    def __init__(self, folder: Path, preset: str, more: Sequence[str]):
+    def __init__(self, folder: Path, preset: str, more: Sequence[str], refused_sec: float):
         self.folder, self.preset, self.more = folder, preset, tuple(more)
+        self.refused_sec = refused_sec
         folder.mkdir(parents=True, exist_ok=True)
         rng = random.Random(0)
         lines = (f"{rng.randrange(1000)} sheep crossed the bridge.\n" for _ in range(400))
@@ -86,23 +90,13 @@ class Workplace:
         self._lock = threading.Lock()
         self._references: dict[int, Outputs] = {}
 
-    def command(self, run: Path, *more: str) -> list[str]:
-        """Returns the arguments of `./tessera` that train a small run of the preset."""
-        text = ("--data.path", "text.txt", "--run-dir", str(run))
-        return ["train", self.preset, *text, *SMALL, *self.more, *more]
-
     def begin(self, arguments: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
         """Starts a process of a trial, as `subprocess.Popen` does; Broken once it is stopped."""
         with self._beginning:
             if self.stopped.is_set():
                 raise Broken("stopped")
-            begun: Any = subprocess.Popen(
-                arguments,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                **how,
-            )
+            how |= {"cwd": self.folder, "stdin": subprocess.DEVNULL, "start_new_session": True}
+            begun: Any = subprocess.Popen(arguments, **how)
             return begun
 
     def stop(self) -> None:
@@ -113,12 +107,12 @@ class Workplace:
                 pass
             _kill_all(self.mark)
 
-    def reference(self, num_processes: int = 1) -> Outputs:
+    def reference(self, num_processes: int) -> Outputs:
         """Returns the outputs of an undisturbed run."""
         with self._lock:
             if num_processes not in self._references:
                 trial = Trial(self, f"undisturbed-{num_processes}")
-                trial.finish(num_processes=num_processes)
+                trial.start(num_processes=num_processes).expect(0)
                 self._references[num_processes] = trial.outputs()
             return self._references[num_processes]
 
@@ -144,25 +138,24 @@ class Started:
                 raise Broken(f"no {what} within {LIMIT_SEC:.0f} s")
             time.sleep(0.001)
 
+    def wait_for_step(self, step: int) -> None:
+        self.wait_until(lambda: self.trial.reached() >= step, f"step {step}")
+
+    def wait_for_save(self, step: int) -> None:
+        self.wait_until(lambda: self.trial.saved() >= step, f"checkpoint of step {step}")
+
     def send(self, number: int, process: int = 0) -> None:
-        """Sends a signal to one process."""
         self.processes[process].send_signal(number)
 
-    def codes(self, within_sec: float = LIMIT_SEC) -> list[int]:
-        """Returns all exit codes as a shell shows them; Broken if one has not ended by then."""
+    def expect(self, *allowed: int, within_sec: float = LIMIT_SEC) -> None:
+        """Raises Broken unless every process ends by then, with one of these exit codes."""
         deadline = time.monotonic() + within_sec
-        codes = []
         for i, process in enumerate(self.processes):
             try:
                 code = process.wait(max(deadline - time.monotonic(), 0.01))
             except subprocess.TimeoutExpired:
                 raise Broken(f"process {i} still runs after {within_sec:.0f} s") from None
-            codes.append(code if code >= 0 else 128 - code)
-        return codes
-
-    def expect(self, *allowed: int, within_sec: float = LIMIT_SEC) -> None:
-        """Raises Broken unless every process ends with one of these codes."""
-        for i, code in enumerate(self.codes(within_sec)):
+            code = code if code >= 0 else 128 - code  # as a shell shows it
             if code not in allowed:
                 raise Broken(f"exit code {code} instead of {allowed}: {self.last_output(i)}")
 
@@ -172,7 +165,6 @@ class Started:
         self.processes[process].wait()
 
     def last_output(self, process: int = 0) -> str:
-        """Returns the last lines that a process printed."""
         return " | ".join(self.logs[process].read_text(errors="replace").splitlines()[-4:])
 
 
@@ -186,17 +178,14 @@ class Trial:
 
     def __post_init__(self) -> None:
         self._mark = f"{self.place.mark}-{uuid.uuid4().hex}"
-        self._num_starts = 0
-
-    @cached_property
-    def run(self) -> RunFolder:
-        """The folder of the run."""
-        return RunFolder(self.place.folder / self.name)
+        self._num_starts, self._num_processes = 0, 1
+        self.run = RunFolder(self.place.folder / self.name)
+        self.durable = self.place.folder / f"{self.name}-durable"
 
     def start(
         self,
         *more: str,
-        num_processes: int = 1,
+        num_processes: int | None = None,
         fault: str | None = None,
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
@@ -206,39 +195,47 @@ class Trial:
 
         Args:
             more: arguments beside those of every trial.
+            num_processes: None is as many as at the start before, at first 1.
             fault: "NAME FIRST LAST", which `launch.faults.run_with_fault` injects.
             prefix: a command that starts the process.
             late_sec: how much later than the first process the others start.
         """
         self._num_starts += 1
+        self._num_processes = num_processes or self._num_processes
         module = (
             ["launch"] if fault is None else ["launch.faults.run_with_fault", *fault.split(), "--"]
         )
         wait = ("sh", "-c", f'sleep {late_sec:g}; exec "$@"', "late") if late_sec else ()
-        arguments = [*prefix, sys.executable, "-m", *module]
-        arguments += self.place.command(Path(self.name), *more)
-        address = f"localhost:{free_port()}"
+        arguments = [*prefix, sys.executable, "-m", *module, "train", self.place.preset]
+        arguments += ["--data.path", "text.txt", "--run-dir", self.name]
+        arguments += [*SMALL, *self.place.more, *more]
+        environ = self._environment(environment or {})
+        job = f"--coordinator localhost:{free_port()} --num-processes {self._num_processes} "
+        job += "--virtual-devices 1 --process-id"
         processes, logs = [], []
-        for i in range(num_processes):
-            job: list[str] = []
-            if num_processes > 1:
-                job = f"--coordinator {address} --num-processes {num_processes}".split()
-                job += ["--process-id", str(i), "--virtual-devices", "1"]
+        for i in range(self._num_processes):
             late = wait if i else ()
+            own = [*job.split(), str(i)] if self._num_processes > 1 else []
             logs.append(self.place.folder / f"{self.name}-start-{self._num_starts}-{i}.log")
             with logs[-1].open("w") as log:
-                environ = self._environment(environment or {})
-                processes.append(
-                    self.place.begin([*late, *arguments, *job], env=environ, stdout=log, stderr=log)
+                started = self.place.begin(
+                    [*late, *arguments, *own], env=environ, stdout=log, stderr=log
                 )
+                processes.append(started)
         return Started(self, processes, logs)
 
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(ROOT), _MARK: self._mark, **more}
 
-    def finish(self, *more: str, num_processes: int = 1) -> None:
+    def finish(self, *more: str) -> None:
         """Resumes the run to its end; Broken if that is not exit code 0."""
-        self.start(*more, num_processes=num_processes).expect(0)
+        self.start(*more).expect(0)
+
+    def recover(self) -> Result:
+        """Resumes a run that has ended, and returns a good result; Broken where it is none."""
+        self.expect_nobody()
+        self.finish()
+        return self.exact()
 
     def call(self, *arguments: str) -> str:
         """Returns what another command prints; Broken unless its exit code is 0."""
@@ -254,7 +251,6 @@ class Trial:
         return printed
 
     def reached(self) -> int:
-        """Returns the last step that metrics.jsonl has."""
         return max(read_metrics(self.run.metrics), default=0)
 
     def saving(self) -> list[int]:
@@ -263,11 +259,9 @@ class Trial:
         return sorted(int(path.name.removesuffix(".saving")) for path in begun)
 
     def saved(self) -> int:
-        """Returns the step of the newest checkpoint, 0 if there is none."""
         return max(checkpoint_steps(self.run.checkpoints), default=0)
 
     def events(self, name: str) -> list[dict]:
-        """Returns the events of a kind, oldest first."""
         return [event for event in self.run.read_events() if name_of(event) == name]
 
     def expect_event(self, name: str, **details: object) -> dict:
@@ -284,17 +278,16 @@ class Trial:
         next_batches = {}
         for step in checkpoint_steps(self.run.checkpoints):
             with contextlib.suppress(IntegrityError):
-                progress = read_progress(self.run.checkpoints, step)
-                next_batches[step] = progress.next_batch_sha256
+                next_batches[step] = read_progress(self.run.checkpoints, step).next_batch_sha256
         return Outputs(
             losses=losses,
             params_sha256=self.expect_event("finished")["params_sha256"],
             next_batches=next_batches,
         )
 
-    def exact(self, num_processes: int = 1) -> Result:
+    def exact(self) -> Result:
         """Returns a good result; Broken unless all outputs equal those of the undisturbed run."""
-        found, wanted = self.outputs(), self.place.reference(num_processes)
+        found, wanted = self.outputs(), self.place.reference(self._num_processes)
         for step, loss in wanted.losses.items():
             if found.losses.get(step) != loss:
                 raise Broken(f"the loss of step {step} is {found.losses.get(step)}, not {loss}")
@@ -312,25 +305,22 @@ class Trial:
     def expect_nobody(self, within_sec: float = ORPHAN_SEC) -> None:
         """Raises Broken if a process of the trial still runs after so long."""
         deadline = time.monotonic() + within_sec
-        while left := list(self._alive()):
+        while left := list(_marked(self._mark)):
             if time.monotonic() > deadline:
                 raise Broken(f"processes {left} still run {within_sec:.0f} s after the run")
             time.sleep(0.1)
 
-    def child_of(self, supervisor: int) -> int | None:
-        """Returns the process that a supervisor runs, None if there is none."""
-        for pid in self._alive():
+    def signal_child(self, number: int, supervisor: int) -> None:
+        """Sends a signal to the process that a supervisor runs; Broken if there is none."""
+        for pid in _marked(self._mark):
             with contextlib.suppress(OSError, ValueError):
                 if int(stat_fields(pid)[1]) == supervisor:
-                    return pid
-        return None
+                    os.kill(pid, number)
+                    return
+        raise Broken("a supervisor has no process")
 
     def end(self) -> None:
-        """Kills the processes that are left of the trial."""
         _kill_all(self._mark)
-
-    def _alive(self) -> Iterator[int]:
-        return _marked(self._mark)
 
 
 def _marked(mark: str) -> Iterator[int]:
@@ -355,7 +345,6 @@ def _kill_all(mark: str) -> None:
 
 
 def free_port() -> int:
-    """Returns a free port of this machine."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return listener.getsockname()[1]

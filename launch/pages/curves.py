@@ -1,16 +1,17 @@
-"""Curves over steps as SVG within a page, thinned where there are more points than pixels."""
+"""Curves as SVG within a page, over linear or logarithmic scales."""
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from launch.pages.page import Html, number, tag
-from launch.pages.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, framed, line, text
 
 ACCENT = "var(--accent)"
 _MOST_DOTS = 60
 """A curve of more points is a line without dots."""
+_WIDTH, _HEIGHT = 520, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 508, 12, 218  # the edges of the frame
 
 Point = tuple[float, float | None]
 """(x, y); no y is a gap in the curve."""
@@ -21,7 +22,7 @@ class Curve(NamedTuple):
 
     name: str
     points: Sequence[Point]
-    """(x, y) in the order of x; where y is None the curve has a gap."""
+    """In the order of x."""
     color: str = ACCENT
 
 
@@ -41,6 +42,7 @@ def line_chart(
     y_title: str,
     marks: Sequence[Mark] = (),
     span: tuple[float, float] | None = None,
+    log_x: bool = False,
     log_y: bool = False,
     from_zero: bool = False,
 ) -> Html:
@@ -49,28 +51,36 @@ def line_chart(
     Args:
         span: the first and the last x of the scale, with all curves and marks between them; None
             is where the curves begin and end.
-        log_y: the scale of y is logarithmic; all must be above zero.
+        log_x, log_y: the scale is logarithmic; all must be above zero.
         from_zero: the scale of y begins at zero, or below where a y is.
     """
     xs = span or [x for curve in curves for x, _ in curve.points]
     ys = [y for curve in curves for _, y in curve.points if y is not None]
-    bottom = HEIGHT - BOTTOM
-    across = _Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
-    down = _Scale(min(0, *ys) if from_zero else min(ys), max(ys), bottom, TOP, log_y, margin=0.04)
+    across = Scale(xs, _LEFT, _RIGHT, log_x)
+    down = Scale([0, *ys] if from_zero else ys, _BOTTOM, _TOP, log_y)
     drawn = []
-    for y in down.ticks():
+    for y in down.ticks(4):
         drawn += [
-            line(LEFT, down(y), WIDTH - RIGHT, down(y), "grid"),
-            text(LEFT - 8, down(y) + 4, _tick(y)),
+            _line((_LEFT, down(y)), (_RIGHT, down(y)), class_="grid"),
+            _text(_LEFT - 8, down(y) + 4, _tick(y), text_anchor="end"),
         ]
-    for x in across.ticks(5, least_step=1):
-        drawn.append(text(across(x), bottom + 16, _tick(x), anchor="middle"))
-    drawn += [_upright(across(mark.x), mark) for mark in marks]
+    for x in filter(float.is_integer, across.ticks(5)):
+        drawn.append(_text(across(x), _BOTTOM + 16, _tick(x)))
+    for mark in marks:
+        style = f"stroke: {mark.color}; stroke-dasharray: 4 3"
+        x, hint = across(mark.x), tag("title", mark.hint)
+        drawn.append(_line((x, _TOP), (x, _BOTTOM), hint, style=style))
     for curve in curves:
-        drawn += _drawn(curve, across, down)
-    drawn.append(line(LEFT, bottom, WIDTH - RIGHT, bottom, "axis"))
+        drawn += _draw(curve, across, down)
+    middle = (_TOP + _BOTTOM) / 2
     y_title += ", log scale" if log_y else ""
-    return framed(drawn, f"{y_title} by {x_title}", x_title=x_title, y_title=y_title)
+    drawn += [
+        _line((_LEFT, _BOTTOM), (_RIGHT, _BOTTOM), class_="axis"),
+        _text((_LEFT + _RIGHT) / 2, _HEIGHT - 6, x_title, class_="note"),
+        _text(12, middle, y_title, class_="note", transform=f"rotate(-90 12 {middle})"),
+    ]
+    title = f"{y_title} by {x_title}"  # for screen readers
+    return tag("svg", *drawn, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=title)
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:
@@ -84,93 +94,72 @@ def thinned(points: Sequence[Point], most: int) -> list[Point]:
     size = math.ceil(len(points) / (most // 2))
     kept: list[Point] = []
     for start in range(0, len(points), size):
-        bucket = points[start : start + size]
-        ranked = sorted((y, i) for i, (_, y) in enumerate(bucket) if y is not None)
-        chosen = sorted({ranked[0][1], ranked[-1][1]}) if ranked else [0]
-        kept += [bucket[i] for i in chosen]
+        ranked = sorted((y, x) for x, y in points[start : start + size] if y is not None)
+        if ranked:
+            kept += sorted({(x, y) for y, x in (ranked[0], ranked[-1])})
+        else:
+            kept.append(points[start])
     return kept
 
 
-@dataclass(frozen=True)
-class _Scale:
+class Scale:
     """From values to places between `start` and `end` of a drawing."""
 
-    low: float
-    high: float
-    start: float
-    end: float
-    is_log: bool = False
-    margin: float = 0.0
-    """Room beyond the least and the greatest value, as a part of the whole."""
+    def __init__(self, values: Iterable[float], start: float, end: float, is_log: bool = False):
+        self._start, self._end, self._is_log = start, end, is_log
+        measured = [*map(self._measure, values)]
+        self._low, self._high = min(measured), max(measured)
+        if self._low == self._high:  # a curve that stays where it is, or one point
+            room = abs(self._low) * 0.1 or 1.0
+            self._low, self._high = self._low - room, self._high + room
 
     def __call__(self, value: float) -> float:
-        low, high = self._ends()
-        part = (self._measure(value) - low) / (high - low)
-        return self.start + (self.end - self.start) * part
+        part = (self._measure(value) - self._low) / (self._high - self._low)
+        return self._start + (self._end - self._start) * part
 
-    def ticks(self, count: int = 4, least_step: float = 0.0) -> list[float]:
+    def ticks(self, count: int) -> list[float]:
         """Returns round values within the scale, about `count` of them."""
-        low, high = self._ends()
-        if self.is_log and high - low > 1:
-            every = math.ceil((high - low) / 6)
-            return [10.0**power for power in range(math.ceil(low), math.floor(high) + 1, every)]
-        if self.is_log:
+        low, high = self._low, self._high
+        if self._is_log and high - low > 1.5:
+            powers = range(math.ceil(low), math.floor(high) + 1, math.ceil((high - low) / 6))
+            return [10.0**power for power in powers]
+        if self._is_log:
             low, high = 10**low, 10**high
-        least = max((high - low) / count, least_step)
-        power = 10.0 ** math.floor(math.log10(least))
-        step = next(power * digit for digit in (1, 2, 5, 10) if power * digit >= least * 0.999)
+        power = 10.0 ** math.floor(math.log10((high - low) / count))
+        steps = (power * digit for digit in (1, 2, 5, 10))
+        step = next(step for step in steps if step * count >= (high - low) * 0.999)
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
         return [step * i for i in range(first, last + 1)]
 
-    def _ends(self) -> tuple[float, float]:
-        low, high = self._measure(self.low), self._measure(self.high)
-        if low == high:  # a curve that stays where it is, or one point
-            room = 0.5 if self.is_log else abs(low) * 0.1 or 1.0
-            return low - room, high + room
-        room = (high - low) * self.margin
-        return low - (0 if self.low == 0 else room), high + room
-
     def _measure(self, value: float) -> float:
-        return math.log10(value) if self.is_log else value
+        return math.log10(value) if self._is_log else value
 
 
-def _drawn(curve: Curve, across: _Scale, down: _Scale) -> Iterator[Html]:
+def _draw(curve: Curve, across: Scale, down: Scale) -> Iterator[Html]:
     """Yields the lines of a curve between its gaps, and dots where they do not merge."""
-    dots = sum(y is not None for _, y in curve.points) <= _MOST_DOTS
-    width = 1.8 if dots else 1.2
-    for piece in _pieces(curve.points):
-        if len(piece) > 1:
-            path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in piece)
-            style = f"stroke: {curve.color}; stroke-width: {width}"
-            yield tag("polyline", points=path, class_="curve", style=style)
-        for x, y in piece if dots or len(piece) == 1 else ():
-            hint = f"{curve.name} {y:.6g} at {number(x)}"
-            place = {"cx": f"{across(x):.1f}", "cy": f"{down(y):.1f}"}
-            yield tag("circle", tag("title", hint), **place, r=2.2, style=f"fill: {curve.color}")
+    found = [(x, y) for x, y in curve.points if y is not None]
+    few = len(found) <= _MOST_DOTS
+    style = f"stroke: {curve.color}; stroke-width: {1.8 if few else 1.2}"
+    for is_gap, piece in itertools.groupby(curve.points, lambda point: point[1] is None):
+        if not is_gap:
+            places = [f"{across(x):.1f},{down(y):.1f}" for x, y in piece if y is not None]
+            places *= 2 if len(places) == 1 else 1  # for browsers draw no line of one point
+            yield tag("polyline", points=" ".join(places), style=style)
+    for x, y in found if few else ():
+        hint = tag("title", f"{curve.name} {y:.6g} at {number(x)}")
+        place = {"cx": f"{across(x):.1f}", "cy": f"{down(y):.1f}"}
+        yield tag("circle", hint, **place, r=2.2, style=f"fill: {curve.color}")
 
 
-def _pieces(points: Sequence[Point]) -> Iterator[list[tuple[float, float]]]:
-    piece: list[tuple[float, float]] = []
-    for x, y in points:
-        if y is not None:
-            piece.append((x, y))
-        elif piece:
-            yield piece
-            piece = []
-    if piece:
-        yield piece
+def _line(start: tuple[float, float], end: tuple[float, float], *content: Html, **how: str) -> Html:
+    (x1, y1), (x2, y2) = start, end
+    ends = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
+    places = {name: f"{value:.1f}" for name, value in ends.items()}
+    return tag("line", *content, **places, **how)
 
 
-def _upright(x: float, mark: Mark) -> Html:
-    return tag(
-        "line",
-        tag("title", mark.hint),
-        x1=f"{x:.1f}",
-        y1=TOP,
-        x2=f"{x:.1f}",
-        y2=HEIGHT - BOTTOM,
-        style=f"stroke: {mark.color}; stroke-dasharray: 4 3",
-    )
+def _text(x: float, y: float, content: str, text_anchor: str = "middle", **how: str) -> Html:
+    return tag("text", content, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=text_anchor, **how)
 
 
 def _tick(value: float) -> str:

@@ -6,7 +6,7 @@ nothing else makes `Html` of text. So callers need not escape text of unknown or
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from launch.printable import visible, visible_lines
@@ -18,12 +18,12 @@ _STYLE = """
 :root {
   color-scheme: light dark;
   --page: #fbfaf8; --card: #ffffff; --ink: #22262b; --soft: #68707a; --line: #e4e1db;
-  --accent: #2f6f8f; --accent-soft: #d9e8ee; --grid: #eceae5; --code: #f4f2ee;
+  --accent: #2f6f8f; --grid: #eceae5; --code: #f4f2ee;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #15181c; --card: #1c2026; --ink: #e4e6e9; --soft: #97a0ab; --line: #30363e;
-    --accent: #6fb6d6; --accent-soft: #24404d; --grid: #323942; --code: #171a1f;
+    --accent: #6fb6d6; --grid: #323942; --code: #171a1f;
   }
 }
 * { box-sizing: border-box; }
@@ -37,7 +37,7 @@ h2 { font-size: 20px; margin: 44px 0 14px; }
 h3 { font-size: 15px; margin: 0 0 10px; }
 h3::first-letter { text-transform: uppercase; }
 p { margin: 0 0 10px; }
-.soft, caption { color: var(--soft); font-size: 13px; }
+.soft { color: var(--soft); font-size: 13px; }
 .wide { overflow-wrap: anywhere; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr));
   gap: 16px; margin-bottom: 16px; }
@@ -51,7 +51,6 @@ p { margin: 0 0 10px; }
 .tile b { display: block; font-size: 20px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 13px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
-caption { text-align: left; padding-bottom: 6px; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 13px; }
 th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: break-word; }
@@ -69,18 +68,21 @@ pre { background: var(--code); border: 1px solid var(--line); border-radius: 8px
 .chip code { white-space: pre; overflow: hidden; text-overflow: ellipsis; }
 .chip span { color: var(--soft); font-variant-numeric: tabular-nums; }
 .card > :last-child { margin-bottom: 0; }
-svg + p, svg + details, .chips + p { margin-top: 12px; }
+svg + p, .chips + p, table + p, .stack + p { margin-top: 12px; }
 pre + p { margin-top: 18px; }
 summary { cursor: pointer; color: var(--soft); font-size: 13px; }
 summary + * { margin-top: 10px; }
 svg { display: block; width: 100%; height: auto; font-size: 12px; fill: var(--ink); }
-svg.list { min-width: 680px; }
-svg .bar { fill: var(--accent); }
-svg .bar:hover { fill: var(--ink); }
-svg .track { fill: var(--accent-soft); opacity: 0.5; }
+.track { width: 180px; }
+.bar { background: var(--accent); border-radius: 2px; height: 12px; margin: 5px 0; }
+.stack { display: flex; height: 40px; border-radius: 4px; overflow: hidden; margin-bottom: 12px; }
+.stack b { color: #fff; font-size: 13px; line-height: 40px; overflow: hidden; text-align: center; }
+.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px; }
+.issue { border-left: 4px solid #cc5140; }
+.bar, .stack, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 svg .grid { stroke: var(--grid); fill: none; }
 svg .axis { stroke: var(--soft); fill: none; }
-svg .curve { stroke: var(--accent); stroke-width: 2; fill: none; stroke-linejoin: round; }
+svg polyline { fill: none; stroke-linejoin: round; stroke-linecap: round; }
 svg .note { fill: var(--soft); }
 @media print {
   body { padding: 0; }
@@ -96,9 +98,10 @@ class Html(str):
 
 
 def tag(name: str, /, *content: Any, **attributes: Any) -> Html:
-    """Returns an element; content that is not Html is shown as text, attributes are always text.
+    """Returns an element; attributes and content that is not Html are shown as text.
 
     Args:
+        content: None stands for nothing.
         attributes: `class_` and `font_size` stand for class and font-size; None leaves one out.
     """
     written = "".join(
@@ -112,17 +115,17 @@ def tag(name: str, /, *content: Any, **attributes: Any) -> Html:
 
 
 def join(content: Iterable[Any]) -> Html:
-    """Returns parts of a page one after the other."""
+    """Returns parts of a page one after the other, without those that are None."""
     return Html(
         "".join(
             part if isinstance(part, Html) else html.escape(visible_lines(str(part)))
             for part in content
+            if part is not None
         )
     )
 
 
 def page(title: str, *content: Any) -> Html:
-    """Returns a whole page, light or dark as the reader has it."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -135,58 +138,64 @@ def page(title: str, *content: Any) -> Html:
     return Html(f"<!doctype html>\n{document}\n")
 
 
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str | None = None
-) -> Html:
-    """Returns a table; numbers stand to the right, with a comma at each thousand."""
-    rows = [[_cell(value) for value in row] for row in rows]
-    is_number = [
-        bool(rows) and all(cell[1] for cell in column) for column in zip(*rows, strict=True)
-    ] or [False] * len(columns)
-    classes = ["number" if number else None for number in is_number]
-    head = [tag("th", name, class_=class_) for name, class_ in zip(columns, classes, strict=True)]
-    body = [
-        tag("tr", *(tag("td", cell[0], class_=c) for cell, c in zip(row, classes, strict=True)))
-        for row in rows
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html:
+    """Returns a table; numbers stand to the right, with a comma at each thousand.
+
+    Args:
+        columns: all of them empty where the table has no header.
+    """
+    first = rows[0] if rows else columns
+    names = [
+        tag("th", name, class_=_cell(value)[1]) for name, value in zip(columns, first, strict=True)
     ]
-    has_head = any(columns)
-    return tag(
-        "table",
-        *([tag("caption", caption)] if caption else []),
-        *([tag("thead", tag("tr", *head))] if has_head else []),
-        tag("tbody", *body),
-    )
+    body = [tag("tr", *(tag("td", _cell(v)[0], class_=_cell(v)[1]) for v in row)) for row in rows]
+    head = tag("thead", tag("tr", *names)) if any(columns) else None
+    return tag("table", head, tag("tbody", *body))
 
 
-def _cell(value: Any) -> tuple[Any, bool]:
-    """Returns what a cell shows, and whether it is a number or a percentage."""
+def _cell(value: Any) -> tuple[Any, str | None]:
+    """Returns what a cell shows, and its class."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return number(value), True
-    return value, isinstance(value, str) and re.fullmatch(r"[\d.,]+%", value) is not None
+        return number(value), "number"
+    is_number = isinstance(value, str) and re.fullmatch(r"[\d.,]+%", value)
+    return value, "number" if is_number else None
 
 
 def number(value: float) -> str:
     """Returns a number as people write it: 1,234,567 or 2.73."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    whole = isinstance(value, int) or abs(value) >= 1000
+    return f"{value:,.0f}" if whole else f"{value:.4g}"
 
 
-def tiles(numbers: dict[str, Any]) -> Html:
-    """Returns numbers in large type, each with its name below."""
-    return tag(
-        "div",
-        *(
-            tag("div", tag("b", _cell(value)[0]), tag("span", name), class_="tile")
-            for name, value in numbers.items()
-        ),
-        class_="tiles",
+def tiles(numbers: Mapping[str, Any]) -> Html:
+    shown = (
+        tag("div", tag("b", _cell(value)[0]), tag("span", name), class_="tile")
+        for name, value in numbers.items()
     )
+    return tag("div", *shown, class_="tiles")
 
 
 def card(title: str, *content: Any) -> Html:
-    """Returns a box with a title."""
     return tag("section", tag("h3", title), *content, class_="card")
 
 
 def cards(*content: Any) -> Html:
-    """Returns boxes side by side, where there is room."""
     return tag("div", *content, class_="cards")
+
+
+def note(text: Any) -> Html:
+    return tag("p", text, class_="soft wide")
+
+
+def bar(share: float) -> Html:
+    """Returns a bar that takes a share, from 0 to 1, of the room in a table."""
+    return tag("div", tag("div", style=f"width: {share:.1%}", class_="bar"), class_="track")
+
+
+def chips(entries: Iterable[tuple[str, str, str]]) -> Html:
+    """Returns small boxes, each with a name and a value; a hint appears under the mouse."""
+    boxes = (
+        tag("div", tag("code", name, title=hint), tag("span", value), class_="chip")
+        for name, value, hint in entries
+    )
+    return tag("div", *boxes, class_="chips")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from launch.pages.curves import ACCENT, Curve, Mark, Point, line_chart, thinned
-from launch.pages.page import Html, card, cards, tag
+from launch.pages.page import Html, card, cards, join, note, tag
 from launch.reading.run_report import RunReport
 
 _NUM_POINTS = 1000
@@ -26,7 +26,7 @@ class _Chart(NamedTuple):
     y_title: str
     log_y: bool = False
     from_zero: bool = False
-    many: str = "\0"
+    many: str = ""
     """Keys with this prefix are drawn pale in the background, such as one for each expert."""
     each: str = ""
     """Their name in the legend."""
@@ -61,7 +61,7 @@ def run_curves(report: RunReport) -> list[Html]:
     """Returns a card for each chart that has values."""
     steps = list(report.records)
     if not steps:
-        return [tag("p", "No step is logged yet.", class_="soft")]
+        return [note("No step is logged yet.")]
     marks = [mark for mark in _marks(report) if steps[0] <= mark.x <= steps[-1]]
     whole = (steps[0], steps[-1])
     shown = [_draw(chart, report, marks, whole) for chart in _CHARTS]
@@ -71,25 +71,22 @@ def run_curves(report: RunReport) -> list[Html]:
     shown += [_draw(chart, report, marks, whole) for chart in charts[:_NUM_OTHERS]]
     num_hidden = len(charts) - _NUM_OTHERS
     hidden = f"{num_hidden:,} more curves are in metrics.jsonl and TensorBoard"
+    kinds = {"resumed": _RESUMED, "rolled back": _ROLLED_BACK}
+    colors = {mark.color for mark in marks}
+    legend = [_legend("¦", name, color) for name, color in kinds.items() if color in colors]
     return [
-        *_marks_legend(marks),
-        cards(*(drawn for drawn in shown if drawn is not None)),
-        *([tag("p", hidden, class_="soft")] if num_hidden > 0 else []),
+        note(join(legend)),
+        cards(*shown),
+        note(hidden if num_hidden > 0 else ""),
     ]
 
 
 def _others(report: RunReport) -> list[str]:
     """Returns the namespaced keys without a chart in _CHARTS whose values change."""
     known = {name for chart in _CHARTS for name in chart.names}
-    shown = (_LEDGER, *(chart.many for chart in _CHARTS))
-    first: dict[str, object] = {}
-    changing = set()
-    for record in report.records.values():
-        for name, value in record.items():
-            is_other = "/" in name and name not in known and not name.startswith(shown)
-            if is_other and first.setdefault(name, value) != value:
-                changing.add(name)
-    return sorted(changing)
+    shown = (_LEDGER, *(chart.many for chart in _CHARTS if chart.many))
+    names = [n for n in _names(report) if "/" in n and n not in known and not n.startswith(shown)]
+    return sorted(name for name in names if len({y for _, y in report.curve(name)}) > 1)
 
 
 def _names(report: RunReport) -> list[str]:
@@ -102,7 +99,7 @@ def _draw(
 ) -> Html | None:
     """Returns a chart of the steps of a span; None if it has no value."""
     curves, notes = [], []
-    many = {name: _MANY for name in _names(report) if name.startswith(chart.many)}
+    many = {n: _MANY for n in _names(report) if chart.many and n.startswith(chart.many)}
     for name, color in (*many.items(), *zip(chart.names, (ACCENT, _SECOND), strict=False)):
         points: list[Point] = [p for p in report.curve(name) if p[0] >= span[0]]
         num_values = sum(y is not None for _, y in points)
@@ -123,8 +120,7 @@ def _draw(
     named = [c for c in curves if c.name not in many]
     legend = [_legend("—", c.name, c.color) for c in named] if len(curves) > 1 else []
     legend += [_legend("—", chart.each, _MANY)] if many else []
-    below = [tag("p", *legend, class_="soft")] if legend else []
-    below += [tag("p", note, class_="soft") for note in notes]
+    below = [note(join(legend)) if legend else None, *map(note, notes)]
     return tag("div", card(chart.title, drawn, *below), style=_WHOLE)
 
 
@@ -141,17 +137,7 @@ def _omitted(name: str, num: int, num_values: int) -> list[str]:
     return notes
 
 
-def _marks_legend(marks: Sequence[Mark]) -> list[Html]:
-    legend = [
-        _legend("¦", name, color)
-        for name, color in (("resumed", _RESUMED), ("rolled back", _ROLLED_BACK))
-        if any(mark.color == color for mark in marks)
-    ]
-    return [tag("p", *legend, class_="soft")] if legend else []
-
-
 def _legend(sign: str, name: str, color: str) -> Html:
-    """Returns a coloured sign and its meaning."""
     return tag(
         "span", tag("b", sign, style=f"color: {color}"), f" {name}", style="margin-right: 16px"
     )

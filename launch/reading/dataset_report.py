@@ -32,7 +32,6 @@ class DataReport:
     """Whether their checksums were compared, or only their sizes."""
 
     def check_message(self) -> str:
-        """Returns in a line what was checked."""
         passed = (
             "checksums match"
             if self.has_checksums
@@ -41,7 +40,6 @@ class DataReport:
         return f"{self.num_files:,} files, {self.num_bytes:,} bytes: {passed}"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns everything as JSON can hold it."""
         manifest = self.store.manifest
         return {
             "folder": self.folder,
@@ -94,7 +92,6 @@ class PreparedSetting(NamedTuple):
 
 
 def made_with(report: DataReport) -> list[PreparedSetting]:
-    """Returns the settings that the folder was made with."""
     defaults = json.loads(json.dumps(dataclasses.asdict(PrepareConfig())))
     return [
         PreparedSetting(
@@ -112,7 +109,6 @@ def token_label(text: str) -> str:
 
 
 def bin_label(first: int, last: int) -> str:
-    """Returns the label of a bin of lengths: 2 to 3."""
     return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
 

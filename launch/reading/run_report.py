@@ -77,7 +77,6 @@ class RunReport:
         return [(s, finite(record[name])) for s, record in self.records.items() if name in record]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the numbers of the report as JSON can hold them."""
         unaccounted = self.ledger.unaccounted_sec
         return {
             **{name: self.status[name] for name in ("run", "state", "step", "num_steps")},

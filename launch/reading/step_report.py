@@ -110,7 +110,6 @@ class Comparison:
 
     @property
     def steps(self) -> list[StepRange]:
-        """The ranges that the step belongs to."""
         return [run.steps(report.step) for run, report in zip(self.runs, self.reports, strict=True)]
 
     @property
@@ -119,7 +118,6 @@ class Comparison:
         return self.reports[0].batch_sha256 == self.reports[1].batch_sha256
 
     def to_json(self) -> dict[str, Any]:
-        """Returns everything as JSON can hold it; lists of two are in the order of the runs."""
         return {
             "step": self.reports[0].step,
             "is_same": self.is_same,

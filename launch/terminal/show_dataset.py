@@ -26,7 +26,6 @@ _NUM_SPECIAL = 8
 
 
 def show_dataset(report: DataReport) -> None:
-    """Shows a prepared folder."""
     console = Console(highlight=False, markup=False, emoji=False)
     manifest = report.store.manifest
     tokenizer = manifest["tokenizer"]

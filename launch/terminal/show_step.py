@@ -13,7 +13,6 @@ _NAME_CHARACTERS = 60
 
 
 def show_step(report: StepReport, where: str, *, full: bool) -> None:
-    """Shows the sequences of a batch, their whole text or two lines of each span."""
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(
         f"{where}, {report.num_rows} sequences of {report.sequence_len} tokens, sha256 "

@@ -9,7 +9,7 @@ import pytest
 from commands import ENVIRONMENT
 from small_processes import FASTER_COMPILATION
 
-from launch.faults.shim import build_shim, needs_compiler
+from launch.faults.unanswered import build_shim, needs_compiler
 
 
 def run_faulty(
