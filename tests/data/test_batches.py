@@ -42,7 +42,7 @@ def order(data: Data, seed: int, start: int, stop: int) -> list[int]:
 
 # These numbers are an interface: a run that is continued, on whatever version of Grain, must see
 # the rows that it would have seen. If they change, the order must be made here, not the golden.
-# .venv/bin/python -c "import sys; sys.path[:0] = ['tests', '.']; import tempfile, pathlib;
+# .venv/bin/python -c "import sys; sys.path[:0] = ['tests/helpers', '.']; import tempfile, pathlib;
 #   import test_batches as t; store = t.numbered_data(pathlib.Path(tempfile.mkdtemp()));
 #   print({key: t.order(data, key[0], key[1], key[1] + 16) for key in t.GOLDEN})"
 GOLDEN: dict[tuple[int, int], list[int]] = {
@@ -127,7 +127,7 @@ from pathlib import Path
 import numpy as np
 from configs.data import DataConfig
 import os
-sys.path.append(os.path.join(os.environ['PYTHONPATH'], 'tests'))
+sys.path.append(os.path.join(os.environ['PYTHONPATH'], 'tests/helpers'))
 from small_data import batches_of
 from data.mixture import Data, Source
 from data.token_store import open_store

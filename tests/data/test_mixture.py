@@ -89,7 +89,7 @@ import json, os, sys
 from pathlib import Path
 import numpy as np
 from configs.data import DataConfig
-sys.path.append(os.path.join(os.environ['PYTHONPATH'], 'tests'))
+sys.path.append(os.path.join(os.environ['PYTHONPATH'], 'tests/helpers'))
 from small_data import batches_of
 from data.open_data import open_data
 
