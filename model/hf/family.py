@@ -145,13 +145,12 @@ UNGATED_MLPS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "g
 UNGATED_MLPS |= {"relu": "relu", "silu": "silu", "swish": "silu"}
 """{activation in config.json: model.mlp} of MLPs without a gate."""
 
-SIZES = (
+LAYERS_AND_HEADS = (
     key("num_hidden_layers", "num_layers"),
     key("hidden_size", "embed_dim"),
     key("num_attention_heads", "num_heads"),
-    key("intermediate_size", "mlp_dim"),
-    key("vocab_size", "vocab_size"),
 )
+MLP_AND_VOCAB = (key("intermediate_size", "mlp_dim"), key("vocab_size", "vocab_size"))
 TIED_EMBEDDINGS = key(
     "tie_word_embeddings", "tied_embeddings", lambda _, names: "lm_head.weight" not in names
 )

@@ -8,8 +8,9 @@ from configs.model import ModelConfig
 from model.hf.families.layers import embedding, head
 from model.hf.family import (
     GATED_MLPS,
+    LAYERS_AND_HEADS,
+    MLP_AND_VOCAB,
     ROPE,
-    SIZES,
     TIED_EMBEDDINGS,
     Family,
     HFConfig,
@@ -116,9 +117,10 @@ decoder = partial(
 """A family with Llama's tensor names."""
 COMMON = (
     checked_keys(attention_bias=False, mlp_bias=False, partial_rotary_factor=1.0),
-    *SIZES,
+    *LAYERS_AND_HEADS,
     key("num_key_value_heads", "num_kv_heads", None),
     key("head_dim", "head_dim", None),
+    *MLP_AND_VOCAB,
     key("rms_norm_eps", "norm_epsilon", 1e-6),
     key("hidden_act", "mlp", "silu", choices=GATED_MLPS),
     TIED_EMBEDDINGS,
@@ -174,7 +176,6 @@ def _write_gemma_scale(config: ModelConfig) -> dict[str, Any]:
 
 _QWEN = (*COMMON, Row(_read_qwen_window, _write_qwen_window))
 _GEMMA = (
-    *COMMON,
     fixed_fields(norm_placement="sandwich", norm_zero_centered=True, embed_scaled=True),
     checked_keys(use_bidirectional_attention=None),
     key(
@@ -211,18 +212,16 @@ DECODERS = (
     decoder(
         model_type="gemma2",
         hf_class="Gemma2ForCausalLM",
-        rows=(
-            *_GEMMA,
-            Row(_read_gemma2_window, write_layer_types),
-        ),
+        rows=(*COMMON, Row(_read_gemma2_window, write_layer_types), *_GEMMA),
     ),
     decoder(
         model_type="gemma3_text",
         hf_class="Gemma3ForCausalLM",
         rows=(
-            *_GEMMA,
+            *COMMON,
             fixed_fields(qk_norm=True),
             Row(_read_gemma3_window, write_layer_types),
+            *_GEMMA,
             Row(_read_gemma3_rope, _write_gemma3_rope),
         ),
     ),
