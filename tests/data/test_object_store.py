@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import LIMIT_SEC, ROOT, S3Server, kill_when, s3_server, start
+from commands import ROOT
+from s3_server import LIMIT_SEC, S3Server, kill_when, s3_server, start
 from s3fs import S3FileSystem
 
 from configs.errors import IntegrityError, SettingsError, Unavailable

@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 import pytest
+from commands import ROOT
 
 _ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -23,7 +24,6 @@ _ENVIRONMENT = {
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
 }
 LIMIT_SEC = 30
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ROOT
 from small_prepare import RANGE_BYTES, TASK_BYTES, run, write_corpus
 from small_runs import content_of
 
@@ -71,7 +72,7 @@ def on_small_disks(folder: Path, command: list[str], disks: list[str]) -> list[d
     made = subprocess.run(
         ["unshare", "-Urm", *python],
         cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
         check=True,
         capture_output=True,
         text=True,
