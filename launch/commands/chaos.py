@@ -17,11 +17,14 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+import launch.faults.disks as disks
+import launch.faults.killed as killed
+import launch.faults.numbers as numbers
+import launch.faults.unanswered as unanswered
 from configs.errors import CheckFailed, Stopped
 from configs.require import require, require_at_least
 from launch.absolute_paths import RUNS
 from launch.arguments import did_you_mean, parse_arguments
-from launch.faults import disks, killed, numbers, unanswered
 from launch.faults.trial import Broken, Result, Trial, Workplace
 from launch.progress_bar import Progress, Tracker
 from launch.train_settings import require_preset
