@@ -318,7 +318,7 @@ def test_every_place_and_layer_draws_a_mask_of_its_own():
     ones_BT = jnp.ones((4, T), jnp.int32)
     rng_B = jax.random.split(jax.random.key(0), 4)
     inputs = Inputs(ones_BT, ones_BT, ones_BT)
-    hidden_BTD = quick_jit(shape_of(config).merge(params))(inputs, rng_B)
+    hidden_BTD, _ = quick_jit(shape_of(config).merge(params).run)(inputs, rng_B)
     number_BTD = np.rint(np.asarray(hidden_BTD) * 1e6 / 2).astype(int)  # kept is divided by 0.5
     masks = [(number_BTD >> bit & 1).ravel() for bit in range(5)]
     assert number_BTD.max() == 31
