@@ -2,7 +2,8 @@
 
 The computation of an entry is model/attention/NAME.py, imported once it is chosen. It has
 `attend(q, k, v, mask, scoring, bias, sinks, dropout_rng, dropout_rate) -> y`, differentiable; with
-ring=True also the sums over hops that model/attention/ring.py runs over (see blockwise.py).
+ring=True also `forward -> (y, logsumexp)`, `backward(..., y, logsumexp, dy)` and the sums over hops
+that model/attention/ring.py runs over (see blockwise.py).
 """
 
 from collections.abc import Mapping

@@ -3,10 +3,10 @@
 Letter: P blocks of a sequence, or of a device's shard of it: an even number where its length is. A
 pair of blocks is computed only where the mask lets some query attend to some key.
 
-The ring uses the same sums, to which it adds keys hop by hop (`split`, `initial_sums`, `add_keys`,
-`finish`; `with_gradients`, `initial_gradient`, `add_gradients`, `finish_gradients`,
-`sinks_gradient`): to merge results of hops by their logsumexp would divide at each hop, and round
-otherwise.
+To the ring it offers itself as sums that keys are added to hop by hop (`split`, `initial_sums`,
+`add_keys`, `finish`; `with_gradients`, `initial_gradient`, `add_gradients`, `finish_gradients`,
+`sinks_gradient`), and not as `forward` and `backward`, which are made of the same: to merge the
+results of hops by their logsumexp would divide at each hop, and round otherwise.
 """
 
 from functools import partial
@@ -56,37 +56,63 @@ def attend(
     return _attend(scoring, q_BTNH, k_BTKH, v_BTKH, mask, sinks_N)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(scoring: Scoring, *inputs: Any) -> jax.Array:
-    return _attend_forward(scoring, *inputs)[0]
-
-
-def _attend_forward(
-    scoring: Scoring,
+def forward(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     mask: Mask,
-    sinks_N: jax.Array | None,
-) -> tuple[jax.Array, tuple]:
+    scoring: Scoring,
+    bias_BNTS: None = None,
+    sinks_N: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns y [B, T, N, H] and the logsumexp of the scores of each query, float32 [B, T, N]."""
+    del bias_BNTS
     queries_P, keys_P = split(q_BTNH, k_BTKH, v_BTKH, mask)
     sums_P = add_keys(mask, scoring, queries_P, keys_P, initial_sums(queries_P))
-    outputs = finish(q_BTNH, sums_P, sinks_N)
-    outputs = tuple(checkpoint_name(output, "attention") for output in outputs)
-    return outputs[0], (q_BTNH, k_BTKH, v_BTKH, mask, sinks_N, *outputs)
+    return finish(q_BTNH, sums_P, sinks_N)
 
 
-def _attend_backward(scoring: Scoring, saved: tuple, dy_BTNH: jax.Array) -> tuple:
-    """Computes the weights again from the logsumexp.
+def backward(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    mask: Mask,
+    scoring: Scoring,
+    bias_BNTS: None,
+    sinks_N: jax.Array | None,
+    y_BTNH: jax.Array,
+    logsumexp_BTN: jax.Array,
+    dy_BTNH: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
+    """Returns the gradients of q, k, v, of the bias (None) and of the sinks where there are any.
 
-    Source: Dao 2023, FlashAttention-2, arXiv:2307.08691, algorithm 2.
+    The weights are computed again from the logsumexp. Source: Dao 2023, FlashAttention-2,
+    arXiv:2307.08691, algorithm 2.
     """
-    q_BTNH, k_BTKH, v_BTKH, mask, sinks_N, y_BTNH, logsumexp_BTN = saved
+    del bias_BNTS
     queries_P, keys_P = split(q_BTNH, k_BTKH, v_BTKH, mask)
     queries_P = with_gradients(queries_P, y_BTNH, logsumexp_BTN, dy_BTNH)
     dq_P, dkv_P = add_gradients(mask, scoring, queries_P, keys_P, initial_gradient(queries_P))
     gradients = finish_gradients(q_BTNH, k_BTKH, v_BTKH, dq_P, dkv_P)
     return *gradients, None, sinks_gradient(sinks_N, y_BTNH, logsumexp_BTN, dy_BTNH)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(scoring: Scoring, *inputs: Any) -> jax.Array:
+    return _attend_forward(scoring, *inputs)[0]
+
+
+def _attend_forward(scoring: Scoring, *inputs: Any) -> tuple[jax.Array, tuple]:
+    q, k, v, mask, sinks_N = inputs
+    outputs = forward(q, k, v, mask, scoring, None, sinks_N)
+    outputs = tuple(checkpoint_name(output, "attention") for output in outputs)
+    return outputs[0], (*inputs, *outputs)
+
+
+def _attend_backward(scoring: Scoring, saved: tuple, dy_BTNH: jax.Array) -> tuple:
+    q, k, v, mask, sinks_N, y, logsumexp = saved
+    dq, dk, dv, _, dsinks = backward(q, k, v, mask, scoring, None, sinks_N, y, logsumexp, dy_BTNH)
+    return dq, dk, dv, None, dsinks
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

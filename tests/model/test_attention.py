@@ -157,6 +157,31 @@ def test_blockwise_of_an_odd_length_is_plain(rng):
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)  # as above
 
 
+def test_forward_and_backward_of_blockwise_are_attend_and_its_gradients(rng):
+    backend, scoring = load("blockwise"), Scoring(0.7)
+    mask = Mask(kind="causal", segments_BT=jnp.asarray(SEGMENTS_BT[:, :9]))  # of an odd length
+    qkv = [jnp.asarray(x[:, :9]) for x in random_qkv(rng)]
+    sinks_N = jnp.arange(N, dtype=jnp.float32)
+
+    def attend(q, k, v, sinks_N):
+        return backend.attend(q, k, v, mask, scoring=scoring, sinks_N=sinks_N)
+
+    expected, pull = jax.vjp(attend, *qkv, sinks_N)
+    y, logsumexp_BTN = backend.forward(*qkv, mask, scoring, None, sinks_N)
+    np.testing.assert_array_equal(y, expected)
+    q, k, _ = qkv
+    score_BTNS = jnp.einsum("BTNH,BSNH->BTNS", q, jnp.repeat(k, 2, axis=2)) * 0.7
+    score_BTNS = jnp.where(mask.allowed_BTS(9, 9)[:, :, None], score_BTNS, -jnp.inf)
+    exp_BTN = jnp.sum(jnp.exp(score_BTNS), axis=-1) + jnp.exp(sinks_N)[None, None]
+    np.testing.assert_allclose(logsumexp_BTN, jnp.log(exp_BTN), rtol=2e-6)
+    *found, dbias, dsinks_N = backend.backward(
+        *qkv, mask, scoring, None, sinks_N, y, logsumexp_BTN, jnp.ones_like(y)
+    )
+    assert dbias is None
+    for array, wanted in zip((*found, dsinks_N), pull(jnp.ones_like(y)), strict=True):
+        np.testing.assert_array_equal(array, wanted)
+
+
 def test_a_model_of_another_backend_is_the_same_model(rng):
     batch = small_batch(rng, 4)
 
@@ -180,6 +205,7 @@ def test_every_backend_of_the_table_can_be_chosen_and_has_what_the_table_says():
     for name, entry in ATTENTION_BACKENDS.items():
         backend = load(name)
         assert callable(backend.attend)
+        assert hasattr(backend, "forward") == hasattr(backend, "backward") == entry.ring
         assert hasattr(backend, "add_keys") == hasattr(backend, "add_gradients") == entry.ring
 
 
