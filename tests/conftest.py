@@ -6,7 +6,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from commands import ENVIRONMENT
+from commands import environment_of_child
 from parts import part_of
 
 from configs.run import MeshConfig
@@ -23,8 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    kept = part_of(items, str(config.getoption("--part")))
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    kept, left_out = part_of(items, str(config.getoption("--part")))
+    config.hook.pytest_deselected(items=left_out)
     items[:] = kept
 
 
@@ -44,4 +44,4 @@ def mesh():
 @pytest.fixture
 def environment() -> dict[str, str]:
     """What a process of ours needs to run `python -m launch` from any folder."""
-    return {**ENVIRONMENT, "TESSERA_PYTHON": sys.executable}
+    return environment_of_child({"TESSERA_PYTHON": sys.executable})

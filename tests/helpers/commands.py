@@ -16,8 +16,11 @@ from launch.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout."""
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-"""With it `python -m launch` runs from any folder."""
+
+
+def environment_of_child(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Returns the environment in which `python -m launch` runs from any folder."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), **(more or {})}
 
 
 def start(
@@ -27,7 +30,7 @@ def start(
     return subprocess.Popen(
         [sys.executable, "-m", "launch", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+        env=environment_of_child(environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

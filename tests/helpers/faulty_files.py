@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT
+from commands import environment_of_child
 from small_processes import FASTER_COMPILATION
 
 from launch.faults.unanswered import build_shim, needs_compiler
@@ -26,7 +26,9 @@ def run_faulty(
     given = "import sys; from launch.cli import guarded\nfrom pathlib import Path\n"
     return subprocess.run(
         [sys.executable, "-c", given + code, *map(str, arguments)],
-        env={**ENVIRONMENT, **FASTER_COMPILATION, **named, "LD_PRELOAD": str(build_shim(folder))},
+        env=environment_of_child(
+            {**FASTER_COMPILATION, **named, "LD_PRELOAD": str(build_shim(folder))}
+        ),
         check=False,
         capture_output=True,
         text=True,

@@ -120,7 +120,7 @@ def test_the_ledger_names_every_second_and_is_checked_against_the_clock(eventful
     assert found["unaccounted_sec"] == 1.5
     text = Page(report(eventful)[0]).text
     for kind, seconds in LEDGER.items():
-        shown = rf"{_CLASSES[kind][0]}: [^%]*{seconds:.0f}{seconds / 10:.1f}%"
+        shown = rf"{_CLASSES[kind][0]}: [^%]*\d:\d\d:\d\d{seconds:.0f}{seconds / 10:.1f}%"
         assert re.search(shown, text), kind
     assert "1,001.5 s passed" in text
     assert "the classes sum to 1,000.0 s (1.5 s less)" in text

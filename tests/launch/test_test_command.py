@@ -23,8 +23,10 @@ def test_quick_and_all_are_refused_together():
 
 
 def test_parts_together_are_all_tests_once():
-    parts = [part_of(range(7), f"{k}/3") for k in (1, 2, 3)]
+    split = [part_of(range(7), f"{k}/3") for k in (1, 2, 3)]
+    parts = [part for part, _ in split]
     assert sorted(i for part in parts for i in part) == list(range(7))
+    assert all(sorted([*part, *others]) == list(range(7)) for part, others in split)
     assert {len(part) for part in parts} == {2, 3}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from commands import ENVIRONMENT, call, wait_until
+from commands import call, environment_of_child, wait_until
 from small_data import data_config, prepare_quietly
 from small_processes import (
     FASTER_COMPILATION,
@@ -207,7 +207,7 @@ def test_a_process_that_does_not_answer_in_time_is_named_by_all_and_may_the_next
     processes = {
         i: subprocess.Popen(
             [sys.executable, "-c", *job, str(i), limit],
-            env={**ENVIRONMENT, **FASTER_COMPILATION, "JAX_PLATFORMS": "cpu"},
+            env=environment_of_child({**FASTER_COMPILATION, "JAX_PLATFORMS": "cpu"}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

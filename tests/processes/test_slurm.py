@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT, ROOT, wait_until
+from commands import ROOT, environment_of_child, wait_until
 from small_processes import FASTER_COMPILATION, NUM_STEPS, RUN, free_port, losses, small_run
 from small_runs import write_text
 
@@ -69,12 +69,9 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             folder=folder,
         )
     )
-    environment = {
-        **ENVIRONMENT,
-        **FASTER_COMPILATION,
-        "SLURM_CONF": str(config),
-        "TESSERA_PYTHON": sys.executable,
-    }
+    environment = environment_of_child(
+        {**FASTER_COMPILATION, "SLURM_CONF": str(config), "TESSERA_PYTHON": sys.executable}
+    )
     commands = (
         [
             *("munged", "--foreground", "--force", f"--key-file={key}"),
