@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
 from configs.model import head_of
-from configs.position import MAX_RELATIVE_DISTANCE, NUM_RELATIVE_BUCKETS, RopeScaling
+from configs.position import MAX_RELATIVE_DISTANCE, NUM_RELATIVE_BUCKETS
 from configs.require import Change, metadata_of, require
 from configs.run import RunConfig
 
@@ -139,8 +139,10 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 
 
 def flat_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields ("group.field", value) of nested dicts; a name may itself be flat already."""
+    """Yields ("group.field", value) of nested settings; a name may itself be flat already."""
     for name, value in tree.items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
         if isinstance(value, dict):
             yield from flat_items(value, f"{prefix}{name}.")
         else:
@@ -174,7 +176,6 @@ def _defaults() -> dict[str, Any]:
         }
         for group, kind in GROUPS.items()
     }
-    defaults["model"]["rope_scaling"] = dataclasses.asdict(RopeScaling())
     return {name: _json(value) for name, value in flat_items(defaults)}
 
 
