@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from configs.errors import SettingsError
-from data.prepare.text.source_files import RANGE_BYTES, ByteRange
+from data.prepare.text.source_files import RANGE_BYTES, ByteRange, SourceFile
 from data.prepare.text.streams import BYTE_ORDER_MARK, open_stream
 from data.prepare.text.text_records import RangeReading, ReadReport, TextRecord
 
@@ -146,13 +146,14 @@ def _text_of(content: bytes, offset: int, reading: RangeReading) -> str:
 
 def _line_number(reading: RangeReading, offset: int) -> int:
     """Returns the line number, from 1, at an offset; 0 if no message names it."""
-    return _count_lines(reading.path, offset) if reading.report.needs_line_numbers else 0
+    return _count_lines(reading.file, offset) if reading.report.needs_line_numbers else 0
 
 
 @functools.lru_cache(maxsize=4)
-def _count_lines(path: Path, offset: int) -> int:
+def _count_lines(file: SourceFile, offset: int) -> int:
+    """Counts to an offset of a file as it is now: its size and time are part of the key."""
     number = 1
-    with open_stream(path) as stream:
+    with open_stream(Path(file.path)) as stream:
         while offset > 0 and (block := stream.read(min(offset, 2**20))):
             number += block.count(b"\n")
             offset -= len(block)

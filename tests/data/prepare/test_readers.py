@@ -349,3 +349,11 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, environment, name):
     assert int(found) == num_characters
     # Up to 96 were seen: a part of 16 MiB as bytes, as copies of them and as characters.
     assert float(megabytes) < 150
+
+
+def test_the_line_of_a_bad_record_is_that_of_the_file_as_it_is_now(tmp_path):
+    path = tmp_path / "a.txt"
+    for content, line in ((b"aaaaaaaaa\nbad \xff", 2), (b"aaaa\naaaa\nworse \xff", 3)):
+        path.write_bytes(content)
+        with ranges_of(10), pytest.raises(SettingsError, match=f"line {line} is not UTF-8"):
+            list(records_of(corpus_config(path)))
