@@ -1,9 +1,10 @@
 """The table of attention backends: what each can do, and where. Read without JAX.
 
 The computation of an entry is model/attention/NAME.py, imported once it is chosen. It has
-`attend(q, k, v, mask, scoring, bias, sinks, dropout_rng, dropout_rate) -> y`, differentiable; with
-ring=True also `forward -> (y, logsumexp)`, `backward(..., y, logsumexp, dy)` and the sums over hops
-that model/attention/ring.py runs over (see blockwise.py).
+`attend -> y` with the arguments of plain.py, differentiable, whose y is named "attention"
+(`checkpoint_name`), so that recomputation can keep it; with ring=True also
+`forward -> (y, logsumexp)`, `backward(..., y, logsumexp, dy)` and the sums over hops that
+model/attention/ring.py runs over (see blockwise.py).
 """
 
 from collections.abc import Mapping

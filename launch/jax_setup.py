@@ -50,7 +50,7 @@ def prepare_jax(*, virtual_devices: int | None = None, deterministic: bool = Fal
         if virtual_devices > 1:
             os.environ.setdefault("PJRT_NPROC", str(_THREADS_PER_DEVICE * virtual_devices))
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def return_freed_memory() -> None:

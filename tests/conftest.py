@@ -14,6 +14,8 @@ from launch.jax_setup import prepare_jax
 from sharding.mesh import make_mesh
 
 os.environ.pop("TESSERA_COMMAND", None)  # or messages offer what it says
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every child compiles every module anew
+sys.dont_write_bytecode = False
 prepare_jax(virtual_devices=8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

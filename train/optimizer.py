@@ -1,7 +1,7 @@
 """The update rule, without its learning rate: the step multiplies by that."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, assert_never
 
 import jax
 import optax
@@ -24,10 +24,13 @@ def make_optimizer(config: OptimConfig, axes: Params) -> optax.GradientTransform
     not advance in a nonfinite step.
     Source: Loshchilov and Hutter 2017, Decoupled weight decay, arXiv:1711.05101, algorithm 2.
     """
-    if config.optimizer == "adamw":
-        direction = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
-    else:
-        direction = optax.trace(decay=config.b1)
+    match config.optimizer:
+        case "adamw":
+            direction = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
+        case "sgd":
+            direction = optax.trace(decay=config.b1)
+        case unknown:
+            assert_never(unknown)
     clip = optax.identity() if config.max_grad_norm is None else _clip(config.max_grad_norm)
     return optax.chain(
         clip, direction, optax.add_decayed_weights(config.weight_decay, mask=is_decayed(axes))

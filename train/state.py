@@ -1,5 +1,6 @@
 """The training state, its layout, and its sharded initialization."""
 
+import functools
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -66,6 +67,7 @@ class ModelShape(NamedTuple):
         return per_axes(lambda axes: sharding(mesh, *axes, rules=rules, memory=memory), self.axes())
 
 
+@functools.lru_cache(maxsize=8)  # a run asks a dozen times, and each builds the whole model
 def shape_of(config: ModelConfig, pipeline: Pipeline | None = None) -> ModelShape:
     """Returns the structure and shapes of a model, without any array."""
     return ModelShape(

@@ -84,6 +84,12 @@ def test_published_models_have_their_published_totals(preset):
     assert f"{PUBLISHED[preset]:,} parameters" in PRESETS[preset].description
 
 
+def test_every_preset_at_its_published_shape_has_its_total_here():
+    said = {name for name, preset in PRESETS.items() if "published shape" in preset.description}
+    assert len(said) > 20
+    assert said <= PUBLISHED.keys()
+
+
 def test_deepseek_computes_37_billion_parameters_for_a_token():
     # "671B total parameters with 37B activated": the input embedding is not counted here.
     assert count(PRESETS["deepseek_v3"]().model, 4096).matmul == pytest.approx(36.6e9, rel=0.01)

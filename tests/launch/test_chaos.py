@@ -15,11 +15,8 @@ from commands import ROOT, call, wait_until
 
 from launch.commands.chaos import FAULTS
 
-FEW = (
-    *("frozen", "data stalls", "byte flipped", "disk full", "clock set back"),
-    *("stale listing", "NaN in a gradient", "spike", "bit flipped in a device"),
-)
-"""One of each kind; the others run in the proof."""
+FEW = ("byte flipped", "spike")
+"""What takes the shortest; the others run in the proof."""
 
 
 def chaos(folder: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
@@ -40,14 +37,13 @@ def found_from_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
-def test_a_fault_of_each_kind_ends_as_promised(tmp_path):
+def test_a_fault_ends_as_promised(tmp_path):
     said = chaos(tmp_path, "--times", "1", "--only", *FEW)
     assert said["ok"]
     rows = {row["fault"]: row for row in said["rows"]}
     assert len(rows) == len(FEW)
     for row in rows.values():
         assert row["missing"] or (row["tried"], row["kept"], row["broken"]) == (1, 1, [])
-    assert rows["frozen, one of two"]["exact"] == 1
     assert rows["spike"]["exact"] is None
     assert rows["byte flipped"]["steps_lost"]
     assert not list((tmp_path / "runs").glob("chaos-*"))
@@ -64,6 +60,7 @@ def test_a_hundred_kills_and_twenty_of_each_other_fault_end_as_promised(tmp_path
     assert sum(kills) == 100
     for name in ("SIGTERM, one of two", "SIGKILL, one of two", "frozen, one of two"):
         assert rows[name]["exact"] == 20
+    assert not list((tmp_path / "runs").glob("chaos-*"))
 
 
 def test_a_promise_that_is_not_kept_is_shown_and_ends_with_1(tmp_path):
@@ -78,7 +75,9 @@ def test_a_promise_that_is_not_kept_is_shown_and_ends_with_1(tmp_path):
     assert (kept / "spike-0" / "events.jsonl").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_stops_all_trials_at_once_and_leaves_nothing_running(tmp_path, number: int):
     tries = ("--times", "10", "--only", "SIGKILL at the start", "SIGKILL, supervised", "frozen")
     process = subprocess.Popen(

@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import AxisType
 from small_model import refusal
 
-from configs.run import MeshConfig
+from configs.run import AXES, MeshConfig
 from sharding.mesh import make_mesh, mesh_sizes, slices_along
 from sharding.rules import num_shards, spec
 
@@ -12,28 +12,27 @@ from sharding.rules import num_shards, spec
 @pytest.mark.parametrize(
     ("asked", "sizes"),
     [
-        ({}, (1, 8, 1, 1, 1, 1)),
-        ({"fsdp": 4}, (1, 2, 4, 1, 1, 1)),
-        ({"stage": 2, "tensor": 4}, (2, 1, 1, 1, 1, 4)),
-        ({"data": 1, "expert": 2, "context": "rest"}, (1, 1, 1, 2, 4, 1)),
-        ({"data": 2, "fsdp": "rest", "tensor": 2}, (1, 2, 2, 1, 1, 2)),
-        ({"data": 1, "tensor": "rest"}, (1, 1, 1, 1, 1, 8)),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, (1, 2, 2, 1, 1, 2)),
+        ({}, {"data": 8}),
+        ({"fsdp": 4}, {"data": 2, "fsdp": 4}),
+        ({"stage": 2, "tensor": 4}, {"stage": 2, "tensor": 4}),
+        ({"data": 1, "expert": 2, "context": "rest"}, {"expert": 2, "context": 4}),
+        ({"data": 2, "fsdp": "rest", "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}),
+        ({"data": 1, "tensor": "rest"}, {"tensor": 8}),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}),
     ],
     ids=str,
 )
 def test_rest_is_what_the_other_axes_leave_of_eight_devices(asked, sizes):
     got = mesh_sizes(MeshConfig(**asked), 8)
-    axes = ("stage", "data", "fsdp", "expert", "context", "tensor")
-    assert list(got.items()) == list(zip(axes, sizes, strict=True))
+    assert list(got) == list(AXES)
+    assert got == {**dict.fromkeys(AXES, 1), **sizes}
 
 
 def test_a_mesh_holds_every_device_once_and_leaves_layouts_to_the_compiler():
     mesh = make_mesh(MeshConfig(data=2, fsdp="rest", tensor=2))
-    sizes = {"stage": 1, "data": 2, "fsdp": 2, "expert": 1, "context": 1, "tensor": 2}
-    assert dict(mesh.shape) == sizes
+    assert dict(mesh.shape) == {**dict.fromkeys(AXES, 1), "data": 2, "fsdp": 2, "tensor": 2}
     assert set(mesh.devices.flat) == set(jax.devices())
-    assert mesh.axis_types == (AxisType.Auto,) * 6
+    assert mesh.axis_types == (AxisType.Auto,) * len(AXES)
 
 
 def test_a_product_that_is_not_the_number_of_devices_is_refused():

@@ -9,7 +9,7 @@ from configs.data import PrepareConfig
 from configs.errors import SettingsError
 from data.prepare.text.json_csv import read_csv, read_json
 from data.prepare.text.parquet_arrow import read_arrayrecord, read_table
-from data.prepare.text.source_files import ByteRange, SourceFile
+from data.prepare.text.source_files import TEXT_KINDS, ByteRange, SourceFile
 from data.prepare.text.streams import other_encoding
 from data.prepare.text.text_records import TO_UTF8, RangeReading, ReadReport, TextRecord
 from data.prepare.text.token_files import read_tokens
@@ -17,7 +17,6 @@ from data.prepare.text.txt_jsonl import read_jsonl, read_text
 
 # numpy raises the last for a damaged header.
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, tokenize.TokenError)
-_UTF8 = ("text", "jsonl", "json", "csv")
 
 
 def read_range(
@@ -43,7 +42,7 @@ def read_range(
     }[file.kind]
     reading = RangeReading(byte_range, file, config, report)
     try:
-        if file.kind in _UTF8 and (encoding := other_encoding(reading.path)):
+        if file.kind in TEXT_KINDS and (encoding := other_encoding(reading.path)):
             if byte_range.start == 0:  # once, though a text may be read in many ranges
                 reading.skip("", encoding, "convert it (iconv -f UTF-16 -t UTF-8)")
             return

@@ -30,6 +30,8 @@ Kind = Literal[
     "topics",
 ]
 
+TEXT_KINDS = ("text", "jsonl", "json", "csv")
+"""Kinds of UTF-8, which may be compressed."""
 _PROSE = {
     *(".md", ".rst", ".tex", ".html", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu"),
     *(".js", ".jsx", ".ts", ".tsx", ".java", ".kt", ".go", ".rs", ".rb", ".php", ".cs", ".swift"),
@@ -119,7 +121,7 @@ def kind_of(path: Path) -> Kind | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         kind = _KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return kind if kind in ("text", "jsonl", "json", "csv") else None
+        return kind if kind in TEXT_KINDS else None
     return _KINDS.get(path.suffix.lower())
 
 

@@ -40,9 +40,11 @@ def params_of(name: str) -> Params:
     return {**params, "head": params["head"] * np.where(is_letter, 1.0, 0.3)[None]}
 
 
-def inputs_of(ids: list[int]) -> Inputs:
-    row = jnp.asarray(ids, jnp.int32)[None]
-    return Inputs(row, jnp.arange(len(ids))[None], jnp.ones_like(row))
+def inputs_of(ids: list[int], length: int | None = None) -> Inputs:
+    """Returns a row of one text, with padding behind it up to a length."""
+    row = jnp.asarray([*ids, *[0] * ((length or len(ids)) - len(ids))], jnp.int32)[None]
+    places = jnp.arange(row.shape[1])[None]
+    return Inputs(row, places, (places < len(ids)).astype(jnp.int32))
 
 
 @functools.cache
@@ -92,13 +94,16 @@ def test_what_is_filled_in_by_chance_follows_the_seed(name):
 
 
 def answer_greedily(name: str, params: Params, prompt: str, target_len: int) -> list[int]:
-    """Returns what is answered: the growing target is read anew for each token."""
+    """Returns what is answered: the growing target is read anew for each token.
+
+    There is padding behind the target, which no earlier token sees, so that one program reads all.
+    """
     span = [TOKENIZER.special[FIRST_SENTINEL]]
     asked = [TOKENIZER.separator, *TOKENIZER.encode(prompt).tolist()][: T - 1] + span
     target = [TOKENIZER.separator, *span]
     while len(target) < min(target_len, 2 + GREEDY.num_tokens):
-        inputs = inputs_of(target)._replace(encoder=inputs_of(asked))
-        target.append(likeliest(name)(params, inputs)[-1])
+        inputs = inputs_of(target, target_len)._replace(encoder=inputs_of(asked))
+        target.append(likeliest(name)(params, inputs)[len(target) - 1])
     return target[2:]
 
 
