@@ -50,8 +50,8 @@ def main(arguments: Sequence[str]) -> int:
             found is not None and 1 <= int(found[1]) <= int(found[2]),
             f"--part={parsed.part} must be K/N, such as 1/4: part K of N parts",
         )
-    tests = ["pytest", "-q", "--durations=10", "-n", str(min(os.cpu_count() or 1, 8))]
-    tests += ["--dist", "loadfile"]
+    tests = ["pytest", "-q", "--durations=10", "-n", str(min((os.cpu_count() or 1) + 1, 8))]
+    tests += ["--dist", "loadfile", "--no-loadscope-reorder"]  # the longest files come first
     if not parsed.all:
         tests += ["-m", "not slow"]
     if parsed.part is not None:

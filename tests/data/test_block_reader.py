@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty_files import run_faulty
+from parts import slowly
 from small_data import data_config
 from small_prepare import prepare_here, small_sizes, write_corpus
 
@@ -64,7 +65,7 @@ def many_shards(store: TokenStore, folder: Path, number: int) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("number", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [300, *slowly(10_000)])
 def test_any_number_of_shards_is_read_with_few_files_open(tmp_path, store, rng, number):
     many_shards(store, tmp_path / "many", number)
     before = num_open_files()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT
+from parts import slowly
 from s3_server import LIMIT_SEC, S3Server, kill_when, s3_server, start
 from s3fs import S3FileSystem
 
@@ -521,7 +522,7 @@ def test_an_io_error_of_a_folder_may_pass_and_a_missing_file_is_said(tmp_path):
         store.read("absent")
 
 
-@pytest.mark.parametrize("num_bytes", [0, 3_000_000, 101 * 2**20])
+@pytest.mark.parametrize("num_bytes", [0, 3_000_000, *slowly(101 * 2**20)])
 @pytest.mark.parametrize("kind", ["s3", "folder"])
 def test_what_is_sent_and_received_is_counted(s3, bucket, tmp_path, kind, num_bytes):
     """The largest in several parts."""

@@ -205,6 +205,7 @@ def test_a_run_whose_batch_size_changes_sees_each_row_once(tmp_path, monkeypatch
     assert (steps.row(20), steps.batch_size) == (240, 8)
 
 
+@pytest.mark.slow
 def test_a_branch_on_another_text_begins_with_its_first_row(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path)
@@ -222,6 +223,7 @@ def test_a_branch_on_another_text_begins_with_its_first_row(tmp_path, monkeypatc
     assert "above 10" in output
 
 
+@pytest.mark.slow
 def test_rows_that_an_event_names_are_those_of_the_order_of_its_step(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path)

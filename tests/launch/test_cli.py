@@ -188,6 +188,7 @@ def test_bash_completes_commands_presets_and_flags(tmp_path: Path):
     assert complete("export", "--sh") == ["--shard-size"]
 
 
+@pytest.mark.slow
 def test_status_of_a_running_run_names_its_process(story: Story):
     said = story.said["alive"]
     assert said["state"] == f"alive (process {story.process})"
@@ -195,6 +196,7 @@ def test_status_of_a_running_run_names_its_process(story: Story):
     assert "SIGTERM" in said["next_step"]
 
 
+@pytest.mark.slow
 def test_status_of_a_killed_run_gives_the_command_that_resumes_it(story: Story):
     said = story.said["killed"]
     assert said["state"] == "not running"

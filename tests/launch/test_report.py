@@ -257,6 +257,7 @@ def test_the_ticks_of_a_scale_are_few_and_within_it(low: float, high: float, is_
     assert 0 <= scale(low) <= scale(high) <= 100
 
 
+@pytest.mark.slow
 def test_a_long_run_has_a_page_that_a_browser_opens(tmp_path: Path):
     folder = begin_run(tmp_path / "run", "--train.num_steps", "1000000")
     lines = [record(step, **ledger_of()) for step in range(10, 300_000, 10)]

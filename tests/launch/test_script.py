@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, wait_until
+from parts import slowly
 
 TOOLS = ("cat", "dirname", "mkdir", "mv", "rm", "rmdir", "sleep", "uname")
 STUB = """#!/bin/sh
@@ -286,6 +287,7 @@ def test_a_lock_that_another_machine_has_left_is_taken_over_though_a_process_her
     assert len(installs(checkout)) == 1
 
 
+@pytest.mark.slow
 def test_of_many_that_find_a_lock_abandoned_one_alone_installs(checkout, start, with_python):
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -297,7 +299,7 @@ def test_of_many_that_find_a_lock_abandoned_one_alone_installs(checkout, start, 
     assert not (checkout / ".venv.lock").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, *slowly(signal.SIGTERM, signal.SIGINT)])
 def test_a_set_up_on_another_machine_lives_as_long_as_its_script(
     checkout, start, quick, number: int
 ):

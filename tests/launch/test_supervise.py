@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from commands import ROOT, wait_until
+from parts import slowly
 
 from launch.supervise import RestartPolicy, supervise
 from train.record.run_folder import RunFolder
@@ -343,7 +344,7 @@ def test_a_signal_ends_the_wait_for_a_restart_at_once(number: signal.Signals):
     assert restarts() == []
 
 
-@pytest.mark.parametrize("is_stubborn", [False, True])
+@pytest.mark.parametrize("is_stubborn", [False, *slowly(True)])
 def test_no_process_of_a_run_outlives_a_killed_supervisor_by_more_than_ten_seconds(
     is_stubborn: bool,
 ):

@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from commands import call
+from parts import slowly
 from small_corpora import write_arrayrecord, write_dataset, zst
 from small_prepare import sentences
 from small_runs import tiny_run
@@ -115,12 +116,12 @@ FORMATS: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "bin of llm.c": (llm_c, ()),
     "named splits": (splits, ()),
 }
-QUICK = ("csv", "bin, 32 bits")
+QUICK = "csv"
 
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FORMATS],
+    [QUICK, *slowly(*(name for name in FORMATS if name != QUICK))],
 )
 def test_a_text_of_each_format_is_prepared_trained_on_resumed_and_evaluated(
     tmp_path, monkeypatch, name

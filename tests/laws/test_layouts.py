@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from commands import ROOT
+from parts import slowly
 from small_layouts import MODELS, Course, Cut, course, on_one_device, run_of
 
 from configs.errors import SettingsError
@@ -130,7 +131,7 @@ SLOW_WAYS = [
 
 @pytest.mark.parametrize(
     ("name", "cut", "changes"),
-    [*WAYS, *(pytest.param(*way, marks=pytest.mark.slow) for way in SLOW_WAYS)],
+    [*WAYS, *slowly(*SLOW_WAYS)],
     ids=name_of,
 )
 def test_no_way_of_computing_a_layout_changes_the_run(name, cut, changes):

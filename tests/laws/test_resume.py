@@ -75,6 +75,7 @@ def test_a_run_killed_at_a_random_step_goes_on_bit_for_bit(tmp_path, run, uninte
     assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(tmp_path, run, uninterrupted):
     torn = 0
     for _ in range(5):  # the save may end between the look and the kill
@@ -93,9 +94,8 @@ def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(tmp_path, run, uninterr
     assert_same_run(run, uninterrupted)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_for_bit(
     tmp_path, run, uninterrupted, number
 ):

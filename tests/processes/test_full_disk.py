@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from commands import ROOT
+from parts import slowly
 from small_prepare import RANGE_BYTES, TASK_BYTES, run, write_corpus
 from small_runs import content_of
 
@@ -85,7 +86,7 @@ def on_small_disks(folder: Path, command: list[str], disks: list[str]) -> list[d
     [
         # As it scans, as it looks for duplicates and as it writes shards.
         (("--num_workers", "1", *CLEAN), ("100k", "904k", "2400k")),
-        (("--num_workers", "2"), ("1000k",)),
+        *slowly((("--num_workers", "2"), ("1000k",))),
     ],
 )
 def test_a_full_disk_is_told_in_one_line_and_the_command_goes_on(tmp_path, more, disks):

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from commands import call, environment_of_child, wait_until
+from parts import slowly
 from small_data import data_config, prepare_quietly
 from small_processes import (
     FASTER_COMPILATION,
@@ -166,6 +167,7 @@ def test_a_process_with_a_wrong_setting_ends_all(folder):
     refuse(folder, "--optim.peak_l is not", num_processes=2, others={1: ("--optim.peak_l", "1")})
 
 
+@pytest.mark.slow
 def test_a_process_that_stays_away_is_named_by_all(folder):
     limit = ("--rendezvous-timeout-sec", "8")
     others = {0: limit, 2: limit}
@@ -199,7 +201,7 @@ processes.end(code)
     ("limit", "said"),
     [
         ("ours", "tessera: process 1 of 2 did not answer within"),
-        pytest.param("JAX", "tessera: a process did not answer: ", marks=pytest.mark.slow),
+        *slowly(("JAX", "tessera: a process did not answer: ")),
     ],
 )
 def test_a_process_that_does_not_answer_in_time_is_named_by_all_and_may_the_next_time(limit, said):
@@ -275,6 +277,7 @@ def test_a_damaged_checkpoint_ends_all_processes(folder):
     assert "process 1 has ended" in ended[0][1]
 
 
+@pytest.mark.slow
 def test_damaged_data_ends_all_processes_though_one_alone_looks_at_it(folder):
     store = prepare_quietly(data_config(folder / "text.txt"), folder / "cache")
     damaged = store.folder / manifest_entries(store.manifest)[1]["file"]  # of the part of process 1

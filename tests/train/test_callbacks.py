@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from commands import call
+from parts import slowly
 from rich.console import Console
 from small_loop import metrics, open_run, progress
 from small_runs import tiny_run, write_text
@@ -151,7 +152,9 @@ def test_a_save_request_saves_and_a_last_save_that_fails_is_tried_again(loop, st
     assert len(failed) == 3
 
 
-@pytest.mark.parametrize(("every_steps", "is_costly"), [("1", True), ("2", True), ("10", False)])
+@pytest.mark.parametrize(
+    ("every_steps", "is_costly"), [("1", True), *slowly(("2", True)), ("10", False)]
+)
 def test_an_evaluation_that_costs_more_than_the_training_between_is_warned_of(
     tmp_path, monkeypatch, every_steps, is_costly
 ):

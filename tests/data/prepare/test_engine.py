@@ -91,6 +91,7 @@ def test_what_a_worker_refuses_is_refused_in_its_words(num_workers, tmp_path):
         ended(Workers(num_workers), fill, [(f"{tmp_path}/a",)] * 2)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_told_and_none_is_left(tmp_path):
     write_corpus(tmp_path / "texts")
     out = tmp_path / "out"
@@ -111,6 +112,7 @@ def test_a_worker_that_is_killed_is_told_and_none_is_left(tmp_path):
     assert content_of(out) == content_of(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_ray_makes_the_same_bytes_on_two_nodes(tmp_path, cluster):
     write_corpus(tmp_path / "texts")
     for engine in ("local", "ray"):
@@ -120,6 +122,7 @@ def test_ray_makes_the_same_bytes_on_two_nodes(tmp_path, cluster):
     assert content_of(tmp_path / "ray") == content_of(tmp_path / "local")
 
 
+@pytest.mark.slow
 def test_ray_tells_what_a_worker_refuses(tmp_path, cluster):
     write_corpus(tmp_path / "texts", 300)
     with (tmp_path / "texts" / "a.jsonl").open("a") as file:

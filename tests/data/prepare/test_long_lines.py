@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from parts import slowly
 
 PREPARE = """
 import sys
@@ -32,7 +33,7 @@ def cost_of(path: Path, environment: dict[str, str]) -> tuple[int, int]:
 
 # Of JSON the line, its characters and the text in it are in memory at once. What is read: the file
 # twice in each of two passes, and its tokens, of two bytes each, twice for their digests.
-@pytest.mark.parametrize(("suffix", "lines_in_memory"), [(".txt", 1.5), (".jsonl", 4)])
+@pytest.mark.parametrize(("suffix", "lines_in_memory"), [(".txt", 1.5), *slowly((".jsonl", 4))])
 def test_a_line_of_many_parts_is_read_a_few_times_in_bounded_memory(
     tmp_path, environment, suffix, lines_in_memory
 ):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from commands import wait_until
+from parts import slowly
 from small_data import data_config
 from small_prepare import (
     Command,
@@ -131,7 +132,9 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(folder, tmp_path):
     assert not any(session_of(command) for command in killed)
 
 
-@pytest.mark.parametrize("moment", ["as its workers start", "as it scans", "as it writes a file"])
+@pytest.mark.parametrize(
+    "moment", [*slowly("as its workers start", "as it scans"), "as it writes a file"]
+)
 def test_no_worker_outlives_a_killed_command(folder, tmp_path, moment):
     command = started(folder, tmp_path / "out", moment)
     kill(command, whole_group=False)
@@ -140,7 +143,7 @@ def test_no_worker_outlives_a_killed_command(folder, tmp_path, moment):
 
 
 @pytest.mark.parametrize(
-    "moment", ["as its workers start", "as its workers import", "as it writes"]
+    "moment", [*slowly("as its workers start", "as its workers import"), "as it writes"]
 )
 def test_ctrl_c_ends_with_75_and_the_same_command_goes_on(folder, tmp_path, moment):
     out = tmp_path / "out"
@@ -206,7 +209,7 @@ def test_a_kill_as_the_folder_is_made_or_cleared_does_no_harm(folder, tmp_path, 
     assert_undisturbed(folder, out)
 
 
-@pytest.mark.parametrize("what", ["the text", "the tokenizer"])
+@pytest.mark.parametrize("what", ["the text", *slowly("the tokenizer")])
 def test_what_has_changed_since_a_kill_is_prepared_anew(tmp_path, what):
     write_corpus(tmp_path / "texts")
     (tmp_path / "t.json").write_bytes(content_of_tokenizer(byte_level("<|endoftext|>")))

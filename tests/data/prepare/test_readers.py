@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from parts import slowly
 from small_corpora import (
     FORMATS,
     corpus_config,
@@ -336,9 +337,7 @@ def write_large(path: Path) -> int:
     [
         "a.txt",
         "a.jsonl.gz",
-        pytest.param("a.txt.gz", marks=pytest.mark.slow),
-        pytest.param("a.jsonl.zst", marks=pytest.mark.slow),
-        pytest.param("a.parquet", marks=pytest.mark.slow),
+        *slowly("a.txt.gz", "a.jsonl.zst", "a.parquet"),
     ],
 )
 def test_memory_does_not_grow_with_the_corpus(tmp_path, environment, name):

@@ -62,6 +62,7 @@ def test_topics_of_a_sorted_corpus_validate_evenly_whatever_the_workers(tmp_path
     assert store.manifest["validation"] == {"rule": "whole documents, by digest", "fraction": 0.1}
 
 
+@pytest.mark.slow
 def test_ray_splits_topics_the_same_way(tmp_path):
     pytest.importorskip("ray", reason="the package ray is an extra, and not installed")
     write_topics(tmp_path / "texts")
@@ -218,6 +219,7 @@ def test_a_new_run_refuses_a_folder_of_format_2_with_the_command_that_prepares_a
     assert found.sources[0].store.folder == folder
 
 
+@pytest.mark.slow
 def test_a_run_that_began_on_format_2_goes_on_is_evaluated_and_branches(tmp_path, monkeypatch):
     """Its text was prepared by a version with another rule, under a name of its own."""
     monkeypatch.chdir(tmp_path)

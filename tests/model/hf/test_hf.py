@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import call
+from parts import slowly
 from small_families import KINDS
-from small_goldens import LLAMA, by_golden
+from small_goldens import GOLDENS, LLAMA, by_golden
 from small_model import small_model
 from small_runs import write_text
 
@@ -30,6 +31,8 @@ CONTINUED = """
     --sample.prompts sheep
     --checkpoint.every_steps 2 --eval.every_steps 2 --run-dir run --init-from llama
 """
+
+QUICK = [f for f in GOLDENS if f.name in ("bert", "deepseek_v3", "gemma3", "gpt2", "llama", "t5")]
 
 
 def copied(folder: Path, tmp_path: Path) -> Path:
@@ -78,7 +81,11 @@ def test_every_slice_of_the_parameters_is_in_exactly_one_tensor(folder):
     assert {*slices} == wanted
 
 
-@by_golden
+@pytest.mark.parametrize(
+    "folder",
+    [*QUICK, *slowly(*(folder for folder in GOLDENS if folder not in QUICK))],
+    ids=lambda folder: folder.name,
+)
 def test_a_model_that_is_imported_and_exported_is_the_same_bytes(folder, here):
     code, words = call("import", str(folder), "--run-dir", "run", "--dtype", "float32")
     assert code == 0, words

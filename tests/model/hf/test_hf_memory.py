@@ -70,9 +70,10 @@ LARGE = {"hidden_size": 1280, "num_layers": 24, "mlp_size": 3456, "vocab_size": 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     ("shape", "most"),
-    [(SMALL, 160), pytest.param(LARGE, 500, marks=pytest.mark.slow)],
+    [(SMALL, 160), (LARGE, 500)],
     ids=["0.5 GB", "2.2 GB"],
 )
+@pytest.mark.slow
 def test_beside_the_arrays_it_takes_less_than_a_file_and_a_third(shape, most, tmp_path: Path):
     tiny = {"hidden_size": 64, "num_layers": 2, "mlp_size": 128, "vocab_size": 256}
     write_llama(tmp_path / "tiny", **tiny, most=10**9)

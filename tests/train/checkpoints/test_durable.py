@@ -302,6 +302,7 @@ def test_a_manifest_that_names_a_file_outside_is_refused(tmp_path, name):
     assert not (tmp_path / "outside").exists()
 
 
+@pytest.mark.slow
 def test_a_lost_machine_costs_nothing_but_the_steps_since_the_last_copy(bucket, tmp_path):
     """The run folder is gone; the same command goes on from the copies, bit for bit."""
     write_text(tmp_path)

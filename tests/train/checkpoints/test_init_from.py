@@ -86,6 +86,7 @@ def test_a_branch_without_it_begins_with_the_weights_alone(source):
     assert found == wanted
 
 
+@pytest.mark.slow
 def test_a_branch_stands_alone(source, made):
     """Its source may go; the same command goes on."""
     shutil.copytree("source", "going")
@@ -106,6 +107,7 @@ def test_a_run_that_is_extended_is_the_longer_run(source):
     assert last_event(longer, "changed")["settings"] == {"train.num_steps": [10, 20]}
 
 
+@pytest.mark.slow
 def test_a_run_whose_rates_depend_on_its_length_needs_a_word_to_be_extended(source):
     cosine = ("--optim.schedule", "cosine")
     train("cosine", 4, *cosine)
@@ -171,6 +173,7 @@ def test_another_jax_is_told_of_when_a_run_goes_on(source):
     assert "jax" in output
 
 
+@pytest.mark.slow
 def test_another_dtype_is_told_of_and_needs_a_word(source):
     train("dtype", 4, "--model.dtype", "float32")
     command = arguments("dtype", 6, "--model.dtype", "bfloat16")
@@ -183,6 +186,7 @@ def test_another_dtype_is_told_of_and_needs_a_word(source):
     assert changed["model.dtype"] == ["float32", "bfloat16"]
 
 
+@pytest.mark.slow
 def test_the_checkpoint_of_another_model_is_refused(source):
     train("narrow", 5)
     train("wide", 5, "--model.mlp_dim", "96")

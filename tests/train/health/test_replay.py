@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from parts import slowly
 from small_model import small_batch, small_model, small_run
 
 from configs.errors import Corrupted, SettingsError
@@ -128,7 +129,7 @@ def test_words_that_change_places_change_the_digest(mesh, rng):
     )
 
 
-@pytest.mark.parametrize("memory", ["device", "pinned_host"])
+@pytest.mark.parametrize("memory", ["device", *slowly("pinned_host")])
 def test_no_digest_hears_of_another_device_or_copies_what_it_reads(mesh, memory: str):
     """Wherever the state lies, what comes to the host is two words for an array and device."""
     state = init_state(small_run(small_model(embed_dim=256)), jax.random.key(0), mesh)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from commands import call
+from parts import slowly
 from small_checkpoints import CONFIG, progress, small_state, write_checkpoint
 from small_data import data_config, steps_of
 from small_runs import RUN, tiny_run, write_text
@@ -143,7 +144,7 @@ def events(run: RunFolder, name: str) -> list[dict]:
     return [event for event in run.read_events() if event["event"] == name]
 
 
-@pytest.mark.parametrize("num_last", ["1", "3"])
+@pytest.mark.parametrize("num_last", ["1", *slowly("3")])
 def test_a_state_that_is_not_finite_costs_the_steps_since_the_last_save(
     run, monkeypatch, tmp_path, num_last
 ):
@@ -167,7 +168,7 @@ SPIKING = (
 )
 
 
-@pytest.mark.parametrize("num_last", ["1", "2"])
+@pytest.mark.parametrize("num_last", [*slowly("1"), "2"])
 def test_a_spike_that_the_newest_checkpoint_holds_goes_to_an_older_one(run, monkeypatch, num_last):
     """The step that did it was saved before its harm was seen."""
     harm(monkeypatch, 40, lambda s: s._replace(params=jax.tree.map(lambda x: x * 30, s.params)))
@@ -234,6 +235,7 @@ def blaming(monkeypatch, *divergences: Divergence) -> None:
     monkeypatch.setattr(Guard, "check", check)
 
 
+@pytest.mark.slow
 def test_a_second_rollback_skips_what_the_first_one_did_too(run, monkeypatch):
     """It goes to an older checkpoint, which knows nothing of the first."""
     blaming(monkeypatch, Divergence(41, 43, "first"), Divergence(40, 43, "second"))
@@ -244,6 +246,7 @@ def test_a_second_rollback_skips_what_the_first_one_did_too(run, monkeypatch):
     assert read_progress(run.checkpoints, 50).step_ranges[-1].skipped == ((39 * 8, 46 * 8),)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_after_another_seed_and_a_rollback(run, monkeypatch):
     assert call("train", *tiny_run(*QUIET, "--train.num_steps", "20"))[0] == 0
     seeded = tiny_run(*QUIET, "--train.num_steps", "40", "--train.seed", "1", "--allow-changes")
