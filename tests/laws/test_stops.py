@@ -118,7 +118,6 @@ def test_a_run_that_is_stopped_before_it_has_begun_says_so(tmp_path, run, number
     assert not checkpoint_steps(run.checkpoints)
 
 
-@pytest.mark.slow
 def test_a_notice_that_is_too_short_to_save_leaves_the_newest_whole_checkpoint(tmp_path, run):
     command = tiny_run(*QUIET, "--checkpoint.notice_sec", "0.001")
     process = start(tmp_path, "train", *command)
