@@ -142,7 +142,7 @@ def _find_task() -> _Task:
     if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         from jax._src.clusters import OmpiCluster
 
-        knows_host = OmpiCluster.is_env_present()  # not from version 5 on
+        knows_host = "OMPI_MCA_orte_hnp_uri" in environment  # not from version 5 on
         return _Task(
             cluster="Open MPI",
             coordinator=OmpiCluster.get_coordinator_address(None, port) if knows_host else None,
