@@ -6,7 +6,7 @@ and parameters; whether a layer is local is known at compile time and repeats wi
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from sharding.pipeline import Pipeline, run_stages
 
 ApplyLayer = Callable[[Any, Any, jax.Array, Any], Any]
 """From (carry, inputs, the layer's number in model order, its parameters) to the next carry."""
+
+Remat: TypeAlias = Callable[..., ApplyLayer]
+"""From (layer, in_loop=) to the layer with what its backward pass computes again."""
 
 
 def make_blocks(
@@ -62,24 +65,38 @@ def run_layers(
             record = record.add(more, number)
         return x_BTD, record
 
-    period = [
-        _with_remat(partial(apply_layer, config.is_local(first + i)), config)
-        for i in range(config.period)
-    ]
+    period = [partial(apply_layer, config.is_local(first + i)) for i in range(config.period)]
     num_layers, num_unrolled = len(jax.tree.leaves(params_L)[0]), config.num_unrolled_layers
     if config.is_recurrent:
         num_unrolled = 1
     elif num_unrolled == "auto":
         num_unrolled = num_layers if pipeline.unrolls else 1
-    run = partial(scan_layers, period, num_unrolled=num_unrolled)
+    run = partial(
+        scan_layers,
+        period,
+        num_unrolled=num_unrolled,
+        remat=partial(_with_remat, config),
+        in_loop=pipeline.num_stages > 1,
+    )
     layers_L = (jnp.asarray(pipeline.layer_order(num_layers)), params_L)
     if pipeline.num_stages == 1:
         return run((x_BTD, record), inputs, layers_L)
     return run_stages(run, (x_BTD, record), inputs, layers_L, pipeline)
 
 
+def _as_it_is(apply_layer: ApplyLayer, *, in_loop: bool) -> ApplyLayer:
+    return apply_layer
+
+
 def scan_layers(
-    period: Sequence[ApplyLayer], carry: Any, inputs: Any, layers_L: Any, *, num_unrolled: int = 1
+    period: Sequence[ApplyLayer],
+    carry: Any,
+    inputs: Any,
+    layers_L: Any,
+    *,
+    num_unrolled: int = 1,
+    remat: Remat = _as_it_is,
+    in_loop: bool = False,
 ) -> Any:
     """Returns the carry after the last layer: whole periods in a scan, then the rest of one.
 
@@ -87,26 +104,29 @@ def scan_layers(
         period: how the first layers are applied; those after them repeat it.
         layers_L: numbers and parameters of the layers, in the order they are applied in.
         num_unrolled: layers in an iteration of the scan, of which the largest divisor is taken.
+        in_loop: all of it runs in a loop.
     """
+    in_scan = [remat(apply_layer, in_loop=True) for apply_layer in period]
+    outside = [remat(apply_layer, in_loop=in_loop) for apply_layer in period]
     num_layers = len(jax.tree.leaves(layers_L)[0])
     num_periods, num_left = divmod(num_layers, len(period))
 
     def apply_period(carry: Any, layers: Any) -> tuple[Any, None]:
-        for i, apply_layer in enumerate(period):
+        for i, apply_layer in enumerate(in_scan if num_periods > unroll else outside):
             number, params = _take(layers, i) if len(period) > 1 else layers
             carry = apply_layer(carry, inputs, number, params)
         return carry, None
 
+    most = max(min(num_unrolled // len(period), num_periods), 1)
+    unroll = next(n for n in range(most, 0, -1) if num_periods % n == 0)
     if num_periods:
         whole = jax.tree.map(lambda x_L: x_L[: num_layers - num_left], layers_L)
         if len(period) > 1:
             whole = jax.tree.map(lambda x_L: x_L.reshape(-1, len(period), *x_L.shape[1:]), whole)
-        most = max(min(num_unrolled // len(period), num_periods), 1)
-        unroll = next(n for n in range(most, 0, -1) if num_periods % n == 0)
         carry = jax.lax.scan(apply_period, carry, whole, unroll=unroll)[0]
     for i in range(num_left):
         number, params = _take(layers_L, num_layers - num_left + i)
-        carry = period[i](carry, inputs, number, params)
+        carry = outside[i](carry, inputs, number, params)
     return carry
 
 
@@ -114,8 +134,12 @@ def _take(tree_L: Any, i: int) -> Any:
     return jax.tree.map(lambda x_L: x_L[i], tree_L)
 
 
-def _with_remat(apply_layer: ApplyLayer, config: ModelConfig) -> ApplyLayer:
-    """Returns a layer with what its backward pass computes again."""
+def _with_remat(config: ModelConfig, apply_layer: ApplyLayer, *, in_loop: bool) -> ApplyLayer:
+    """Returns a layer with what its backward pass computes again.
+
+    The backward pass of a loop is a loop of its own. Elsewhere both stand in one computation, where
+    the compiler would find that the same is computed twice, and keep the first instead.
+    """
     policies = jax.checkpoint_policies
     match "none" if config.is_recurrent else config.remat:
         case "none":
@@ -134,4 +158,4 @@ def _with_remat(apply_layer: ApplyLayer, config: ModelConfig) -> ApplyLayer:
                 offload_src="device",
                 offload_dst="pinned_host",
             )
-    return jax.checkpoint(apply_layer, policy=policy, prevent_cse=False)
+    return jax.checkpoint(apply_layer, policy=policy, prevent_cse=not in_loop)

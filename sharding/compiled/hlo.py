@@ -11,6 +11,8 @@ import numpy as np
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0, "bf16": 2}
 _HEADER = re.compile(r"(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
+_END = re.compile(r"\}(?:, execution_thread=.*)?$")
+"""Not each line that begins with a brace: a kernel's configuration may have lines of its own."""
 _HEAD = re.compile(r"\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = ")
 _ARRAY = re.compile(r"\b(?P<dtype>[a-z][a-z0-9]*)\[(?P<dims>[0-9,]*)\]")
 _CALLED = re.compile(
@@ -92,7 +94,7 @@ def parse_module(text: str) -> tuple[dict[str, Computation], str]:
             if header and " -> " in line:
                 current = computations[header["name"]] = {}
                 entry = header["name"] if line.startswith("ENTRY") else entry
-        elif line.startswith("}"):
+        elif _END.match(line):
             current = None
         else:
             instruction = parse_instruction(line)

@@ -209,7 +209,7 @@ def _exchanged(instruction: Instruction) -> tuple[Array, ...]:
     """Returns the results of a collective, without what else its type holds."""
     arrays = instruction.arrays
     match instruction.opcode:
-        case "all-gather-start":  # (operands, results)
+        case "all-gather-start" | "reduce-scatter-start":  # (operands, results)
             return arrays[len(arrays) // 2 :]
         case "collective-permute-start":  # (operand, result, two numbers of a context)
             return arrays[1:2]

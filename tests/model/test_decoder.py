@@ -2,12 +2,14 @@ import dataclasses
 import functools
 import math
 import operator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import Jaxpr, jaxprs_in_params
 from small_model import SEQUENCE_LEN as T
 from small_model import (
     VARIANTS,
@@ -196,6 +198,42 @@ def test_how_layers_are_computed_changes_nothing(rng, changes):
     for path, grad in flat(grads).items():
         difference = np.linalg.norm(flat(other_grads)[path] - grad)
         assert difference <= 2e-6 * np.linalg.norm(grad), path
+
+
+def guarded_recomputations(jaxpr: Jaxpr) -> Iterator[bool]:
+    """Yields for each recomputed layer whether the compiler is kept from undoing it."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "remat2":
+            yield eqn.params["prevent_cse"]
+        for inner in jaxprs_in_params(eqn.params):
+            yield from guarded_recomputations(inner)
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "num_unrolled", "settings", "guarded"),
+    [
+        (4, 1, {}, [False]),
+        (4, 4, {}, [True]),
+        (1, 1, {}, [True]),
+        (
+            5,
+            2,
+            {"attention_window": 4, "attention_pattern": ("local", "global")},
+            [False] * 2 + [True],
+        ),
+    ],
+    ids=["in a loop", "unrolled", "alone", "after the last period"],
+)
+def test_outside_a_loop_a_recomputation_is_kept_from_the_compiler(
+    rng, num_layers, num_unrolled, settings, guarded
+):
+    """Which would find the same computation in the forward pass, and keep its results instead."""
+    config = small_model(
+        num_layers=num_layers, num_unrolled_layers=num_unrolled, remat="full", **settings
+    )
+    shape, inputs = shape_of(config), inputs_of(small_batch(rng, 2))
+    program = jax.make_jaxpr(lambda p: shape.merge(p)(inputs))(random_params(config))
+    assert list(guarded_recomputations(program.jaxpr)) == guarded
 
 
 @pytest.mark.parametrize(

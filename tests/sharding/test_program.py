@@ -75,6 +75,25 @@ def collectives(*lines: str) -> tuple[Collective, ...]:
     return read_text(entry(*lines), MESH)[1]
 
 
+def test_a_kernel_whose_configuration_has_lines_of_its_own_ends_no_computation():
+    kernel = (
+        '%k = f32[4] custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"a": {'
+    )
+    dot = "%d = f32[4] dot(%m, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+    matrix, x = "%m = f32[4,4] parameter(1)", "%x = f32[4] parameter(0)"
+    text = entry(x, matrix, kernel, dot).replace('"a": {\n', '"a": {\n}}\n}, metadata={}\n')
+    assert read_text(text, MESH)[0] == 2 * 4 * 4
+
+
+def test_what_begins_a_reduce_scatter_names_its_operand_and_its_result():
+    (found,) = collectives(
+        "%x = f32[8,4] parameter(0)",
+        "%s = ((f32[8,4]), f32[1,4]) reduce-scatter-start(%x), replica_groups=[1,8]<=[8], "
+        "dimensions={0}, to_apply=%add",
+    )
+    assert (found.kind, found.num_bytes) == ("reduce-scatter", 8 * 4 * 4)
+
+
 def test_what_a_loop_runs_counts_as_often_as_it_runs():
     flops, found, arrays = read_text(LOOP_IN_A_LOOP, MESH)
     # Of the outer loop XLA says that it runs 3 times; that the inner runs 5 is in its condition.
