@@ -75,7 +75,7 @@ class LanguageModel(nnx.Module):
             x_BTD = project(x_BTD, self.transform[...], bias, axes=(None,))
             x_BTD = self.transform_norm(jax.nn.gelu(x_BTD, approximate=False))
         head_DV = self.embedding[...].T if config.tied_embeddings else self.head[...]
-        logits_BTV = project(x_BTD, head_DV, axes=("act_vocab",), out_dtype=jnp.float32)
+        logits_BTV = project(x_BTD, head_DV, axes=("act_vocab",), as_float32=True)
         if self.head_bias is not None:
             logits_BTV = logits_BTV + broadcast(self.head_bias[...], logits_BTV)
         if config.logit_softcap is not None:
@@ -89,7 +89,7 @@ class LanguageModel(nnx.Module):
         Source: Devlin et al. 2018, BERT, arXiv:1810.04805, section 3.1.
         """
         kernel, bias = self.next_sentence[...], self.next_sentence_bias[...]
-        return project(self.pool(x_BTD), kernel, bias, axes=(None,), out_dtype=jnp.float32)
+        return project(self.pool(x_BTD), kernel, bias, axes=(None,), as_float32=True)
 
     def pool(self, x_BTD: jax.Array) -> jax.Array:
         """Returns the pooled hidden state of each position, used at the first one of a text."""

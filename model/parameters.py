@@ -1,15 +1,15 @@
 """How parameters are initialized and used: logical axes on each, one helper for projections."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
+from model.matmul import in_float32
 from sharding.rules import constrain, num_shards
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -62,11 +62,11 @@ def project(
     *,
     axes: tuple[str | None, ...],
     num_contracted: int = 1,
-    out_dtype: DTypeLike | None = None,
+    as_float32: bool = False,
 ) -> jax.Array:
     """Returns x[B, T, in...] times kernel[in..., out...] plus bias[out...].
 
-    The kernel is cast to the dtype of x; the result has out_dtype, or that of x.
+    The kernel is cast to the dtype of x; so is the result, or it is float32.
 
     The contracted dims are the last num_contracted of x and the first of the kernel. Where the rows
     are whole, everything is flattened to one matmul of two dims: XLA's CPU backend is several times
@@ -85,14 +85,14 @@ def project(
     kernel = _gathered(kernel.astype(x.dtype), (*contracted, *axes))
     flat_kernel = kernel.reshape(size, -1)
     flat_x = x.reshape(-1, size) if num_shards("act_block_len") == 1 else x.reshape(*batch, size)
-    y = jnp.matmul(flat_x, flat_kernel, preferred_element_type=out_dtype or x.dtype)
-    y = y.reshape(*batch, *out)
+    multiply = partial(in_float32, jnp.matmul) if as_float32 else jnp.matmul
+    y = multiply(flat_x, flat_kernel).reshape(*batch, *out)
     if bias is not None:
         y = y + broadcast(bias, y).astype(y.dtype)
     return constrain(y, "act_batch", length, *axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gathered(kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     """Pins a kernel to the layout that it is multiplied in, and its gradient to none.
 

@@ -1,5 +1,7 @@
 """Recurrent language models (LSTM, GRU), as baselines for attention."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,6 +12,7 @@ from model.dropout import dropout, fold, token_rng
 from model.inputs import Inputs
 from model.language_model import LanguageModel
 from model.layers import run_layers
+from model.matmul import in_float32
 from model.moe.moe import RouterRecord
 from model.parameters import normal, project, stacked, zeros
 from sharding.pipeline import Pipeline
@@ -59,9 +62,7 @@ class Cell(nnx.Module):
             gates_BGD, begins_B = token
             state = tuple(jnp.where(begins_B[:, None], 0, s_BD) for s_BD in state)
             h_BD = state[0].astype(x_BTD.dtype)
-            more_BGD = jnp.einsum(
-                "BD,DGE->BGE", h_BD, hidden_DGD, preferred_element_type=jnp.float32
-            )
+            more_BGD = in_float32(partial(jnp.einsum, "BD,DGE->BGE"), h_BD, hidden_DGD)
             state = step(gates_BGD.astype(jnp.float32), more_BGD + bias_GD[None], state)
             return state, state[0].astype(x_BTD.dtype)
 

@@ -1,11 +1,14 @@
 """Attention as its formula: all scores at once, differentiated by JAX."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from model.attention.mask import MASKED, Mask, Scoring
 from model.dropout import kept
+from model.matmul import in_float32
 
 
 def attend(
@@ -34,10 +37,7 @@ def attend(
     """
     (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    product_BKGTS = jnp.einsum(
-        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
-    )
-    score_BKGTS = scoring(product_BKGTS)
+    score_BKGTS = scoring(in_float32(partial(jnp.einsum, "BTKGH,BSKH->BKGTS"), q_BTKGH, k_BSKH))
     if bias_BNTS is not None:
         score_BKGTS = score_BKGTS + bias_BNTS.reshape(B, K, N // K, T, S)
     score_BKGTS = jnp.where(mask.allowed_BTS(T, S)[:, None, None], score_BKGTS, MASKED)
