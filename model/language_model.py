@@ -67,17 +67,26 @@ class LanguageModel(nnx.Module):
             x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, x_BTD.dtype)
         return x_BTD
 
+    def before_head(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns what the head multiplies: the hidden states, in BERT transformed first."""
+        if not self.config.head_transform:
+            return x_BTD
+        bias = value_of(self.transform_bias)
+        x_BTD = project(x_BTD, self.transform[...], bias, axes=(None,))
+        return self.transform_norm(jax.nn.gelu(x_BTD, approximate=False))
+
+    def head_arrays(self) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the kernel [D, V] and the bias [V] of the head."""
+        kernel_DV = self.embedding[...].T if self.config.tied_embeddings else self.head[...]
+        return kernel_DV, value_of(self.head_bias)
+
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Returns float32 logits [B, T, V], V padded; the padding can never be chosen."""
-        config = self.config
-        if config.head_transform:
-            bias = value_of(self.transform_bias)
-            x_BTD = project(x_BTD, self.transform[...], bias, axes=(None,))
-            x_BTD = self.transform_norm(jax.nn.gelu(x_BTD, approximate=False))
-        head_DV = self.embedding[...].T if config.tied_embeddings else self.head[...]
-        logits_BTV = project(x_BTD, head_DV, axes=("act_vocab",), as_float32=True)
-        if self.head_bias is not None:
-            logits_BTV = logits_BTV + broadcast(self.head_bias[...], logits_BTV)
+        config, (kernel_DV, bias_V) = self.config, self.head_arrays()
+        x_BTD = self.before_head(x_BTD)
+        logits_BTV = project(x_BTD, kernel_DV, axes=("act_vocab",), as_float32=True)
+        if bias_V is not None:
+            logits_BTV = logits_BTV + broadcast(bias_V, logits_BTV)
         if config.logit_softcap is not None:
             logits_BTV = config.logit_softcap * jnp.tanh(logits_BTV / config.logit_softcap)
         is_token_V = jnp.arange(config.num_padded_tokens) < config.num_tokens

@@ -1,4 +1,4 @@
-"""Token cross entropy and auxiliary losses, as sums over a batch."""
+"""The losses of a batch, as sums over it."""
 
 from typing import NamedTuple
 
@@ -12,21 +12,7 @@ from model.language_model import LanguageModel
 from model.moe.moe import RouterSums
 from model.transformer import Transformer
 from sharding.zigzag import along_context
-
-
-def cross_entropy(logits_BTV: jax.Array, batch: Batch) -> jax.Array:
-    """Returns the sum over the batch of weight * -log p(target), in nats, float32.
-
-    A sum and not a mean, so that microbatches add up to the batch whatever their padding. The
-    target's logit is picked by comparison and not by index, so that a vocabulary that is sharded
-    over devices stays sharded: each adds its part. Source: Shoeybi et al. 2019, Megatron-LM,
-    arXiv:1909.08053, section 3.
-    """
-    ids_V = jnp.arange(logits_BTV.shape[-1])
-    is_target_BTV = ids_V[None, None] == batch.targets_BT[..., None]
-    chosen_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0), axis=-1)
-    nll_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - chosen_BT
-    return jnp.sum(nll_BT * batch.weights_BT)
+from train.cross_entropy import cross_entropy
 
 
 class Sums(NamedTuple):
@@ -62,7 +48,7 @@ def batch_sums(model: LanguageModel, batch: Batch, rng_B: jax.Array | None = Non
     (batch, mtp_targets), row_index_T = along_context((batch._replace(encoder=None), mtp_targets))
     inputs = inputs_of(batch._replace(encoder=encoded))
     hidden_BTD, record = model.run(inputs, rng_B, row_index_T)
-    loss_sum = cross_entropy(model.logits(hidden_BTD), batch)
+    loss_sum = cross_entropy(model, hidden_BTD, batch)
     aux = {}
     if mtp_targets:
         assert isinstance(model, Transformer)
@@ -108,9 +94,7 @@ def _mtp_loss_sum(
     next_tokens = [batch.targets_BT, *(targets for targets, _ in mtp_targets[:-1])]
     hidden = model.run_mtp(hidden_BTD, inputs, next_tokens, row_index_T)
     loss_sums = [
-        cross_entropy(
-            model.logits(x_BTD), batch._replace(targets_BT=targets_BT, weights_BT=weights_BT)
-        )
+        cross_entropy(model, x_BTD, batch._replace(targets_BT=targets_BT, weights_BT=weights_BT))
         for x_BTD, (targets_BT, weights_BT) in zip(hidden, mtp_targets, strict=True)
     ]
     return sum(loss_sums, jnp.zeros(()))

@@ -23,7 +23,7 @@ from small_data import (
     sequence_of,
     steps_of,
 )
-from small_model import mesh_of, quick_jit, random_params, small_model
+from small_model import cross_entropy, mesh_of, quick_jit, random_params, small_model
 
 from configs.data import DataConfig
 from configs.errors import SettingsError
@@ -32,7 +32,7 @@ from data.batches import batch_digest
 from data.mixture import Data, MixtureSchedule
 from data.prepare import validation_split
 from data.prepare.plan import Plan
-from train.loss import cross_entropy, inputs_of
+from train.loss import inputs_of
 from train.state import shape_of
 
 LENGTHS = {"web": 4000, "code": 1500, "wiki": 700}

@@ -150,3 +150,10 @@ def refusal(call: Callable[..., Any], *arguments: Any, **settings: Any) -> str:
         call(*arguments, **settings)
     assert error.value.exit_code == 2
     return str(error.value)
+
+
+def cross_entropy(logits_BTV: jax.Array, batch: Batch) -> jax.Array:
+    """Returns the sum over the batch of weight * -log p(target), in nats, by its formula."""
+    nll_BTV = -jax.nn.log_softmax(logits_BTV, axis=-1)
+    nll_BT = jnp.take_along_axis(nll_BTV, batch.targets_BT[..., None], axis=-1)[..., 0]
+    return jnp.sum(nll_BT * batch.weights_BT)

@@ -13,6 +13,7 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 from small_model import SEQUENCE_LEN as T
 from small_model import (
     VARIANTS,
+    cross_entropy,
     flat,
     mesh_of,
     quick_jit,
@@ -30,7 +31,7 @@ from model.inputs import Inputs
 from model.norm import RMSNorm
 from model.transformer import Transformer
 from sharding.pipeline import pipeline_of
-from train.loss import cross_entropy, inputs_of
+from train.loss import inputs_of
 from train.optimizer import Params
 from train.state import shape_of
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import pytest
 from small_data import data_config, item, open_quietly
 from small_families import KINDS
-from small_model import random_params, small_model, small_run
+from small_model import cross_entropy, random_params, small_model, small_run
 
 from configs.run import EvalConfig, RunConfig
 from data.batches import validation_batches
 from data.mixture import Data
 from train.evaluate import Evaluation, Evaluator
-from train.loss import batch_sums, cross_entropy, inputs_of
+from train.loss import batch_sums, inputs_of
 from train.state import shape_of
 
 TEXTS = {"a": "some words of the first. " * 30, "b": "OTHER WORDS! " * 90, "play": "To be. " * 20}

@@ -9,6 +9,7 @@ import optax
 import pytest
 from small_model import (
     GPT2_LIKE,
+    cross_entropy,
     flat,
     quick_jit,
     random_params,
@@ -19,7 +20,7 @@ from small_model import (
 )
 
 from configs.run import OptimConfig
-from train.loss import cross_entropy, inputs_of
+from train.loss import inputs_of
 from train.optimizer import is_decayed, make_optimizer
 from train.state import TrainState, shape_of
 
