@@ -60,19 +60,21 @@ def _cross_entropy(
 
 def _forward(
     config: ModelConfig, head: Head[jax.Array], x_BTD: jax.Array, tokens_BT: Tokens[jax.Array]
-) -> tuple[jax.Array, tuple[Head[jax.Array], jax.Array]]:
-    nats, gradients = _on_each_device(config, head, x_BTD, tokens_BT, with_gradients=True)
-    assert gradients is not None
-    head_grads, dx_BTD = gradients
-    summed = jax.tree.map(lambda parts: jnp.sum(parts, axis=0), head_grads)
-    return nats, (summed, dx_BTD)
+) -> tuple[jax.Array, tuple[Head[jax.Array], jax.Array] | None]:
+    return _on_each_device(config, head, x_BTD, tokens_BT, with_gradients=True)
 
 
 def _backward(
     config: ModelConfig, gradients: tuple[Head[jax.Array], jax.Array], d_nats: jax.Array
 ) -> tuple[Head[jax.Array], jax.Array, None]:
-    head, dx_BTD = jax.tree.map(lambda x: (x * d_nats).astype(x.dtype), gradients)
-    return Head(head.kernel_DV.astype(dx_BTD.dtype), head.bias_V), dx_BTD, None
+    head, dx_BTD = gradients
+    kernel_DV, bias_V = (part if part is None else jnp.sum(part, axis=0) * d_nats for part in head)
+    assert kernel_DV is not None
+    return (
+        Head(kernel_DV.astype(dx_BTD.dtype), bias_V),
+        (dx_BTD * d_nats).astype(dx_BTD.dtype),
+        None,
+    )
 
 
 _cross_entropy.defvjp(_forward, _backward)
