@@ -13,6 +13,17 @@ from model.parameters import broadcast, normal, project, value_of, zeros
 from sharding.rules import constrain
 
 
+def finish_logits(
+    config: ModelConfig, product_V: jax.Array, bias_V: jax.Array | None, is_token_V: jax.Array
+) -> jax.Array:
+    """Returns the logits [..., V] of what the head's kernel made; the padding has -1e30."""
+    if bias_V is not None:
+        product_V = product_V + broadcast(bias_V, product_V)
+    if config.logit_softcap is not None:
+        product_V = config.logit_softcap * jnp.tanh(product_V / config.logit_softcap)
+    return jnp.where(broadcast(is_token_V, product_V), product_V, -1e30)
+
+
 class LanguageModel(nnx.Module):
     """Tokens in, hidden states out (`run`); `logits` turns those into predictions."""
 
@@ -85,12 +96,8 @@ class LanguageModel(nnx.Module):
         config, (kernel_DV, bias_V) = self.config, self.head_arrays()
         x_BTD = self.before_head(x_BTD)
         logits_BTV = project(x_BTD, kernel_DV, axes=("act_vocab",), as_float32=True)
-        if bias_V is not None:
-            logits_BTV = logits_BTV + broadcast(bias_V, logits_BTV)
-        if config.logit_softcap is not None:
-            logits_BTV = config.logit_softcap * jnp.tanh(logits_BTV / config.logit_softcap)
         is_token_V = jnp.arange(config.num_padded_tokens) < config.num_tokens
-        return jnp.where(broadcast(is_token_V, logits_BTV), logits_BTV, -1e30)
+        return finish_logits(config, logits_BTV, bias_V, is_token_V)
 
     def next_sentence_logits(self, x_BTD: jax.Array) -> jax.Array:
         """Returns float32 logits [B, T, 2] of "is next" and "is not", valid where texts begin.

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from configs.model import ModelConfig
 from data.batch import Batch
-from model.language_model import LanguageModel
+from model.language_model import LanguageModel, finish_logits
 from model.matmul import in_float32
 from sharding.rules import mesh_axes, spec
 
@@ -155,14 +155,9 @@ def _chunk(
     """Returns the loss of a chunk of tokens, and what it adds to the gradients."""
     V = head.kernel_DV.shape[1]
     first = jax.lax.axis_index(vocab_axes) * V if vocab_axes else 0
-    logits_CV = in_float32(jnp.matmul, x_CD, head.kernel_DV)
-    if head.bias_V is not None:
-        logits_CV = logits_CV + head.bias_V[None]
-    cap = config.logit_softcap
-    if cap is not None:
-        logits_CV = cap * jnp.tanh(logits_CV / cap)
     is_token_V = first + jnp.arange(V) < config.num_tokens
-    logits_CV = jnp.where(is_token_V[None], logits_CV, -1e30)
+    product_CV = in_float32(jnp.matmul, x_CD, head.kernel_DV)
+    logits_CV = finish_logits(config, product_CV, head.bias_V, is_token_V)
 
     max_C = _pmax(jnp.max(logits_CV, axis=-1), vocab_axes)
     exp_CV = jnp.exp(logits_CV - max_C[:, None])
@@ -177,8 +172,9 @@ def _chunk(
 
     d_logits_CV = exp_CV / sum_C[:, None] - (own_C[:, None] == jnp.arange(V)[None])
     d_logits_CV = d_logits_CV * tokens_C.weights[:, None]
-    if cap is not None:  # the derivative of tanh
-        d_logits_CV *= jnp.where(is_token_V[None], 1 - jnp.square(logits_CV / cap), 0)
+    if config.logit_softcap is not None:  # the derivative of tanh
+        slope_CV = 1 - jnp.square(logits_CV / config.logit_softcap)
+        d_logits_CV *= jnp.where(is_token_V[None], slope_CV, 0)
     narrow_CV = d_logits_CV.astype(x_CD.dtype)
     dx_CD = jnp.matmul(narrow_CV, head.kernel_DV.T)
     d_kernel_DV = jnp.matmul(x_CD.T, narrow_CV, preferred_element_type=jnp.float32)

@@ -53,6 +53,7 @@ def test_a_hundred_kills_and_twenty_of_each_other_fault_end_as_promised(tmp_path
     rows = {row["fault"]: row for row in said["rows"]}
     assert said["ok"]
     assert rows["spike"]["exact"] is None
+    assert rows["byte flipped"]["steps_lost"]
     assert rows["SIGKILL at the start"]["exact"] >= 10
     assert rows["SIGKILL in a save"]["exact"] >= 20
     kills = [row["exact"] for name, row in rows.items() if name.startswith("SIGKILL ")]

@@ -1,15 +1,16 @@
 """In the step of a bfloat16 model no matmul multiplies float32, but for the router's."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.core import ShapedArray
-from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+from jax.extend.core import JaxprEqn
 from small_families import KINDS
 from small_model import mesh_of
+from traced_programs import equations
 
 from configs.model import ModelConfig
 from configs.run import RunConfig
@@ -21,14 +22,6 @@ from train.step import make_train_step
 MATMULS = ("dot_general", "ragged_dot", "ragged_dot_general")
 
 
-def matmuls(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name in MATMULS:
-            yield eqn
-        for inner in jaxprs_in_params(eqn.params):
-            yield from matmuls(inner)
-
-
 def matmuls_of_step(config: RunConfig) -> list[JaxprEqn]:
     mesh = mesh_of(data=8)
     batch = abstract_batch(
@@ -36,7 +29,8 @@ def matmuls_of_step(config: RunConfig) -> list[JaxprEqn]:
     )
     with jax.set_mesh(mesh):
         step = jax.make_jaxpr(make_train_step(config, mesh))
-        return list(matmuls(step(abstract_state(config, mesh), batch).jaxpr))
+        program = step(abstract_state(config, mesh), batch)
+    return [eqn for eqn in equations(program.jaxpr) if eqn.primitive.name in MATMULS]
 
 
 def shapes_and_dtypes(variables: Sequence[Any]) -> list[ShapedArray]:

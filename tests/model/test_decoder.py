@@ -2,14 +2,12 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.extend.core import Jaxpr, jaxprs_in_params
 from small_model import SEQUENCE_LEN as T
 from small_model import (
     VARIANTS,
@@ -22,6 +20,7 @@ from small_model import (
     small_model,
     small_run,
 )
+from traced_programs import equations
 
 from configs.model import ModelConfig
 from data.batch import Batch
@@ -201,15 +200,6 @@ def test_how_layers_are_computed_changes_nothing(rng, changes):
         assert difference <= 2e-6 * np.linalg.norm(grad), path
 
 
-def guarded_recomputations(jaxpr: Jaxpr) -> Iterator[bool]:
-    """Yields for each recomputed layer whether the compiler is kept from undoing it."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "remat2":
-            yield eqn.params["prevent_cse"]
-        for inner in jaxprs_in_params(eqn.params):
-            yield from guarded_recomputations(inner)
-
-
 @pytest.mark.parametrize(
     ("num_layers", "num_unrolled", "settings", "guarded"),
     [
@@ -234,7 +224,8 @@ def test_outside_a_loop_a_recomputation_is_kept_from_the_compiler(
     )
     shape, inputs = shape_of(config), inputs_of(small_batch(rng, 2))
     program = jax.make_jaxpr(lambda p: shape.merge(p)(inputs))(random_params(config))
-    assert list(guarded_recomputations(program.jaxpr)) == guarded
+    layers = [eqn for eqn in equations(program.jaxpr) if eqn.primitive.name == "remat2"]
+    assert [eqn.params["prevent_cse"] for eqn in layers] == guarded
 
 
 @pytest.mark.parametrize(

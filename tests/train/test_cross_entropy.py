@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,9 +10,9 @@ import numpy as np
 import pytest
 import small_model
 from jax.core import ShapedArray
-from jax.extend.core import Jaxpr, jaxprs_in_params
 from small_families import KINDS
 from small_model import flat, mesh_of, quick_jit, random_params, small_batch
+from traced_programs import equations
 
 import train.cross_entropy
 from configs.model import ModelConfig
@@ -94,14 +93,6 @@ def test_of_bfloat16_it_is_as_near_to_float32_as_whole_logits_are(rng, monkeypat
         assert found <= max(1.1 * near, 1e-6 * np.linalg.norm(grad)), path
 
 
-def sizes(jaxpr: Jaxpr) -> Iterator[int]:
-    """Yields the elements of every array that a program computes."""
-    for eqn in jaxpr.eqns:
-        yield from (x.aval.size for x in eqn.outvars if isinstance(x.aval, ShapedArray))
-        for inner in jaxprs_in_params(eqn.params):
-            yield from sizes(inner)
-
-
 @pytest.mark.parametrize("with_gradients", [False, True])
 def test_no_array_holds_the_logits_of_more_than_a_chunk(rng, monkeypatch, batch, with_gradients):
     monkeypatch.setattr(train.cross_entropy, "CHUNK_LEN", 8)
@@ -112,5 +103,7 @@ def test_no_array_holds_the_logits_of_more_than_a_chunk(rng, monkeypatch, batch,
         return cross_entropy(shape.merge(params), jnp.asarray(x_BTD), batch)
 
     program = jax.make_jaxpr(jax.grad(run) if with_gradients else run)(random_params(model))
+    results = [x.aval for eqn in equations(program.jaxpr) for x in eqn.outvars]
+    sizes = [array.size for array in results if isinstance(array, ShapedArray)]
     largest = max(x.size for x in jax.tree.leaves(shape.params))
-    assert max(sizes(program.jaxpr)) <= max(8 * model.num_padded_tokens, largest)
+    assert max(sizes) <= max(8 * model.num_padded_tokens, largest)
